@@ -1,0 +1,56 @@
+#!/usr/bin/env bash
+# Installs what a chore needs, or says in one line what is missing.
+#   tools/setup.sh build    what building needs: a C/C++ compiler and cmake
+#   tools/setup.sh test     the above, cargo-nextest, cargo-deny, and the Python clients (in a venv under the target folder)
+set -euo pipefail
+cd "$(dirname "$0")/.."
+target=${CARGO_TARGET_DIR:-$PWD/target}
+
+missing() { printf 'glassgate: %s\n' "$*" >&2; exit 1; }
+
+# A fresh rustup is often installed but not yet on PATH.
+command -v cargo >/dev/null 2>&1 || export PATH="$HOME/.cargo/bin:$PATH"
+command -v cargo >/dev/null 2>&1 || missing "Rust is missing. Install it with:  curl --proto '=https' --tlsv1.2 -sSf https://sh.rustup.rs | sh -s -- -y"
+
+packages=()
+need() { command -v "$1" >/dev/null 2>&1 || packages+=("$2"); }
+need cc gcc
+need c++ g++
+need cmake cmake
+need make make
+if [ "${1:-build}" = test ]; then
+  need python3 python3
+  need curl curl
+  python3 -c 'import ensurepip' >/dev/null 2>&1 || packages+=(python3-venv)
+fi
+
+if [ ${#packages[@]} -gt 0 ]; then
+  install="apt-get install -y --no-install-recommends ${packages[*]}"
+  command -v apt-get >/dev/null 2>&1 || missing "please install: ${packages[*]}"
+  if [ "$(id -u)" = 0 ]; then
+    echo "glassgate: installing ${packages[*]}"
+    log=$(mktemp)
+    { apt-get update && DEBIAN_FRONTEND=noninteractive $install; } >"$log" 2>&1 \
+      || { tail -n 20 "$log" >&2; missing "that did not work; please run:  apt-get update && $install"; }
+    rm -f "$log"
+  else
+    missing "please run:  sudo apt-get update && sudo $install"
+  fi
+fi
+
+[ "${1:-build}" = test ] || exit 0
+
+# Versions are stated so that two machines run the same checks; a newer one that is already there will do.
+command -v cargo-nextest >/dev/null 2>&1 || cargo install --locked cargo-nextest --version 0.9.143
+command -v cargo-deny >/dev/null 2>&1 || cargo install --locked cargo-deny --version 0.20.2
+
+# The venv is made anew when the list of clients changes.
+venv=$target/clients
+wanted=$(cksum <tests/clients/requirements.txt)
+if [ "$(cat "$venv/.made-from" 2>/dev/null || true)" != "$wanted" ]; then
+  echo "glassgate: installing the Python clients into $venv"
+  rm -rf "$venv"
+  python3 -m venv "$venv"
+  "$venv/bin/pip" install --quiet --disable-pip-version-check -r tests/clients/requirements.txt
+  printf '%s' "$wanted" >"$venv/.made-from"
+fi
