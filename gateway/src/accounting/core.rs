@@ -1,0 +1,183 @@
+//! Usage × price → cost. Integer arithmetic from the price file to the ledger; nothing here does I/O or knows a clock.
+//!
+//! Prices are pico-dollars per token, because $0.0375 per million is no whole nano-dollar. A request's cost is summed
+//! in pico-dollars and rounded half-even *once* to nano-dollars, so splitting a request never changes what it costs.
+
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+/// Tokens of one request in disjoint buckets: their sum is everything that was processed.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Usage {
+    /// Prompt tokens that were computed (not read from a cache).
+    pub input: u64,
+    pub cache_read: u64,
+    pub cache_write: u64,
+    /// Tokens produced, the end token included, reasoning excluded.
+    pub output: u64,
+    pub reasoning: u64,
+}
+
+impl Usage {
+    pub fn tokens(input: u64, output: u64) -> Self {
+        Usage { input, output, ..Usage::default() }
+    }
+
+    /// All prompt tokens, cached or not: what OpenAI calls `prompt_tokens`.
+    pub fn prompt(&self) -> u64 {
+        self.input.saturating_add(self.cache_read).saturating_add(self.cache_write)
+    }
+
+    /// All produced tokens: what OpenAI calls `completion_tokens`.
+    pub fn completion(&self) -> u64 {
+        self.output.saturating_add(self.reasoning)
+    }
+
+    /// The buckets with their names as they appear in labels, spans and logs.
+    pub fn kinds(&self) -> [(&'static str, u64); 5] {
+        [
+            ("input", self.input),
+            ("cache_read", self.cache_read),
+            ("cache_write", self.cache_write),
+            ("output", self.output),
+            ("reasoning", self.reasoning),
+        ]
+    }
+}
+
+/// An amount of US dollars in billionths. Displays as decimal USD with nine places.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct NanoUsd(pub u64);
+
+impl std::fmt::Display for NanoUsd {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}.{:09}", self.0 / 1_000_000_000, self.0 % 1_000_000_000)
+    }
+}
+
+/// Pico-dollars for one token.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct PicoPerToken(pub u64);
+
+/// Prices above this are a typing error, and would let sums overflow: $1,000,000 per million tokens.
+const USD_PER_MILLION_MAX: f64 = 1_000_000.0;
+
+impl PicoPerToken {
+    /// From "USD per million tokens": one dollar per million is 10⁶ pico-dollars a token.
+    ///
+    /// # Errors
+    /// A negative, absurd or not finite number, or one finer than a pico-dollar per token.
+    pub fn from_usd_per_million(usd: f64) -> Result<Self, &'static str> {
+        if !usd.is_finite() || usd < 0.0 {
+            return Err("must be a number of US dollars, zero or more");
+        }
+        if usd > USD_PER_MILLION_MAX {
+            return Err("is above 1,000,000 USD per million tokens, surely a slip");
+        }
+        let pico = usd * 1e6;
+        let whole = pico.round();
+        // A decimal such as 0.0375 is not exact in binary; what is left after rounding must be only that.
+        if (pico - whole).abs() > 1e-6 * whole.max(1.0) {
+            return Err("is finer than 0.000001 USD per million tokens");
+        }
+        Ok(PicoPerToken(whole as u64))
+    }
+}
+
+/// What one model costs.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Price {
+    pub input: PicoPerToken,
+    pub cache_read: PicoPerToken,
+    pub cache_write: PicoPerToken,
+    pub output: PicoPerToken,
+    pub reasoning: PicoPerToken,
+    /// What an hour of the device costs *us*; gives the provider cost of an embedded model.
+    pub device_hour: NanoUsd,
+}
+
+impl Price {
+    /// What the caller pays for `usage`.
+    pub fn cost(&self, usage: &Usage) -> NanoUsd {
+        let per_token = [self.input, self.cache_read, self.cache_write, self.output, self.reasoning];
+        // 2⁶⁴ tokens at the highest price stay far below 2¹²⁸.
+        let pico: u128 = usage
+            .kinds()
+            .iter()
+            .zip(per_token)
+            .map(|((_, tokens), price)| u128::from(*tokens) * u128::from(price.0))
+            .sum();
+        NanoUsd(divide_half_even(pico, 1_000))
+    }
+
+    /// What `compute` on our own device cost us.
+    pub fn device_cost(&self, compute: Duration) -> NanoUsd {
+        const HOUR_NANOS: u128 = 3_600_000_000_000;
+        NanoUsd(divide_half_even(u128::from(self.device_hour.0) * compute.as_nanos(), HOUR_NANOS))
+    }
+}
+
+/// Rounds half to even, so that many small amounts do not drift upwards. Saturates at `u64::MAX`.
+fn divide_half_even(value: u128, by: u128) -> u64 {
+    let (whole, rest) = (value / by, value % by);
+    let up = match (rest * 2).cmp(&by) {
+        std::cmp::Ordering::Less => 0,
+        std::cmp::Ordering::Greater => 1,
+        std::cmp::Ordering::Equal => whole & 1,
+    };
+    u64::try_from(whole + up).unwrap_or(u64::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn price(input: f64, output: f64) -> Price {
+        Price {
+            input: PicoPerToken::from_usd_per_million(input).unwrap(),
+            output: PicoPerToken::from_usd_per_million(output).unwrap(),
+            ..Price::default()
+        }
+    }
+
+    #[test]
+    fn a_cost_is_exact_to_the_nano_dollar_and_rounds_half_to_even() {
+        // 0.0375 USD per million = 37,500 pico a token.
+        assert_eq!(price(0.0375, 0.0).cost(&Usage::tokens(1, 0)), NanoUsd(38)); // 37.5 → 38 (even)
+        assert_eq!(price(0.0365, 0.0).cost(&Usage::tokens(1, 0)), NanoUsd(36)); // 36.5 → 36 (even)
+        assert_eq!(price(0.15, 0.6).cost(&Usage::tokens(40, 40)), NanoUsd(30_000));
+        assert_eq!(NanoUsd(1_234_567_890).to_string(), "1.234567890");
+    }
+
+    #[test]
+    fn a_price_that_cannot_be_meant_is_refused() {
+        for bad in [-0.1, f64::NAN, f64::INFINITY, 2e6, 0.000_000_4] {
+            assert!(PicoPerToken::from_usd_per_million(bad).is_err(), "{bad}");
+        }
+        assert_eq!(PicoPerToken::from_usd_per_million(0.0375), Ok(PicoPerToken(37_500)));
+    }
+
+    #[test]
+    fn device_time_is_priced_by_the_hour() {
+        let price = Price { device_hour: NanoUsd(100_000_000), ..Price::default() };
+        assert_eq!(price.device_cost(Duration::from_secs(36)), NanoUsd(1_000_000));
+    }
+
+    proptest! {
+        #[test]
+        fn cost_never_falls_when_tokens_are_added(a in 0u64..1 << 40, b in 0u64..1 << 40, more in 0u64..1 << 20) {
+            let price = price(0.0375, 0.6);
+            prop_assert!(price.cost(&Usage::tokens(a, b)) <= price.cost(&Usage::tokens(a + more, b)));
+            prop_assert!(price.cost(&Usage::tokens(a, b)) <= price.cost(&Usage::tokens(a, b + more)));
+        }
+
+        #[test]
+        fn the_sum_of_buckets_is_what_openai_reports(input in 0u64..1 << 30, read in 0u64..1 << 30, output in 0u64..1 << 30) {
+            let usage = Usage { input, cache_read: read, output, ..Usage::default() };
+            prop_assert_eq!(usage.prompt() + usage.completion(), usage.kinds().iter().map(|(_, n)| n).sum::<u64>());
+        }
+    }
+}

@@ -1,0 +1,320 @@
+//! The ledger: intent → write-ahead log → SQLite.
+//!
+//! A row is in the log before anything depends on it (a `write` survives `kill -9`; the page cache is the kernel's). One
+//! thread ships rows to SQLite in batches; a segment of the log is deleted when all it holds is in the store. Room on
+//! disk is claimed when a segment is opened, so that an admitted request can always write its end.
+
+mod shipper;
+pub mod sqlite;
+pub mod wal;
+
+use std::collections::{BTreeMap, VecDeque};
+use std::fs::{File, OpenOptions};
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::thread::JoinHandle;
+use std::time::Instant;
+
+use parking_lot::{Condvar, Mutex, MutexGuard};
+
+use super::row::Row;
+use super::settlement::{Journal, JournalClosed, Slot};
+use crate::observe::metrics::Metrics;
+
+/// A new segment is begun when one has grown to this.
+const SEGMENT_BYTES: u64 = 4 << 20;
+
+/// The log and what is still to be shipped, on disk and in memory.
+pub struct Ledger {
+    shared: Arc<Shared>,
+    shipper: Mutex<Option<JoinHandle<()>>>,
+}
+
+struct Shared {
+    folder: PathBuf,
+    bytes_max: u64,
+    state: Mutex<State>,
+    work: Condvar,
+    metrics: Arc<Metrics>,
+}
+
+#[derive(Default)]
+struct State {
+    segments: BTreeMap<u64, Segment>,
+    /// Room promised to the ends of running requests.
+    reserved: u64,
+    sequence: u64,
+    queue: VecDeque<Unshipped>,
+    /// Set for good when a write failed: a file whose tail is unknown takes no more rows.
+    broken: bool,
+    closing: bool,
+    buffer: Vec<u8>,
+}
+
+struct Segment {
+    path: PathBuf,
+    file: Option<File>,
+    written: u64,
+    claimed: u64,
+    /// Intents without an end.
+    open: u64,
+    unshipped: u64,
+}
+
+struct Unshipped {
+    segment: u64,
+    row: Row,
+    since: Instant,
+}
+
+/// What a start found of the life before.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct Recovery {
+    /// Rows that were in the log and not yet in the store.
+    pub shipped: usize,
+    /// Requests that were in flight when the process died, now written as `killed`.
+    pub killed: Vec<String>,
+    pub damaged_bytes: u64,
+}
+
+#[derive(Debug, thiserror::Error)]
+pub enum OpenError {
+    #[error("{}: {source}", path.display())]
+    File { path: PathBuf, source: std::io::Error },
+    #[error("{}: {source}", path.display())]
+    Store { path: PathBuf, source: rusqlite::Error },
+}
+
+impl Ledger {
+    /// Recovers what the last life left, then opens a new segment and starts shipping.
+    ///
+    /// # Errors
+    /// When the log or the store cannot be read or written: the gateway must not serve unmetered.
+    pub fn open(data_dir: &Path, bytes_max: u64, metrics: Arc<Metrics>) -> Result<(Ledger, Recovery), OpenError> {
+        let store_path = data_dir.join("ledger.sqlite");
+        let folder = data_dir.join("wal");
+        let at = |path: &Path| {
+            let path = path.to_owned();
+            move |source| OpenError::File { path, source }
+        };
+        std::fs::create_dir_all(&folder).map_err(at(&folder))?;
+        let mut store =
+            sqlite::open(&store_path).map_err(|source| OpenError::Store { path: store_path.clone(), source })?;
+
+        let old = segment_files(&folder).map_err(at(&folder))?;
+        let mut records = Vec::new();
+        let mut recovery = Recovery::default();
+        for (_, path) in &old {
+            let found = wal::scan(&std::fs::read(path).map_err(at(path))?);
+            recovery.damaged_bytes += found.damaged_bytes;
+            records.extend(found.records);
+        }
+        let sequence = records.iter().map(|(sequence, _, _)| sequence + 1).max().unwrap_or(0);
+        let rows = wal::standing(records);
+        let new = sqlite::insert(&mut store, &rows)
+            .map_err(|source| OpenError::Store { path: store_path.clone(), source })?;
+        for (row, _) in rows.iter().zip(new).filter(|(_, new)| *new) {
+            match row.outcome {
+                super::row::Outcome::Killed => recovery.killed.push(row.request_id.clone()),
+                _ => recovery.shipped += 1,
+            }
+        }
+        for (_, path) in &old {
+            // A damaged segment is evidence: it stays, under a name that no start reads again.
+            if recovery.damaged_bytes > 0 {
+                std::fs::rename(path, path.with_extension("damaged")).map_err(at(path))?;
+            } else {
+                std::fs::remove_file(path).map_err(at(path))?;
+            }
+        }
+
+        let first = old.last().map_or(0, |(number, _)| number + 1);
+        let mut state = State { sequence, ..State::default() };
+        open_segment(&folder, first, SEGMENT_BYTES, &mut state).map_err(at(&folder))?;
+        let shared = Arc::new(Shared { folder, bytes_max, state: Mutex::new(state), work: Condvar::new(), metrics });
+        let shipper = std::thread::Builder::new()
+            .name("ledger".into())
+            .spawn({
+                let shared = shared.clone();
+                move || shipper::run(&shared, store)
+            })
+            .map_err(at(&store_path))?;
+        Ok((Ledger { shared, shipper: Mutex::new(Some(shipper)) }, recovery))
+    }
+
+    /// False once a write to the log has failed: new requests are refused.
+    pub fn is_healthy(&self) -> bool {
+        !self.shared.lock().broken
+    }
+
+    /// Ships what is queued and stops. Idempotent.
+    pub fn shut_down(&self) {
+        self.shared.lock().closing = true;
+        self.shared.work.notify_all();
+        let thread = self.shipper.lock().take();
+        if let Some(thread) = thread {
+            // The thread holds no lock when it panics, and its rows are in the log either way.
+            let _ = thread.join();
+        }
+    }
+}
+
+impl Drop for Ledger {
+    fn drop(&mut self) {
+        self.shut_down();
+    }
+}
+
+impl Shared {
+    /// A panic under this lock would leave plain counters behind, nothing half-built.
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock()
+    }
+}
+
+impl State {
+    fn total_bytes(&self) -> u64 {
+        self.segments.values().map(|segment| segment.written).sum()
+    }
+
+    fn current(&self) -> Option<u64> {
+        self.segments.last_key_value().map(|(number, _)| *number)
+    }
+
+    /// Writes one record to the current segment.
+    fn append(&mut self, kind: wal::Kind, row: &Row) -> std::io::Result<(u64, usize)> {
+        let mut buffer = std::mem::take(&mut self.buffer);
+        buffer.clear();
+        let length = wal::encode(self.sequence, kind, row, &mut buffer);
+        let wrote = match self.segments.iter_mut().next_back() {
+            Some((number, segment)) => match &mut segment.file {
+                Some(file) => file.write_all(&buffer).map(|()| {
+                    segment.written += length as u64;
+                    *number
+                }),
+                None => Err(std::io::ErrorKind::NotConnected.into()),
+            },
+            None => Err(std::io::ErrorKind::NotFound.into()),
+        };
+        self.buffer = buffer;
+        let number = wrote?;
+        self.sequence += 1;
+        Ok((number, length))
+    }
+}
+
+impl Journal for Ledger {
+    fn open(&self, row: &Row) -> Result<Slot, JournalClosed> {
+        let shared = &*self.shared;
+        let mut state = shared.lock();
+        // The intent is about as long as the row itself; its exact length is known once it is written.
+        let mut probe = std::mem::take(&mut state.buffer);
+        probe.clear();
+        let length = wal::encode(0, wal::Kind::Intent, row, &mut probe) as u64;
+        state.buffer = probe;
+        let slot = wal::slot_bytes(length as usize);
+        if state.broken || state.closing || state.total_bytes() + state.reserved + length + slot > shared.bytes_max {
+            return Err(JournalClosed);
+        }
+        let needed = state.reserved + length + slot;
+        let room =
+            state.segments.last_key_value().map_or(0, |(_, segment)| segment.claimed.saturating_sub(segment.written));
+        if room < needed {
+            let next = state.current().map_or(0, |number| number + 1);
+            if let Err(error) = open_segment(&shared.folder, next, SEGMENT_BYTES.max(needed * 2), &mut state) {
+                shared.metrics.ledger_failure();
+                tracing::error!(%error, "the ledger cannot claim disk space; new requests are refused");
+                return Err(JournalClosed);
+            }
+        }
+        match state.append(wal::Kind::Intent, row) {
+            Ok((segment, _)) => {
+                state.reserved += slot;
+                if let Some(segment) = state.segments.get_mut(&segment) {
+                    segment.open += 1;
+                }
+                Ok(Slot { segment, bytes: slot })
+            }
+            Err(error) => {
+                fail(shared, &mut state, &error);
+                Err(JournalClosed)
+            }
+        }
+    }
+
+    fn close(&self, slot: Slot, row: Row) -> Result<(), JournalClosed> {
+        let shared = &*self.shared;
+        let mut state = shared.lock();
+        state.reserved = state.reserved.saturating_sub(slot.bytes);
+        let written = if state.broken {
+            Err(JournalClosed)
+        } else {
+            state.append(wal::Kind::Terminal, &row).map(|(segment, _)| segment).map_err(|error| {
+                fail(shared, &mut state, &error);
+                JournalClosed
+            })
+        };
+        if let Some(segment) = state.segments.get_mut(&slot.segment) {
+            segment.open = segment.open.saturating_sub(1);
+        }
+        // Even a row that the log would not take goes to the store; the caller learns that it was not durable in time.
+        let segment = written.unwrap_or(slot.segment);
+        if let Some(segment) = state.segments.get_mut(&segment) {
+            segment.unshipped += 1;
+        }
+        state.queue.push_back(Unshipped { segment, row, since: Instant::now() });
+        drop(state);
+        shared.work.notify_one();
+        written.map(|_| ())
+    }
+}
+
+fn fail(shared: &Shared, state: &mut State, error: &std::io::Error) {
+    state.broken = true;
+    shared.metrics.ledger_failure();
+    tracing::error!(%error, folder = %shared.folder.display(), "writing the ledger's log failed; new requests are refused until a restart");
+}
+
+/// Makes segment `number` the current one and claims `claim` bytes of disk for it.
+fn open_segment(folder: &Path, number: u64, claim: u64, state: &mut State) -> std::io::Result<()> {
+    let path = folder.join(format!("{number:012}.wal"));
+    let file = OpenOptions::new().create_new(true).append(true).open(&path)?;
+    // KEEP_SIZE: the file's length stays what was written, so that recovery never sees a tail of zeros.
+    match rustix::fs::fallocate(&file, rustix::fs::FallocateFlags::KEEP_SIZE, 0, claim) {
+        // Not every file system can claim space ahead; there the bound in bytes is all we have.
+        Ok(()) | Err(rustix::io::Errno::OPNOTSUPP) => {}
+        Err(error) => {
+            let _ = std::fs::remove_file(&path);
+            return Err(error.into());
+        }
+    }
+    if let Some((_, last)) = state.segments.iter_mut().next_back() {
+        last.file = None;
+    }
+    state
+        .segments
+        .insert(number, Segment { path, file: Some(file), written: 0, claimed: claim, open: 0, unshipped: 0 });
+    Ok(())
+}
+
+/// The segments in a folder, in order.
+fn segment_files(folder: &Path) -> std::io::Result<Vec<(u64, PathBuf)>> {
+    let mut files = Vec::new();
+    for entry in std::fs::read_dir(folder)? {
+        let path = entry?.path();
+        let number = path
+            .file_name()
+            .and_then(|name| name.to_str())
+            .and_then(|name| name.strip_suffix(".wal"))
+            .and_then(|number| number.parse().ok());
+        if let Some(number) = number {
+            files.push((number, path));
+        }
+    }
+    files.sort();
+    Ok(files)
+}
+
+#[cfg(test)]
+mod tests;

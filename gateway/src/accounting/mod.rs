@@ -1,0 +1,9 @@
+//! What was used, what it costs, and where that is written down.
+//!
+//! `core` prices, `row` is one line of the ledger, `settlement` is the promise that every admitted request ends in
+//! exactly one such line, `ledger` keeps them.
+
+pub mod core;
+pub mod ledger;
+pub mod row;
+pub mod settlement;

@@ -1,0 +1,144 @@
+//! One line of the ledger. The columns are a contract: `tests/golden/ledger_columns.txt` holds them.
+
+use serde::{Deserialize, Serialize};
+
+use super::core::{NanoUsd, Usage};
+
+/// What an attempt was for. Ledger rows are unique by (request id, attempt, role).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Role {
+    Primary,
+}
+
+impl Role {
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Role::Primary => "primary",
+        }
+    }
+}
+
+/// How an admitted request ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Outcome {
+    /// The whole answer was produced. (The client may still have left before its last byte.)
+    Answered,
+    /// Admitted, but nothing was started; costs nothing.
+    Released,
+    /// The client hung up.
+    Aborted,
+    /// One of the route's timeouts passed.
+    TimedOut,
+    /// The backend failed.
+    Failed,
+    /// Our own code panicked.
+    Panicked,
+    /// The process died with the request in flight; written when the ledger recovers.
+    Killed,
+}
+
+impl Outcome {
+    pub const ALL: [Outcome; 7] = [
+        Outcome::Answered,
+        Outcome::Released,
+        Outcome::Aborted,
+        Outcome::TimedOut,
+        Outcome::Failed,
+        Outcome::Panicked,
+        Outcome::Killed,
+    ];
+
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Outcome::Answered => "answered",
+            Outcome::Released => "released",
+            Outcome::Aborted => "aborted",
+            Outcome::TimedOut => "timed_out",
+            Outcome::Failed => "failed",
+            Outcome::Panicked => "panicked",
+            Outcome::Killed => "killed",
+        }
+    }
+}
+
+/// Where a row's token counts come from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum UsageSource {
+    /// Counted by the engine, token by token.
+    Counted,
+    /// Unknown, so the reservation stands: the most that the request could have used.
+    Reserved,
+}
+
+impl UsageSource {
+    pub fn as_str(self) -> &'static str {
+        match self {
+            UsageSource::Counted => "counted",
+            UsageSource::Reserved => "reserved",
+        }
+    }
+}
+
+/// Everything the ledger keeps of one attempt. Times are nanoseconds since the Unix epoch.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Row {
+    pub request_id: String,
+    pub attempt: u32,
+    pub role: Role,
+    pub response_id: String,
+    pub trace_id: String,
+    pub started_ns: i64,
+    pub ended_ns: i64,
+    pub tenant: String,
+    pub key_id: String,
+    pub route: String,
+    pub model: String,
+    pub variant: String,
+    pub provider: String,
+    pub op: String,
+    pub stream: bool,
+    pub cache: String,
+    pub outcome: Outcome,
+    pub usage: Usage,
+    pub usage_source: UsageSource,
+    /// What the caller pays.
+    pub billed: NanoUsd,
+    /// What it cost us.
+    pub provider_cost: NanoUsd,
+    pub price_version: String,
+    pub config_hash: String,
+}
+
+/// The columns in the order of the table, with their SQLite types.
+pub const COLUMNS: [(&str, &str); 27] = [
+    ("request_id", "TEXT NOT NULL"),
+    ("attempt", "INTEGER NOT NULL"),
+    ("role", "TEXT NOT NULL"),
+    ("response_id", "TEXT NOT NULL"),
+    ("trace_id", "TEXT NOT NULL"),
+    ("started_ns", "INTEGER NOT NULL"),
+    ("ended_ns", "INTEGER NOT NULL"),
+    ("tenant", "TEXT NOT NULL"),
+    ("key_id", "TEXT NOT NULL"),
+    ("route", "TEXT NOT NULL"),
+    ("model", "TEXT NOT NULL"),
+    ("variant", "TEXT NOT NULL"),
+    ("provider", "TEXT NOT NULL"),
+    ("op", "TEXT NOT NULL"),
+    ("stream", "INTEGER NOT NULL"),
+    ("cache", "TEXT NOT NULL"),
+    ("outcome", "TEXT NOT NULL"),
+    ("input_tokens", "INTEGER NOT NULL"),
+    ("cache_read_tokens", "INTEGER NOT NULL"),
+    ("cache_write_tokens", "INTEGER NOT NULL"),
+    ("output_tokens", "INTEGER NOT NULL"),
+    ("reasoning_tokens", "INTEGER NOT NULL"),
+    ("usage_source", "TEXT NOT NULL"),
+    ("billed_nano_usd", "INTEGER NOT NULL"),
+    ("provider_cost_nano_usd", "INTEGER NOT NULL"),
+    ("price_version", "TEXT NOT NULL"),
+    ("config_hash", "TEXT NOT NULL"),
+];

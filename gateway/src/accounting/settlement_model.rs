@@ -1,0 +1,288 @@
+//! Settlement against a model: any interleaving of requests, any ending, a crash at any byte.
+//!
+//! The model keeps, in a few lines, what must be true; the real `Ticket`, `Running` and log format are driven beside it.
+
+use std::collections::HashMap;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Instant;
+
+use proptest::prelude::*;
+
+use super::super::core::PicoPerToken;
+use super::super::ledger::wal::{self, Kind, tests::row};
+use super::*;
+
+/// A journal of bytes in memory with a bound, built on the real format.
+#[derive(Default)]
+struct Paper {
+    inner: Mutex<PaperState>,
+    bytes_max: u64,
+}
+
+#[derive(Default)]
+struct PaperState {
+    bytes: Vec<u8>,
+    reserved: u64,
+    sequence: u64,
+    broken: bool,
+}
+
+impl Journal for Paper {
+    fn open(&self, row: &Row) -> Result<Slot, JournalClosed> {
+        let mut state = self.inner.lock().unwrap();
+        let before = state.bytes.len();
+        let sequence = state.sequence;
+        let length = wal::encode(sequence, Kind::Intent, row, &mut state.bytes);
+        let slot = wal::slot_bytes(length);
+        if state.broken || state.bytes.len() as u64 + state.reserved + slot > self.bytes_max {
+            state.bytes.truncate(before);
+            return Err(JournalClosed);
+        }
+        state.sequence += 1;
+        state.reserved += slot;
+        Ok(Slot { segment: 0, bytes: slot })
+    }
+
+    fn close(&self, slot: Slot, row: Row) -> Result<(), JournalClosed> {
+        let mut state = self.inner.lock().unwrap();
+        state.reserved -= slot.bytes;
+        if state.broken {
+            return Err(JournalClosed);
+        }
+        let sequence = state.sequence;
+        let length = wal::encode(sequence, Kind::Terminal, &row, &mut state.bytes);
+        state.sequence += 1;
+        assert!(length as u64 <= slot.bytes, "a terminal row outgrew its slot");
+        assert!(state.bytes.len() as u64 + state.reserved <= self.bytes_max, "the bound does not hold");
+        Ok(())
+    }
+}
+
+struct Tick(AtomicU64);
+
+impl Clock for Tick {
+    fn now_ns(&self) -> i64 {
+        self.0.fetch_add(1, Ordering::Relaxed) as i64
+    }
+    fn instant(&self) -> Instant {
+        Instant::now()
+    }
+}
+
+struct Count(AtomicU64);
+
+impl Meter for Count {
+    fn produced(&self) -> u64 {
+        self.0.load(Ordering::Relaxed)
+    }
+}
+
+/// What happens to one request after it was admitted.
+#[derive(Clone, Copy, Debug)]
+enum Fate {
+    DroppedBeforeStart,
+    PanickedBeforeStart,
+    RefusedByBackend,
+    Answered { tokens: u64 },
+    AbortedBeforeStream,
+    AbortedInStream { tokens: u64 },
+    TimedOut { tokens: u64 },
+    Panicked { tokens: u64 },
+    DroppedUnmeasured,
+    StillRunning { tokens: u64 },
+}
+
+fn fate() -> impl Strategy<Value = Fate> {
+    let tokens = 0u64..64;
+    prop_oneof![
+        Just(Fate::DroppedBeforeStart),
+        Just(Fate::PanickedBeforeStart),
+        Just(Fate::RefusedByBackend),
+        tokens.clone().prop_map(|tokens| Fate::Answered { tokens }),
+        Just(Fate::AbortedBeforeStream),
+        tokens.clone().prop_map(|tokens| Fate::AbortedInStream { tokens }),
+        tokens.clone().prop_map(|tokens| Fate::TimedOut { tokens }),
+        tokens.clone().prop_map(|tokens| Fate::Panicked { tokens }),
+        Just(Fate::DroppedUnmeasured),
+        tokens.prop_map(|tokens| Fate::StillRunning { tokens }),
+    ]
+}
+
+const PROMPT: u64 = 7;
+const OUTPUT_MAX: u64 = 64;
+
+fn price() -> Price {
+    Price { input: PicoPerToken(20_000), output: PicoPerToken(80_000), ..Price::default() }
+}
+
+/// (outcome, tokens produced) that the ledger must show for a fate.
+fn expected(fate: Fate) -> (Outcome, Usage, UsageSource) {
+    let counted = |outcome, tokens| (outcome, Usage::tokens(PROMPT, tokens), UsageSource::Counted);
+    let nothing = |outcome| (outcome, Usage::default(), UsageSource::Counted);
+    let reserved = |outcome| (outcome, Usage::tokens(PROMPT, OUTPUT_MAX), UsageSource::Reserved);
+    match fate {
+        Fate::DroppedBeforeStart | Fate::RefusedByBackend => nothing(Outcome::Released),
+        Fate::PanickedBeforeStart => nothing(Outcome::Panicked),
+        Fate::Answered { tokens } => counted(Outcome::Answered, tokens),
+        Fate::AbortedBeforeStream => counted(Outcome::Aborted, 0),
+        Fate::AbortedInStream { tokens } => counted(Outcome::Aborted, tokens),
+        Fate::TimedOut { tokens } => counted(Outcome::TimedOut, tokens),
+        Fate::Panicked { tokens } => counted(Outcome::Panicked, tokens),
+        Fate::DroppedUnmeasured => reserved(Outcome::Aborted),
+        Fate::StillRunning { .. } => reserved(Outcome::Killed),
+    }
+}
+
+/// Plays `fate` on a ticket and gives back what is still running.
+fn play(ticket: Ticket, fate: Fate) -> Option<Running> {
+    let metered = |ticket: Ticket, tokens| ticket.start().measured_by(Arc::new(Count(AtomicU64::new(tokens))));
+    let settle = |running: Running, outcome, tokens| {
+        let receipt = running.settle(outcome, Usage::tokens(PROMPT, tokens), Duration::ZERO);
+        assert!(receipt.is_ok(), "settling found no room");
+    };
+    match fate {
+        Fate::DroppedBeforeStart => drop(ticket),
+        Fate::PanickedBeforeStart => {
+            let _ = catch_unwind(AssertUnwindSafe(move || {
+                let _held = ticket;
+                std::panic::resume_unwind(Box::new("before start"));
+            }));
+        }
+        Fate::RefusedByBackend => ticket.start().release(),
+        Fate::Answered { tokens } => settle(metered(ticket, tokens), Outcome::Answered, tokens),
+        Fate::AbortedBeforeStream => drop(metered(ticket, 0)),
+        Fate::AbortedInStream { tokens } => drop(metered(ticket, tokens)),
+        Fate::TimedOut { tokens } => settle(metered(ticket, tokens), Outcome::TimedOut, tokens),
+        Fate::Panicked { tokens } => {
+            let running = metered(ticket, tokens);
+            let _ = catch_unwind(AssertUnwindSafe(move || {
+                let _held = running;
+                std::panic::resume_unwind(Box::new("in the stream"));
+            }));
+        }
+        Fate::DroppedUnmeasured => drop(ticket.start()),
+        Fate::StillRunning { tokens } => return Some(metered(ticket, tokens)),
+    }
+    None
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(512))]
+
+    /// Requests overlap, the process is killed at the end: one right row each, whatever happened.
+    #[test]
+    fn every_admitted_request_leaves_exactly_one_right_row(
+        fates in proptest::collection::vec(fate(), 1..24),
+        order in any::<u64>(),
+    ) {
+        let paper = Arc::new(Paper { bytes_max: 1 << 20, ..Paper::default() });
+        let clock: Arc<dyn Clock> = Arc::new(Tick(AtomicU64::new(1)));
+        let mut tickets = Vec::new();
+        for (i, fate) in fates.iter().enumerate() {
+            let receipt = Arc::new(OnceLock::new());
+            let terms = Terms { row: row(&format!("r{i}")), price: price(), reservation: Usage::tokens(PROMPT, OUTPUT_MAX) };
+            let ticket = Ticket::admit(terms, paper.clone(), clock.clone(), receipt.clone()).expect("room");
+            prop_assert_eq!(ticket.cost_max(), price().cost(&Usage::tokens(PROMPT, OUTPUT_MAX)));
+            tickets.push((i, *fate, ticket, receipt));
+        }
+        let middle = (order as usize) % tickets.len();
+        tickets.rotate_left(middle);
+        let mut alive = Vec::new();
+        let mut receipts = HashMap::new();
+        for (i, fate, ticket, receipt) in tickets {
+            alive.extend(play(ticket, fate));
+            receipts.insert(format!("r{i}"), (fate, receipt));
+        }
+        // kill -9: what still runs never gets to settle.
+        let bytes = paper.inner.lock().unwrap().bytes.clone();
+        let rows = wal::standing(wal::scan(&bytes).records);
+        prop_assert_eq!(rows.len(), fates.len());
+        for row in &rows {
+            let (fate, receipt) = &receipts[&row.request_id];
+            let (outcome, usage, source) = expected(*fate);
+            prop_assert_eq!(row.outcome, outcome);
+            prop_assert_eq!(row.usage, usage);
+            prop_assert_eq!(row.usage_source, source);
+            prop_assert_eq!(row.billed, price().cost(&usage));
+            match receipt.get() {
+                Some(receipt) => prop_assert_eq!((receipt.outcome, receipt.usage, receipt.billed), (outcome, usage, row.billed)),
+                None => prop_assert!(matches!(fate, Fate::StillRunning { .. }), "no receipt"),
+            }
+        }
+        let held = paper.inner.lock().unwrap().reserved;
+        prop_assert_eq!(held > 0, !alive.is_empty(), "slots are held by what runs, and by nothing else");
+        drop(alive);
+        prop_assert_eq!(paper.inner.lock().unwrap().reserved, 0);
+    }
+
+    /// What was acknowledged before any byte of the log is still there when the log is cut at that byte.
+    #[test]
+    fn a_crash_at_any_byte_loses_no_acknowledged_row(
+        fates in proptest::collection::vec(fate(), 1..12),
+        cut in 0.0f64..=1.0,
+    ) {
+        let paper = Arc::new(Paper { bytes_max: 1 << 20, ..Paper::default() });
+        let clock: Arc<dyn Clock> = Arc::new(Tick(AtomicU64::new(1)));
+        let mut written = Vec::new();
+        let mut alive = Vec::new();
+        for (i, fate) in fates.iter().enumerate() {
+            let receipt = Arc::new(OnceLock::new());
+            let terms = Terms { row: row(&format!("r{i}")), price: price(), reservation: Usage::tokens(PROMPT, OUTPUT_MAX) };
+            let ticket = Ticket::admit(terms, paper.clone(), clock.clone(), receipt.clone()).expect("room");
+            let admitted_at = paper.inner.lock().unwrap().bytes.len();
+            alive.extend(play(ticket, *fate));
+            let settled_at = receipt.get().map(|_| paper.inner.lock().unwrap().bytes.len());
+            written.push((admitted_at, settled_at, *fate));
+        }
+        let bytes = paper.inner.lock().unwrap().bytes.clone();
+        let at = (bytes.len() as f64 * cut) as usize;
+        let rows: HashMap<String, Row> = wal::standing(wal::scan(&bytes[..at]).records)
+            .into_iter().map(|row| (row.request_id.clone(), row)).collect();
+        for (i, (admitted_at, settled_at, fate)) in written.iter().enumerate() {
+            let found = rows.get(&format!("r{i}"));
+            prop_assert_eq!(found.is_some(), *admitted_at <= at);
+            let Some(found) = found else { continue };
+            match settled_at {
+                Some(settled_at) if *settled_at <= at => prop_assert_eq!(found.outcome, expected(*fate).0),
+                _ => prop_assert_eq!(found.outcome, Outcome::Killed),
+            }
+        }
+    }
+
+    /// A full journal refuses at the door; whoever got in always finds room for the end.
+    #[test]
+    fn a_full_journal_refuses_the_next_and_never_the_admitted(bytes_max in 1_000u64..20_000) {
+        let paper = Arc::new(Paper { bytes_max, ..Paper::default() });
+        let clock: Arc<dyn Clock> = Arc::new(Tick(AtomicU64::new(1)));
+        let mut admitted = Vec::new();
+        for i in 0.. {
+            let terms = Terms { row: row(&format!("r{i}")), price: price(), reservation: Usage::tokens(PROMPT, OUTPUT_MAX) };
+            match Ticket::admit(terms, paper.clone(), clock.clone(), Arc::new(OnceLock::new())) {
+                Ok(ticket) => admitted.push(ticket.start()),
+                Err(JournalClosed) => break,
+            }
+        }
+        let count = admitted.len();
+        for running in admitted {
+            prop_assert!(running.settle(Outcome::Answered, Usage::tokens(PROMPT, u64::MAX), Duration::ZERO).is_ok());
+        }
+        let bytes = paper.inner.lock().unwrap().bytes.clone();
+        let rows = wal::standing(wal::scan(&bytes).records);
+        prop_assert_eq!(rows.iter().filter(|row| row.outcome == Outcome::Answered).count(), count);
+    }
+}
+
+#[test]
+fn a_disk_that_fails_is_said_and_the_receipt_still_stands() {
+    let paper = Arc::new(Paper { bytes_max: 1 << 20, ..Paper::default() });
+    let receipt = Arc::new(OnceLock::new());
+    let terms = Terms { row: row("r"), price: price(), reservation: Usage::tokens(PROMPT, OUTPUT_MAX) };
+    let clock: Arc<dyn Clock> = Arc::new(Tick(AtomicU64::new(1)));
+    let running = Ticket::admit(terms, paper.clone(), clock, receipt.clone()).expect("room").start();
+    paper.inner.lock().unwrap().broken = true;
+    let settled = running.settle(Outcome::Answered, Usage::tokens(PROMPT, 3), Duration::ZERO);
+    assert_eq!(settled, Err(JournalClosed), "usage must not leave before it is durable");
+    assert_eq!(receipt.get().map(|receipt| receipt.usage.output), Some(3), "the record must not lie");
+}

@@ -1,0 +1,5 @@
+//! The public wire: what clients send and what they read. Leaves; they know no stage.
+
+pub mod glassgate;
+pub mod openai;
+pub mod sse;

@@ -1,0 +1,5 @@
+//! OpenAI's dialect.
+
+pub mod chat;
+mod fields;
+pub mod models;

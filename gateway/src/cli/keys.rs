@@ -1,0 +1,113 @@
+//! `glassgate keys`: who may call.
+
+use clap::Subcommand;
+
+use super::{Outcome, Place, text};
+use crate::auth::api_key::{ApiKey, Pepper, generate};
+use crate::auth::store::{KeyRow, KeyStore};
+use crate::data_dir::DataDir;
+use crate::observe::access_log::timestamp;
+use crate::ports::{Clock, SystemClock};
+
+#[derive(Subcommand)]
+pub enum KeysCommand {
+    /// Make a key and print it, once: only its hash is stored
+    Create {
+        /// What the key is called in lists, logs and `spend`; must be new
+        name: String,
+        /// Whose key it is: spending is summed by tenant
+        #[arg(long, default_value = "default")]
+        tenant: String,
+        /// Requests a minute, instead of the configuration's `limits.requests_per_minute`
+        #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
+        rpm: Option<u32>,
+    },
+    /// List keys, without their secrets
+    List {
+        /// Print JSON
+        #[arg(long)]
+        json: bool,
+    },
+    /// Revoke a key by its id or name; running gateways refuse it within a second
+    Revoke { key: String },
+}
+
+pub fn run(place: &Place, command: KeysCommand) -> Outcome {
+    let data_dir = place.data_dir()?;
+    match command {
+        KeysCommand::Create { name, tenant, rpm } => {
+            println!("{}", create(&data_dir, &name, &tenant, rpm)?);
+            Ok(())
+        }
+        KeysCommand::List { json } => list(&store(&data_dir)?, json),
+        KeysCommand::Revoke { key } => match store(&data_dir)?.revoke(&key, SystemClock.now_ns()).map_err(text)? {
+            Some(id) => {
+                println!("revoked {id}");
+                Ok(())
+            }
+            None => Err(format!("there is no key with the id or name `{key}`; `glassgate keys list` shows them")),
+        },
+    }
+}
+
+pub fn store(data_dir: &DataDir) -> Result<KeyStore, String> {
+    KeyStore::open(&data_dir.keys()).map_err(|error| format!("{}: {error}", data_dir.keys().display()))
+}
+
+/// Makes a key and returns its text.
+///
+/// # Errors
+/// A name that is taken or that could not be shown in a list.
+pub fn create(
+    data_dir: &DataDir,
+    name: &str,
+    tenant: &str,
+    requests_per_minute: Option<u32>,
+) -> Result<String, String> {
+    for (what, word) in [("key name", name), ("tenant", tenant)] {
+        if word.is_empty() || word.len() > 64 || word.chars().any(char::is_control) {
+            return Err(format!("the {what} must have 1 to 64 bytes and no control characters"));
+        }
+    }
+    let pepper =
+        Pepper::load(&data_dir.pepper()).map_err(|error| format!("{}: {error}", data_dir.pepper().display()))?;
+    let token = generate().map_err(text)?;
+    let key = ApiKey::parse(&token).ok_or("a key was made that does not parse")?;
+    let row = KeyRow {
+        id: key.id().to_owned(),
+        name: name.to_owned(),
+        tenant: tenant.to_owned(),
+        hash: key.hash(&pepper),
+        created_ns: SystemClock.now_ns(),
+        revoked_ns: None,
+        requests_per_minute,
+    };
+    if !store(data_dir)?.add(&row).map_err(text)? {
+        return Err(format!(
+            "there is a key named `{name}` already; revoked keys keep their names, so that the ledger stays readable"
+        ));
+    }
+    Ok(token)
+}
+
+fn list(store: &KeyStore, json: bool) -> Outcome {
+    let keys = store.list().map_err(text)?;
+    if json {
+        let rows: Vec<_> = keys
+            .iter()
+            .map(|key| {
+                serde_json::json!({"id": key.id, "name": key.name, "tenant": key.tenant, "created": timestamp(key.created_ns),
+                                   "revoked": key.revoked_ns.map(timestamp), "requests_per_minute": key.requests_per_minute})
+            })
+            .collect();
+        println!("{}", serde_json::Value::from(rows));
+        return Ok(());
+    }
+    println!("{:14} {:20} {:16} {:>8} {:28} state", "id", "name", "tenant", "rpm", "created");
+    for key in keys {
+        let state = key.revoked_ns.map_or("active".to_owned(), |at| format!("revoked {}", timestamp(at)));
+        let rpm = key.requests_per_minute.map_or("-".to_owned(), |rpm| rpm.to_string());
+        println!("{:14} {:20} {:16} {rpm:>8} {:28} {state}", key.id, key.name, key.tenant, timestamp(key.created_ns));
+    }
+    Ok(())
+}

@@ -1,0 +1,160 @@
+//! The commands. Each is a file and a line here.
+
+mod check;
+mod client;
+mod keys;
+mod routes;
+mod serve;
+mod spend;
+mod trace;
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{Args, CommandFactory, Parser, Subcommand};
+
+use crate::config::{Config, Overrides};
+use crate::data_dir::DataDir;
+
+/// A serving gateway for language models that shows everything it does.
+#[derive(Parser)]
+#[command(
+    name = "glassgate",
+    version,
+    about,
+    after_help = "\
+First steps:
+  glassgate serve                          serve; the first start makes a key and prints a curl line
+  glassgate keys create alice              make a key for somebody
+  glassgate routes explain --route assistant --session 42
+  glassgate spend --by key                 who spent what
+  glassgate trace REQUEST-ID               where one request's time went
+
+Clients send requests to http://127.0.0.1:8080/v1, metrics are at http://127.0.0.1:8081/metrics."
+)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+/// Options that every command takes.
+#[derive(Args, Clone, Debug)]
+struct Place {
+    /// The configuration to work from; it names its siblings (routes, prices)
+    #[arg(long, global = true, default_value = "configs/gateway.toml", env = "GLASSGATE_CONFIG", value_name = "FILE")]
+    config: PathBuf,
+    /// Where ledger, keys and traces are kept, instead of the configuration's `storage.data_dir`
+    #[arg(long, global = true, env = "GLASSGATE_DATA_DIR", value_name = "FOLDER")]
+    data_dir: Option<PathBuf>,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Serve until SIGTERM; configuration files are read again when they change
+    Serve {
+        #[command(flatten)]
+        place: Place,
+        /// Address for clients, instead of the configuration's (port 0 picks a free one)
+        #[arg(long, value_name = "ADDR")]
+        listen: Option<SocketAddr>,
+        /// Address for metrics, probes and /admin, instead of the configuration's
+        #[arg(long, value_name = "ADDR")]
+        admin: Option<SocketAddr>,
+    },
+    /// Validate the configuration with the code that serves, models included; says every problem at once
+    Check {
+        #[command(flatten)]
+        place: Place,
+    },
+    /// Make, list and revoke API keys; a running gateway sees it within a second
+    Keys {
+        #[command(flatten)]
+        place: Place,
+        #[command(subcommand)]
+        command: keys::KeysCommand,
+    },
+    /// Look at how requests are routed
+    Routes {
+        #[command(flatten)]
+        place: Place,
+        #[command(subcommand)]
+        command: routes::RoutesCommand,
+    },
+    /// Show what was spent, from the ledger
+    Spend {
+        #[command(flatten)]
+        place: Place,
+        #[command(flatten)]
+        options: spend::Options,
+    },
+    /// Show one of the last 1,000 requests of the running gateway: what was decided, where the time went, what it cost
+    Trace {
+        #[command(flatten)]
+        place: Place,
+        /// A request id (header x-request-id), response id (chatcmpl-…) or trace id
+        id: String,
+        /// Print JSON
+        #[arg(long)]
+        json: bool,
+    },
+    /// Print completions for a shell, to be sourced
+    Completions { shell: clap_complete::Shell },
+}
+
+/// Why a command failed, in words for its user.
+type Outcome = Result<(), String>;
+
+/// Runs the command line.
+pub fn run() -> ExitCode {
+    let outcome = match Cli::parse().command {
+        Command::Serve { place, listen, admin } => serve::run(&place, listen, admin),
+        Command::Check { place } => check::run(&place),
+        Command::Keys { place, command } => keys::run(&place, command),
+        Command::Routes { place, command } => routes::run(&place, command),
+        Command::Spend { place, options } => spend::run(&place, &options),
+        Command::Trace { place, id, json } => trace::run(&place, &id, json),
+        Command::Completions { shell } => {
+            clap_complete::generate(shell, &mut Cli::command(), "glassgate", &mut std::io::stdout());
+            Ok(())
+        }
+    };
+    match outcome {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(message) => {
+            eprintln!("glassgate: {message}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+impl Place {
+    fn config(&self) -> Result<Config, String> {
+        let overrides = Overrides { data_dir: self.data_dir.clone(), ..Overrides::default() };
+        Config::load(&self.config, &overrides)
+            .map_err(|problems| format!("the configuration cannot be used:\n{problems}"))
+    }
+
+    fn data_dir(&self) -> Result<DataDir, String> {
+        let path = match &self.data_dir {
+            Some(path) => path.clone(),
+            None => self.config()?.gateway.data_dir,
+        };
+        DataDir::open(&path).map_err(|error| error.to_string())
+    }
+}
+
+/// A failure as text: every command ends in one line.
+fn text(error: impl std::fmt::Display) -> String {
+    error.to_string()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Cli::command().debug_assert();
+    }
+}

@@ -1,0 +1,155 @@
+//! `glassgate serve`: everything from files to a listening process, in order.
+
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+
+use arc_swap::ArcSwap;
+use tracing_subscriber::EnvFilter;
+
+use super::{Outcome, Place, keys, text};
+use crate::accounting::ledger::Ledger;
+use crate::admission::Admission;
+use crate::app::{App, Snapshot};
+use crate::auth::Auth;
+use crate::auth::api_key::{Pepper, generate};
+use crate::config::{AccessLogTo, Config, Overrides, TraceSink};
+use crate::data_dir::{DataDir, Run, write_secret};
+use crate::models::Models;
+use crate::observe::Observe;
+use crate::observe::access_log::AccessLog;
+use crate::observe::metrics::Metrics;
+use crate::observe::spans::FileSink;
+use crate::ports::{Clock, SystemClock};
+use crate::server;
+
+pub fn run(place: &Place, listen: Option<SocketAddr>, admin: Option<SocketAddr>) -> Outcome {
+    let overrides = Overrides { data_dir: place.data_dir.clone(), listen, admin };
+    let config = Config::load(&place.config, &overrides)
+        .map_err(|problems| format!("the configuration cannot be used:\n{problems}"))?;
+    // Before any other thread exists: candle reads its thread counts from the environment, once.
+    glassgate_runtime::set_threads(config.gateway.engine.threads);
+    let filter = EnvFilter::try_from_env("GLASSGATE_LOG")
+        .unwrap_or_else(|_| EnvFilter::new("info,pingora_core=warn,pingora_proxy=warn"));
+    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
+
+    let data_dir = DataDir::open(&config.gateway.data_dir).map_err(text)?;
+    let _lock = data_dir.lock().map_err(text)?;
+    let bind =
+        |address: SocketAddr| server::bind(address).map_err(|error| format!("cannot listen on {address}: {error}"));
+    let (data, admin) = (bind(config.gateway.data)?, bind(config.gateway.admin)?);
+    let token = admin_token(&data_dir)?;
+    let key = quickstart(&data_dir)?;
+
+    let app = build(config, overrides, &place.config, &data_dir)?;
+    let run = Run { pid: std::process::id(), data: data.1, admin: admin.1 };
+    let addresses = (data.1, admin.1);
+    let outcome = server::run(&app, data, admin, token, || {
+        if let Err(error) = data_dir.write_run(&run) {
+            tracing::warn!(%error, "other commands will not find this gateway");
+        }
+        greet(&app, addresses.0, addresses.1, key.as_deref(), &data_dir);
+    });
+    data_dir.remove_run();
+    app.ledger.shut_down();
+    outcome.map_err(text)
+}
+
+fn build(config: Config, overrides: Overrides, path: &Path, data_dir: &DataDir) -> Result<Arc<App>, String> {
+    let metrics = Arc::new(Metrics::new());
+    let clock: Arc<dyn Clock> = Arc::new(SystemClock);
+    let (ledger, recovery) =
+        Ledger::open(data_dir.path(), config.gateway.wal_bytes_max, metrics.clone()).map_err(text)?;
+    metrics.ledger_recovered("settled", recovery.shipped);
+    metrics.ledger_recovered("killed", recovery.killed.len());
+    if recovery.shipped + recovery.killed.len() > 0 {
+        tracing::warn!(settled = recovery.shipped, killed = ?recovery.killed, "the last life ended without a goodbye; its rows are recovered");
+    }
+    if recovery.damaged_bytes > 0 {
+        tracing::error!(
+            bytes = recovery.damaged_bytes,
+            "the ledger's log was damaged; its files are kept as wal/*.damaged"
+        );
+    }
+    let ledger = Arc::new(ledger);
+
+    let models = Models::start(&config.gateway.engine, metrics.clone())?;
+    let loaded = models.load(&config.models);
+    if loaded.values().all(Result::is_err) {
+        let why: Vec<String> = loaded
+            .iter()
+            .filter_map(|(name, outcome)| Some(format!("model `{name}`: {}", outcome.as_ref().err()?)))
+            .collect();
+        return Err(format!("no model can be loaded:\n{}", why.join("\n")));
+    }
+
+    let pepper =
+        Pepper::load(&data_dir.pepper()).map_err(|error| format!("{}: {error}", data_dir.pepper().display()))?;
+    let auth = Auth::open(data_dir.keys(), pepper, metrics.clone()).map_err(text)?;
+    let log = match config.gateway.access_log {
+        AccessLogTo::Stdout => Some(AccessLog::to(std::io::stdout(), metrics.clone()).map_err(text)?),
+        AccessLogTo::Off => None,
+    };
+    let mut sinks = Vec::new();
+    for sink in &config.gateway.traces {
+        match sink {
+            TraceSink::File => sinks.push(FileSink::open(&data_dir.traces(), metrics.clone()).map_err(text)?),
+        }
+    }
+    metrics.config(&config.hash);
+    let since = clock.now_ns() / 1_000_000_000;
+    Ok(Arc::new(App {
+        snapshot: ArcSwap::from_pointee(Snapshot::build(config, &loaded, since)),
+        auth,
+        admission: Admission::new(ledger.clone(), clock.clone(), metrics.clone()),
+        observe: Arc::new(Observe::new(metrics.clone(), log, sinks)),
+        metrics,
+        models,
+        ledger,
+        clock,
+        draining: AtomicBool::new(false),
+        config_path: path.to_owned(),
+        overrides,
+        rejected: parking_lot::Mutex::default(),
+    }))
+}
+
+/// A token for /admin, made anew at every start.
+fn admin_token(data_dir: &DataDir) -> Result<String, String> {
+    let token = generate().map_err(text)?;
+    write_secret(&data_dir.admin_token(), &token).map_err(text)?;
+    Ok(token)
+}
+
+/// The first start makes a key, so that the first curl works. Returns it as long as its file is there.
+fn quickstart(data_dir: &DataDir) -> Result<Option<String>, String> {
+    let path: PathBuf = data_dir.quickstart_key();
+    if keys::store(data_dir)?.list().map_err(text)?.is_empty() {
+        let key = keys::create(data_dir, "quickstart", "default", None)?;
+        write_secret(&path, &key).map_err(text)?;
+    }
+    Ok(std::fs::read_to_string(path).ok().map(|key| key.trim().to_owned()))
+}
+
+/// What a newcomer needs to see, on stderr: stdout belongs to the access log.
+fn greet(app: &App, data: SocketAddr, admin: SocketAddr, key: Option<&str>, data_dir: &DataDir) {
+    let snapshot = app.snapshot.load();
+    let model = snapshot.routing.names().next().unwrap_or("MODEL");
+    let key = key.unwrap_or("YOUR-KEY");
+    eprintln!(
+        "
+Glassgate {version} serves {models} at http://{data}/v1   (metrics: http://{admin}/metrics, data: {folder})
+
+Try it:
+
+  curl -N http://{data}/v1/chat/completions \\
+    -H 'authorization: Bearer {key}' \\
+    -H 'content-type: application/json' \\
+    -d '{{\"model\":\"{model}\",\"stream\":true,\"messages\":[{{\"role\":\"user\",\"content\":\"What is Glassgate?\"}}]}}'
+",
+        version = env!("CARGO_PKG_VERSION"),
+        models = snapshot.routing.names().collect::<Vec<_>>().join(", "),
+        folder = data_dir.path().display(),
+    );
+}

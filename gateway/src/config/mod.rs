@@ -1,0 +1,473 @@
+//! `gateway.toml` + `routes.toml` + `prices.toml` → one `Config`, or every problem at once with its file and line.
+//!
+//! Read and validated by the same code for `serve`, `check` and reloads. What needs the outside world (loading a model,
+//! binding a port) happens later, in `snapshot` and `server`.
+
+pub mod problem;
+mod reader;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use crate::accounting::core::{NanoUsd, PicoPerToken, Price};
+use problem::{Problems, did_you_mean};
+use reader::{At, Section, Source};
+
+/// Everything the three files say.
+#[derive(Clone, Debug)]
+pub struct Config {
+    pub gateway: GatewayConfig,
+    pub models: BTreeMap<String, ModelConfig>,
+    /// In the order of the file.
+    pub routes: Vec<RouteConfig>,
+    pub prices: PricesConfig,
+    /// First 12 hex digits of a hash over the three files' bytes.
+    pub hash: String,
+    /// The files that were read, to be watched.
+    pub files: Vec<PathBuf>,
+}
+
+#[derive(Clone, Debug)]
+pub struct GatewayConfig {
+    pub data: SocketAddr,
+    pub admin: SocketAddr,
+    pub threads: usize,
+    pub body_bytes_max: usize,
+    pub data_dir: PathBuf,
+    pub wal_bytes_max: u64,
+    pub model_roots: Vec<PathBuf>,
+    pub engine: EngineConfig,
+    pub requests_per_minute: u32,
+    pub access_log: AccessLogTo,
+    pub traces: Vec<TraceSink>,
+}
+
+/// What the embedded runtime may take.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct EngineConfig {
+    pub threads: usize,
+    /// KV cache of each model.
+    pub kv_bytes: u64,
+    pub waiting_max: usize,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum AccessLogTo {
+    Stdout,
+    Off,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum TraceSink {
+    /// `<data_dir>/traces.jsonl`
+    File,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ModelConfig {
+    /// The folder, found in one of the model roots.
+    pub source: PathBuf,
+    /// Whether clients may ask for it by its own name.
+    pub public: bool,
+    pub output_max: u32,
+}
+
+#[derive(Clone, Debug)]
+pub struct RouteConfig {
+    pub name: String,
+    /// (variant, weight), in the order of the file.
+    pub split: Vec<(String, u32)>,
+    pub sticky: Vec<Unit>,
+    pub timeouts: Timeouts,
+}
+
+/// What a caller is told apart by, so that they keep their variant.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Unit {
+    Header(String),
+    User,
+    Key,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Timeouts {
+    pub first_token: Duration,
+    pub idle: Duration,
+    pub total: Duration,
+}
+
+impl Default for Timeouts {
+    fn default() -> Self {
+        Timeouts {
+            first_token: Duration::from_secs(30),
+            idle: Duration::from_secs(30),
+            total: Duration::from_secs(300),
+        }
+    }
+}
+
+#[derive(Clone, Debug, Default)]
+pub struct PricesConfig {
+    pub version: String,
+    pub models: BTreeMap<String, Price>,
+}
+
+/// Names appear in labels, headers and file names.
+const NAME_CHARS_MAX: usize = 64;
+/// Tokens a request may produce when nobody says otherwise.
+const OUTPUT_MAX: u32 = 1024;
+
+/// What the command line may override.
+#[derive(Clone, Debug, Default)]
+pub struct Overrides {
+    pub data_dir: Option<PathBuf>,
+    pub listen: Option<SocketAddr>,
+    pub admin: Option<SocketAddr>,
+}
+
+impl Config {
+    /// Reads the three files.
+    ///
+    /// # Errors
+    /// Every problem found, in all three.
+    pub fn load(path: &Path, overrides: &Overrides) -> Result<Config, Problems> {
+        Self::load_with_keys(path, overrides).map(|(config, _)| config)
+    }
+
+    /// As `load`, and every key that the reader knows, for the test of the reference file.
+    pub fn load_with_keys(path: &Path, overrides: &Overrides) -> Result<(Config, BTreeSet<String>), Problems> {
+        let mut problems = Problems::default();
+        let mut keys = BTreeSet::new();
+        let mut hash = blake3::Hasher::new();
+        let mut files = Vec::new();
+        let mut read = |path: &Path, problems: &mut Problems| -> String {
+            files.push(path.to_owned());
+            match std::fs::read_to_string(path) {
+                Ok(text) => {
+                    hash.update(&(text.len() as u64).to_le_bytes());
+                    hash.update(text.as_bytes());
+                    text
+                }
+                Err(error) => {
+                    problems.add(path, 0, format!("cannot be read: {error}"));
+                    String::new()
+                }
+            }
+        };
+        let mut finish = |source: Source<'_>, problems: &mut Problems| {
+            let (found, asked) = source.into_parts();
+            for problem in found.0 {
+                problems.add(&problem.file, problem.line, problem.what);
+            }
+            keys.extend(asked);
+        };
+        let folder = path.parent().unwrap_or(Path::new("."));
+
+        let text = read(path, &mut problems);
+        let source = Source::new(path, &text);
+        let table = source.parse();
+        let (mut gateway, routes_path, prices_path) = gateway(source.root(&table), folder);
+        finish(source, &mut problems);
+        if let Some(data_dir) = &overrides.data_dir {
+            gateway.data_dir.clone_from(data_dir);
+        }
+        gateway.data = overrides.listen.unwrap_or(gateway.data);
+        gateway.admin = overrides.admin.unwrap_or(gateway.admin);
+
+        let text = read(&routes_path, &mut problems);
+        let source = Source::new(&routes_path, &text);
+        let table = source.parse();
+        let (models, routes) = routes(source.root(&table), &gateway.model_roots);
+        finish(source, &mut problems);
+
+        let text = read(&prices_path, &mut problems);
+        let source = Source::new(&prices_path, &text);
+        let table = source.parse();
+        let prices = prices(source.root(&table), &models);
+        finish(source, &mut problems);
+
+        if !problems.0.is_empty() {
+            return Err(problems);
+        }
+        let hash = hash.finalize().to_hex()[..12].to_owned();
+        Ok((Config { gateway, models, routes, prices, hash, files }, keys))
+    }
+}
+
+fn gateway(root: Section<'_, '_>, folder: &Path) -> (GatewayConfig, PathBuf, PathBuf) {
+    let beside =
+        |name: Option<At<String>>, default: &str| folder.join(name.map_or(default.to_owned(), |name| name.value));
+    let routes = beside(root.string("routes"), "routes.toml");
+    let prices = beside(root.string("prices"), "prices.toml");
+    let mut config = GatewayConfig {
+        data: SocketAddr::from(([127, 0, 0, 1], 8080)),
+        admin: SocketAddr::from(([127, 0, 0, 1], 8081)),
+        threads: 1,
+        body_bytes_max: 4 << 20,
+        data_dir: folder.join("../data"),
+        wal_bytes_max: 64 << 20,
+        model_roots: vec![folder.join("../models")],
+        engine: EngineConfig { threads: spare_cores(), kv_bytes: 64 << 20, waiting_max: 256 },
+        requests_per_minute: 600,
+        access_log: AccessLogTo::Stdout,
+        traces: Vec::new(),
+    };
+    if let Some(listen) = root.section("listen") {
+        let address = |key| {
+            let text = listen.string(key)?;
+            let parsed = text.value.parse().ok();
+            if parsed.is_none() {
+                listen.problem_at(
+                    text.at,
+                    format!(
+                        "`listen.{key}` must be an address and port such as \"127.0.0.1:8080\", not \"{}\"",
+                        text.value
+                    ),
+                );
+            }
+            parsed
+        };
+        config.data = address("data").unwrap_or(config.data);
+        config.admin = address("admin").unwrap_or(config.admin);
+        config.threads = listen.integer("threads", 1..=256).map_or(config.threads, |n| n as usize);
+        config.body_bytes_max = listen.bytes("body_max").map_or(config.body_bytes_max, |n| n as usize);
+        if !config.admin.ip().is_loopback() {
+            listen.problem("`listen.admin` must be a loopback address: /metrics and the probes are open there");
+        }
+        listen.finish();
+    }
+    if let Some(storage) = root.section("storage") {
+        config.data_dir = storage.string("data_dir").map_or(config.data_dir, |text| folder.join(text.value));
+        // Only one kind of durability exists so far; the key is here so that a file can say which it counts on.
+        storage.word("durability", &["process"]);
+        config.wal_bytes_max = storage.bytes("wal_max").map_or(config.wal_bytes_max, |n| n);
+        storage.finish();
+    }
+    if let Some(models) = root.section("models") {
+        if let Some(roots) = models.strings("roots") {
+            config.model_roots = roots.iter().map(|root| folder.join(&root.value)).collect();
+        }
+        models.word("device", &["auto", "cpu"]);
+        config.engine.threads = models.integer("threads", 1..=256).map_or(config.engine.threads, |n| n as usize);
+        config.engine.kv_bytes = models.bytes("kv_cache").unwrap_or(config.engine.kv_bytes);
+        config.engine.waiting_max =
+            models.integer("queue_max", 1..=100_000).map_or(config.engine.waiting_max, |n| n as usize);
+        models.finish();
+    }
+    if let Some(limits) = root.section("limits") {
+        config.requests_per_minute =
+            limits.integer("requests_per_minute", 1..=1_000_000).map_or(config.requests_per_minute, |n| n as u32);
+        limits.finish();
+    }
+    if let Some(telemetry) = root.section("telemetry") {
+        config.access_log = match telemetry.word("access_log", &["stdout", "off"]) {
+            Some("off") => AccessLogTo::Off,
+            _ => AccessLogTo::Stdout,
+        };
+        for sink in telemetry.list("traces") {
+            if sink.word("kind", &["file"]).is_some() {
+                config.traces.push(TraceSink::File);
+            } else {
+                sink.problem("a `[[telemetry.traces]]` needs a `kind`");
+            }
+            sink.finish();
+        }
+        telemetry.finish();
+    }
+    root.finish();
+    (config, routes, prices)
+}
+
+/// One core is left to the proxy, where there are two.
+fn spare_cores() -> usize {
+    std::thread::available_parallelism().map_or(1, |cores| cores.get().saturating_sub(1).max(1))
+}
+
+fn routes(root: Section<'_, '_>, model_roots: &[PathBuf]) -> (BTreeMap<String, ModelConfig>, Vec<RouteConfig>) {
+    let mut models = BTreeMap::new();
+    for (name, section) in root.sections("models") {
+        check_name(&section, &name, "model");
+        let source = section.string("source");
+        let folder = match &source {
+            Some(source) => find_model(&section, source, model_roots),
+            None => {
+                section.problem(format!("`{}` needs a `source`: a folder in one of the model roots", section.name()));
+                None
+            }
+        };
+        let model = ModelConfig {
+            source: folder.unwrap_or_default(),
+            public: section.boolean("public").unwrap_or(false),
+            output_max: section.integer("output_max", 1..=1_000_000).map_or(OUTPUT_MAX, |n| n as u32),
+        };
+        section.finish();
+        models.insert(name.value, model);
+    }
+
+    let mut routes: Vec<RouteConfig> = Vec::new();
+    for (name, section) in root.sections("routes") {
+        check_name(&section, &name, "route");
+        if models.get(&name.value).is_some_and(|model| model.public) {
+            section.problem_at(
+                name.at,
+                format!("`{}` is also the name of a public model; clients could not tell them apart", name.value),
+            );
+        }
+        let split = split(&section, &models);
+        let sticky = match section.strings("sticky") {
+            Some(units) => units.into_iter().filter_map(|unit| sticky_unit(&section, unit)).collect(),
+            None => vec![Unit::User, Unit::Key],
+        };
+        let mut timeouts = Timeouts::default();
+        if let Some(section) = section.section("timeouts") {
+            timeouts.first_token = section.duration("first_token").unwrap_or(timeouts.first_token);
+            timeouts.idle = section.duration("idle").unwrap_or(timeouts.idle);
+            timeouts.total = section.duration("total").unwrap_or(timeouts.total);
+            section.finish();
+        }
+        section.finish();
+        routes.push(RouteConfig { name: name.value, split, sticky, timeouts });
+    }
+    if routes.is_empty() && !models.values().any(|model| model.public) {
+        root.problem("there is nothing that a client could call: add a `[routes.NAME]` with a `split`");
+    }
+    root.finish();
+    (models, routes)
+}
+
+fn split(section: &Section<'_, '_>, models: &BTreeMap<String, ModelConfig>) -> Vec<(String, u32)> {
+    let Some(weights) = section.weights("split") else {
+        section.problem(format!("`{}` needs a `split`, such as {{ glimmer-1 = 90, glimmer-2 = 10 }}", section.name()));
+        return Vec::new();
+    };
+    for (name, _) in &weights {
+        if !models.contains_key(&name.value) {
+            let hint = did_you_mean(&name.value, models.keys().map(String::as_str));
+            section.problem_at(
+                name.at,
+                format!("`{}.split` names `{}`, which is no model here{hint}", section.name(), name.value),
+            );
+        }
+    }
+    if weights.iter().all(|(_, weight)| *weight == 0) {
+        section
+            .problem(format!("`{}.split` gives nobody a share: at least one weight must be above 0", section.name()));
+    }
+    weights.into_iter().map(|(name, weight)| (name.value, weight)).collect()
+}
+
+fn sticky_unit(section: &Section<'_, '_>, unit: At<String>) -> Option<Unit> {
+    match unit.value.as_str() {
+        "user" => return Some(Unit::User),
+        "key" => return Some(Unit::Key),
+        _ => {}
+    }
+    if let Some(header) = unit.value.strip_prefix("header:")
+        && http::HeaderName::from_bytes(header.as_bytes()).is_ok()
+    {
+        return Some(Unit::Header(header.to_ascii_lowercase()));
+    }
+    section.problem_at(
+        unit.at,
+        format!("`{}.sticky` may name \"header:…\", \"user\" and \"key\", not \"{}\"", section.name(), unit.value),
+    );
+    None
+}
+
+fn check_name(section: &Section<'_, '_>, name: &At<String>, kind: &str) {
+    let fine = !name.value.is_empty()
+        && name.value.len() <= NAME_CHARS_MAX
+        && name.value.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-_.".contains(&byte))
+        && name.value != "none";
+    if !fine {
+        section.problem_at(
+            name.at,
+            format!(
+                "`{}` cannot name a {kind}: use at most {NAME_CHARS_MAX} letters, digits, '-', '_' or '.'",
+                name.value
+            ),
+        );
+    }
+}
+
+/// Finds a model's folder below the roots, and nowhere else.
+fn find_model(section: &Section<'_, '_>, source: &At<String>, roots: &[PathBuf]) -> Option<PathBuf> {
+    let relative = Path::new(&source.value);
+    if relative.components().any(|part| !matches!(part, std::path::Component::Normal(_))) {
+        section.problem_at(
+            source.at,
+            format!(
+                "`{}.source` must be the name of a folder inside a model root, not \"{}\"",
+                section.name(),
+                source.value
+            ),
+        );
+        return None;
+    }
+    let found = roots.iter().map(|root| root.join(relative)).find(|folder| folder.join("config.json").is_file());
+    if found.is_none() {
+        let known: Vec<String> = roots
+            .iter()
+            .flat_map(|root| std::fs::read_dir(root).into_iter().flatten())
+            .filter_map(|entry| {
+                entry.ok().filter(|entry| entry.path().join("config.json").is_file())?.file_name().into_string().ok()
+            })
+            .collect();
+        let roots = roots.iter().map(|root| root.display().to_string()).collect::<Vec<_>>().join(", ");
+        section.problem_at(
+            source.at,
+            format!(
+                "there is no model \"{}\" (a folder with a config.json) in {roots}{}",
+                source.value,
+                did_you_mean(&source.value, known.iter().map(String::as_str))
+            ),
+        );
+    }
+    found
+}
+
+fn prices(root: Section<'_, '_>, models: &BTreeMap<String, ModelConfig>) -> PricesConfig {
+    let version = root.string("version");
+    if version.as_ref().is_none_or(|version| version.value.is_empty() || version.value.len() > NAME_CHARS_MAX) {
+        root.problem("`version` is missing or too long: it goes onto every ledger row, so give prices a date such as \"2026-11-01\"");
+    }
+    let mut prices =
+        PricesConfig { version: version.map_or(String::new(), |version| version.value), models: BTreeMap::new() };
+    for (name, section) in root.sections("models") {
+        if !models.contains_key(&name.value) {
+            let hint = did_you_mean(&name.value, models.keys().map(String::as_str));
+            section.problem_at(name.at, format!("there is no model `{}` in the routes file{hint}", name.value));
+        }
+        let price = |key: &str| -> Option<PicoPerToken> {
+            let usd = section.number(key)?;
+            match PicoPerToken::from_usd_per_million(usd.value) {
+                Ok(price) => Some(price),
+                Err(why) => {
+                    section.problem_at(usd.at, format!("`{}.{key}` {why}", section.name()));
+                    None
+                }
+            }
+        };
+        let (input, output) = (price("input").unwrap_or_default(), price("output").unwrap_or_default());
+        let device_hour = section.number("device_hour").map_or(NanoUsd(0), |usd| {
+            if !(0.0..=1e6).contains(&usd.value) {
+                section.problem_at(
+                    usd.at,
+                    format!("`{}.device_hour` must be US dollars an hour, zero or more", section.name()),
+                );
+                return NanoUsd(0);
+            }
+            NanoUsd((usd.value * 1e9).round() as u64)
+        });
+        let cache_read = price("cache_read").unwrap_or(input);
+        section.finish();
+        prices.models.insert(
+            name.value,
+            Price { input, cache_read, cache_write: input, output, reasoning: output, device_hour },
+        );
+    }
+    root.finish();
+    prices
+}

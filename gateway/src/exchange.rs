@@ -1,0 +1,346 @@
+//! The one record of a request: what we learned, and when. Stages add to it and never read it to decide.
+//!
+//! Closed once, whatever happens: `invoke::close` from pingora's `logging`, or its own drop when a panic skips that.
+//! Metrics, span, access log and the list of recent requests are projections of the closed record, so they agree.
+
+use std::sync::{Arc, OnceLock};
+use std::time::{Duration, Instant};
+
+use opentelemetry::{SpanId, TraceId};
+use serde::Serialize;
+use uuid::Uuid;
+
+use crate::accounting::core::{NanoUsd, Usage};
+use crate::accounting::settlement::Receipt;
+use crate::answer::{EngineTimes, Finish};
+use crate::ports::Clock;
+use crate::refusal::Refusal;
+
+/// Takes closed records. Implemented by `observe`.
+pub trait Observer: Send + Sync {
+    fn opened(&self);
+    fn closed(&self, record: Record);
+}
+
+/// A trace's place in the caller's trace, if they sent a valid `traceparent` (W3C Trace Context, version 00).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct TraceParent {
+    pub trace_id: TraceId,
+    pub parent: Option<SpanId>,
+    pub sampled: bool,
+}
+
+impl TraceParent {
+    /// Parses `00-<32 hex>-<16 hex>-<2 hex>`; anything else is `None`, and the request starts a trace of its own.
+    pub fn parse(header: &str) -> Option<TraceParent> {
+        let mut parts = header.split('-');
+        let (version, trace, span, flags) = (parts.next()?, parts.next()?, parts.next()?, parts.next()?);
+        let lower_hex = |text: &str, length: usize| {
+            text.len() == length && text.bytes().all(|byte| byte.is_ascii_digit() || (b'a'..=b'f').contains(&byte))
+        };
+        if version != "00"
+            || parts.next().is_some()
+            || !lower_hex(trace, 32)
+            || !lower_hex(span, 16)
+            || !lower_hex(flags, 2)
+        {
+            return None;
+        }
+        let trace_id = TraceId::from_hex(trace).ok()?;
+        let parent = SpanId::from_hex(span).ok()?;
+        let flags = u8::from_str_radix(flags, 16).ok()?;
+        (trace_id != TraceId::INVALID && parent != SpanId::INVALID).then_some(TraceParent {
+            trace_id,
+            parent: Some(parent),
+            sampled: flags & 1 == 1,
+        })
+    }
+}
+
+/// The moments of a request, as time since it began.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize)]
+pub struct Marks {
+    pub identified: Option<Duration>,
+    pub body_read: Option<Duration>,
+    pub routed: Option<Duration>,
+    pub measured: Option<Duration>,
+    pub admitted: Option<Duration>,
+    pub sent: Option<Duration>,
+    pub first_token: Option<Duration>,
+    pub last_token: Option<Duration>,
+    pub closed: Duration,
+}
+
+/// Everything that is known of one request.
+#[derive(Clone, Debug)]
+pub struct Record {
+    pub request_id: String,
+    pub response_id: Option<String>,
+    pub trace_id: TraceId,
+    pub span_id: SpanId,
+    pub parent_span_id: Option<SpanId>,
+    pub started_ns: i64,
+    pub marks: Marks,
+    pub method: String,
+    pub path: String,
+    pub op: &'static str,
+    pub tenant: String,
+    pub key_id: String,
+    pub key_name: String,
+    pub authenticated: bool,
+    pub session: Option<String>,
+    pub route: String,
+    pub model: String,
+    pub variant: String,
+    pub stream: bool,
+    pub cache: &'static str,
+    pub config_hash: String,
+    pub price_version: String,
+    /// The status that was sent, or 499 when nobody was left to send one to.
+    pub status: u16,
+    pub outcome: &'static str,
+    pub error_type: &'static str,
+    pub finish: Option<Finish>,
+    /// Present exactly if the request was admitted; then it equals the ledger's row.
+    pub receipt: Option<Receipt>,
+    pub engine: Option<EngineTimes>,
+    pub params: Params,
+    pub bytes_in: u64,
+    pub bytes_out: u64,
+}
+
+/// The request's sampling parameters, for its span.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Params {
+    pub max_tokens: Option<u64>,
+    pub temperature: Option<f64>,
+    pub top_p: Option<f64>,
+    pub top_k: Option<u64>,
+    pub frequency_penalty: Option<f64>,
+    pub presence_penalty: Option<f64>,
+    pub seed: Option<i64>,
+    pub stop: Vec<String>,
+}
+
+impl Record {
+    pub fn usage(&self) -> Usage {
+        self.receipt.map_or(Usage::default(), |receipt| receipt.usage)
+    }
+
+    pub fn billed(&self) -> NanoUsd {
+        self.receipt.map_or(NanoUsd(0), |receipt| receipt.billed)
+    }
+
+    /// The class that counts: a stream that broke after its 200 is still an error.
+    pub fn status_counted(&self) -> u16 {
+        match self.outcome {
+            "aborted" => 499,
+            "panicked" | "failed" => 500,
+            "timed_out" => 504,
+            _ => self.status,
+        }
+    }
+
+    /// (last token − first token) / (output tokens − 1), where there are two or more.
+    pub fn time_per_output_token(&self) -> Option<Duration> {
+        let (first, last) = (self.marks.first_token?, self.marks.last_token?);
+        let gaps = u32::try_from(self.usage().completion()).ok()?.checked_sub(1)?;
+        last.saturating_sub(first).checked_div(gaps)
+    }
+
+    pub fn ended_ns(&self) -> i64 {
+        self.at_ns(self.marks.closed)
+    }
+
+    /// A moment of this request as Unix nanoseconds.
+    pub fn at_ns(&self, mark: Duration) -> i64 {
+        self.started_ns.saturating_add(i64::try_from(mark.as_nanos()).unwrap_or(i64::MAX))
+    }
+}
+
+/// A request under way.
+pub struct Exchange {
+    record: Option<Record>,
+    began: Instant,
+    receipt: Arc<OnceLock<Receipt>>,
+    observer: Arc<dyn Observer>,
+    clock: Arc<dyn Clock>,
+}
+
+impl Exchange {
+    pub fn open(observer: Arc<dyn Observer>, clock: Arc<dyn Clock>) -> Exchange {
+        observer.opened();
+        let random = Uuid::now_v7();
+        let noise = Uuid::new_v4();
+        let (trace, span) = (noise.as_bytes(), random.as_bytes());
+        let record = Record {
+            request_id: random.simple().to_string(),
+            response_id: None,
+            trace_id: TraceId::from_bytes(*trace),
+            // The random half of the request id is as good as another random number.
+            span_id: SpanId::from_bytes([span[8], span[9], span[10], span[11], span[12], span[13], span[14], span[15]]),
+            parent_span_id: None,
+            started_ns: clock.now_ns(),
+            marks: Marks::default(),
+            method: String::new(),
+            path: String::new(),
+            op: "other",
+            tenant: String::new(),
+            key_id: String::new(),
+            key_name: String::new(),
+            authenticated: false,
+            session: None,
+            route: "none".into(),
+            model: "none".into(),
+            variant: "none".into(),
+            stream: false,
+            cache: "none",
+            config_hash: String::new(),
+            price_version: String::new(),
+            status: 0,
+            outcome: "",
+            error_type: "",
+            finish: None,
+            receipt: None,
+            engine: None,
+            params: Params::default(),
+            bytes_in: 0,
+            bytes_out: 0,
+        };
+        Exchange { record: Some(record), began: clock.instant(), receipt: Arc::default(), observer, clock }
+    }
+
+    /// Adds facts. Does nothing once closed.
+    pub fn note(&mut self, facts: impl FnOnce(&mut Record)) {
+        if let Some(record) = &mut self.record {
+            facts(record);
+        }
+    }
+
+    /// Adds facts and the moment at which they became known.
+    pub fn mark(&mut self, facts: impl FnOnce(&mut Record, Duration)) {
+        let now = self.elapsed();
+        if let Some(record) = &mut self.record {
+            facts(record, now);
+        }
+    }
+
+    pub fn elapsed(&self) -> Duration {
+        self.clock.instant().saturating_duration_since(self.began)
+    }
+
+    /// Where the settlement leaves its receipt.
+    pub fn receipt(&self) -> Arc<OnceLock<Receipt>> {
+        self.receipt.clone()
+    }
+
+    /// What is known so far; `None` once closed.
+    pub fn record(&self) -> Option<&Record> {
+        self.record.as_ref()
+    }
+
+    /// Notes that we said no.
+    pub fn refused(&mut self, refusal: &Refusal) {
+        let described = refusal.describe();
+        self.note(|record| {
+            // What was sent was sent: a hang-up after the 200 does not change it.
+            if record.status == 0 {
+                record.status = described.status;
+            }
+            record.error_type = described.code;
+        });
+    }
+
+    /// The end. Everything that watches learns of the request here, once.
+    pub fn close(&mut self) {
+        let closed = self.elapsed();
+        let Some(mut record) = self.record.take() else {
+            return;
+        };
+        record.marks.closed = closed;
+        record.receipt = self.receipt.get().copied();
+        let panicked = std::thread::panicking();
+        if record.status == 0 {
+            record.status = if panicked { 500 } else { 499 };
+        }
+        record.outcome = match (&record.receipt, panicked) {
+            (_, true) => "panicked",
+            (Some(receipt), _) => receipt.outcome.as_str(),
+            (None, _) if record.status == 499 => "aborted",
+            (None, _) if record.status >= 400 => "refused",
+            (None, _) => "answered",
+        };
+        if record.error_type.is_empty() {
+            record.error_type = match record.outcome {
+                "panicked" => "panic",
+                "aborted" => "client_closed_request",
+                _ => "",
+            };
+        }
+        self.observer.closed(record);
+    }
+}
+
+impl Drop for Exchange {
+    /// pingora skips `logging` when a request panics; the record must not depend on it.
+    fn drop(&mut self) {
+        self.close();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Mutex;
+
+    use super::*;
+    use crate::ports::SystemClock;
+
+    #[derive(Default)]
+    struct Seen(Mutex<Vec<Record>>);
+
+    impl Observer for Seen {
+        fn opened(&self) {}
+        fn closed(&self, record: Record) {
+            self.0.lock().unwrap().push(record);
+        }
+    }
+
+    #[test]
+    fn an_exchange_is_closed_exactly_once() {
+        let seen = Arc::new(Seen::default());
+        let mut exchange = Exchange::open(seen.clone(), Arc::new(SystemClock));
+        exchange.note(|record| record.status = 200);
+        exchange.close();
+        drop(exchange);
+        assert_eq!(seen.0.lock().unwrap().len(), 1);
+    }
+
+    #[test]
+    fn a_panic_leaves_a_record_that_says_so() {
+        let seen = Arc::new(Seen::default());
+        let observer = seen.clone();
+        let _ = std::panic::catch_unwind(move || {
+            let _exchange = Exchange::open(observer, Arc::new(SystemClock));
+            std::panic::resume_unwind(Box::new("a bug"));
+        });
+        let seen = seen.0.lock().unwrap();
+        assert_eq!((seen[0].outcome, seen[0].status, seen[0].error_type), ("panicked", 500, "panic"));
+    }
+
+    #[test]
+    fn only_a_valid_traceparent_is_followed() {
+        let good = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01";
+        assert!(TraceParent::parse(good).is_some_and(|parent| parent.sampled));
+        for bad in [
+            "",
+            "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7",
+            "00-00000000000000000000000000000000-00f067aa0ba902b7-01",
+            "00-4bf92f3577b34da6a3ce929d0e0e4736-0000000000000000-01",
+            "00-4BF92F3577B34DA6A3CE929D0E0E4736-00f067aa0ba902b7-01",
+            "01-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01",
+            "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01-x",
+        ] {
+            assert_eq!(TraceParent::parse(bad), None, "{bad}");
+        }
+    }
+}

@@ -1,0 +1,188 @@
+//! THE request path. Read this first: who, may they, what, which, how much, on credit, and go.
+//!
+//! `answer` runs the stages in order; each returns the proof that the next one asks for. `settle` writes down what was
+//! used before any byte that says so leaves. `close` ends the record; a dropped `Exchange` closes itself.
+
+use std::time::Duration;
+
+use crate::accounting::core::{NanoUsd, Usage};
+use crate::accounting::row::{Outcome, Role, Row, UsageSource};
+use crate::accounting::settlement::{Receipt, Running, Terms};
+use crate::admission::Door;
+use crate::answer::{Answer, End, Ended};
+use crate::api::openai::chat::ChatRequest;
+use crate::app::{App, Snapshot};
+use crate::auth::Caller;
+use crate::exchange::{Exchange, Params, Record, TraceParent};
+use crate::ports::Inbound;
+use crate::refusal::Refusal;
+use crate::routing::{self, Measure, Route};
+
+/// An answer under way, and what `relay` needs to write it.
+pub struct Reply {
+    pub answer: Answer,
+    pub request: ChatRequest,
+    pub route: Route,
+    pub door: Door,
+    pub cost_max: NanoUsd,
+}
+
+/// From an accepted head to an answer under way.
+///
+/// # Errors
+/// The refusal, from whichever stage said no. What was reserved until then is given back.
+pub async fn answer(
+    app: &App,
+    snapshot: &Snapshot,
+    inbound: &mut impl Inbound,
+    exchange: &mut Exchange,
+) -> Result<Reply, Refusal> {
+    let caller = app.auth.identify(&inbound.head().headers)?;
+    note_caller(exchange, &caller, inbound);
+    let door = app.admission.knock(&caller, snapshot.config.gateway.requests_per_minute)?;
+    if app.is_draining() {
+        return Err(Refusal::Draining);
+    }
+
+    require_json(inbound)?;
+    let body = inbound.read_body(snapshot.config.gateway.body_bytes_max).await?;
+    exchange.mark(|record, now| (record.bytes_in, record.marks.body_read) = (body.len() as u64, Some(now)));
+    let request = ChatRequest::parse(&body)?;
+    note_request(exchange, &request);
+
+    let route = snapshot.routing.choose(&caller, &request, &inbound.head().headers)?;
+    note_route(exchange, snapshot, &route);
+    let measure = route.measure(&request).await?;
+    exchange.mark(|record, now| record.marks.measured = Some(now));
+
+    let ticket = app.admission.admit(&door, terms(exchange, &caller, &route, &measure), exchange.receipt())?;
+    let cost_max = ticket.cost_max();
+    exchange.mark(|record, now| record.marks.admitted = Some(now));
+    let answer = snapshot.backends.send(ticket.start(), &caller, &route, &request, measure)?;
+    Ok(Reply { answer, request, route, door, cost_max })
+}
+
+/// Writes the terminal row, before usage leaves.
+///
+/// # Errors
+/// When the row is not durable; the client must not be told otherwise.
+pub fn settle(
+    exchange: &mut Exchange,
+    running: Running,
+    end: &End,
+    why: Option<Outcome>,
+    delivered: bool,
+) -> Result<Receipt, Refusal> {
+    let outcome = why.unwrap_or(match end.how {
+        Ended::Finished(_) => Outcome::Answered,
+        Ended::Cancelled => Outcome::Aborted,
+        Ended::Failed(_) => Outcome::Failed,
+    });
+    // Who only ever gets an error does not pay for it; tokens that were delivered are owed.
+    let owed = delivered || matches!(outcome, Outcome::Answered | Outcome::Aborted);
+    let usage = if owed { end.usage } else { Usage::default() };
+    let compute = if owed { end.engine.compute } else { Duration::ZERO };
+    exchange.note(|record| {
+        record.engine = Some(end.engine);
+        if let Ended::Finished(finish) = end.how {
+            record.finish = Some(finish);
+        }
+    });
+    running.settle(outcome, usage, compute).map_err(|_| Refusal::LedgerFull)
+}
+
+/// Ends the record. By now everything is settled: what `relay` did not settle, the drop of `Running` did.
+pub fn close(exchange: &mut Exchange) {
+    exchange.close();
+}
+
+fn require_json(inbound: &impl Inbound) -> Result<(), Refusal> {
+    let found =
+        inbound.head().headers.get(http::header::CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or("");
+    let essence = found.split(';').next().unwrap_or("").trim();
+    if essence.eq_ignore_ascii_case("application/json") {
+        Ok(())
+    } else {
+        Err(Refusal::WrongContentType { found: found.chars().take(64).collect() })
+    }
+}
+
+/// The ledger's row as far as it is known at admission; settlement fills in the rest.
+fn terms(exchange: &Exchange, caller: &Caller, route: &Route, measure: &Measure) -> Terms {
+    let record = exchange.record();
+    let of = |fact: fn(&Record) -> String| record.map(fact).unwrap_or_default();
+    let row = Row {
+        request_id: of(|record| record.request_id.clone()),
+        attempt: 0,
+        role: Role::Primary,
+        response_id: of(|record| record.response_id.clone().unwrap_or_default()),
+        trace_id: of(|record| record.trace_id.to_string()),
+        started_ns: record.map_or(0, |record| record.started_ns),
+        ended_ns: 0,
+        tenant: caller.tenant().to_owned(),
+        key_id: caller.key_id().to_owned(),
+        route: route.name().to_owned(),
+        model: route.model().to_owned(),
+        variant: route.variant().to_owned(),
+        provider: "glassgate".to_owned(),
+        op: of(|record| record.op.to_owned()),
+        stream: record.is_some_and(|record| record.stream),
+        cache: of(|record| record.cache.to_owned()),
+        outcome: Outcome::Killed,
+        usage: Usage::default(),
+        usage_source: UsageSource::Reserved,
+        billed: NanoUsd(0),
+        provider_cost: NanoUsd(0),
+        price_version: of(|record| record.price_version.clone()),
+        config_hash: of(|record| record.config_hash.clone()),
+    };
+    Terms { row, price: route.price(), reservation: measure.reservation() }
+}
+
+pub fn note_caller(exchange: &mut Exchange, caller: &Caller, inbound: &impl Inbound) {
+    let headers = &inbound.head().headers;
+    let session = routing::header(headers, "x-session-id").map(str::to_owned);
+    // Only somebody who proved who they are may hang our spans into their trace.
+    let parent = headers.get("traceparent").and_then(|value| TraceParent::parse(value.to_str().ok()?));
+    exchange.mark(|record, now| {
+        record.marks.identified = Some(now);
+        record.authenticated = true;
+        record.tenant = caller.tenant().to_owned();
+        record.key_id = caller.key_id().to_owned();
+        record.key_name = caller.key_name().to_owned();
+        record.session = session;
+        if let Some(parent) = parent {
+            record.trace_id = parent.trace_id;
+            record.parent_span_id = parent.parent;
+        }
+    });
+}
+
+fn note_request(exchange: &mut Exchange, request: &ChatRequest) {
+    exchange.note(|record| {
+        record.response_id = Some(format!("chatcmpl-{}", record.request_id));
+        record.stream = request.stream;
+        let sampling = &request.sampling;
+        record.params = Params {
+            max_tokens: request.max_tokens,
+            temperature: sampling.temperature,
+            top_p: sampling.top_p,
+            top_k: sampling.top_k,
+            frequency_penalty: sampling.frequency_penalty,
+            presence_penalty: sampling.presence_penalty,
+            seed: sampling.seed,
+            stop: request.stop.clone(),
+        };
+    });
+}
+
+fn note_route(exchange: &mut Exchange, snapshot: &Snapshot, route: &Route) {
+    exchange.mark(|record, now| {
+        record.marks.routed = Some(now);
+        record.route = route.name().to_owned();
+        record.model = route.model().to_owned();
+        record.variant = route.variant().to_owned();
+        record.config_hash.clone_from(&snapshot.config.hash);
+        record.price_version.clone_from(&snapshot.config.prices.version);
+    });
+}

@@ -1,0 +1,34 @@
+//! Glassgate: an observability-first serving gateway for language models.
+//!
+//! # Layout, in reading order
+//! - `invoke`: THE request path on one page. Read this first
+//! - `exchange`: the one record of a request; `answer`: what every way of answering yields; `refusal`: every way we say no
+//! - `proxy`: pingora's phases; `relay`: answer → client; `server`: listeners, signals, the end
+//! - stages, in the order of the path: `auth`, `admission`, `routing`, `dispatch`; below them `accounting` and `models`
+//! - `observe`: a closed record → metrics, log line, spans
+//! - `config`: three files → what they mean; `app`: the stages built from it
+//! - `admin`, `cli`: for the people who run it
+
+#![forbid(unsafe_code)]
+
+pub mod accounting;
+pub mod admin;
+pub mod admission;
+pub mod answer;
+pub mod api;
+pub mod app;
+pub mod auth;
+pub mod cli;
+pub mod config;
+pub mod data_dir;
+pub mod dispatch;
+pub mod exchange;
+pub mod invoke;
+pub mod models;
+pub mod observe;
+pub mod ports;
+pub mod proxy;
+pub mod refusal;
+pub mod relay;
+pub mod routing;
+pub mod server;

@@ -1,0 +1,152 @@
+//! One JSON line a request, written by a thread of its own. A full queue drops lines and counts them; it never waits.
+
+use std::io::Write;
+use std::sync::Arc;
+use std::sync::mpsc::{SyncSender, TrySendError, sync_channel};
+use std::thread::JoinHandle;
+
+use serde::Serialize;
+
+use super::metrics::Metrics;
+use crate::exchange::Record;
+
+/// Lines waiting for the writer.
+const QUEUE_LINES: usize = 8192;
+
+/// The schema, version 1. Never holds content.
+#[derive(Serialize)]
+struct Line<'a> {
+    v: u32,
+    ts: String,
+    request_id: &'a str,
+    response_id: Option<&'a str>,
+    trace_id: String,
+    span_id: String,
+    method: &'a str,
+    path: &'a str,
+    op: &'a str,
+    status: u16,
+    outcome: &'a str,
+    error_type: Option<&'a str>,
+    tenant: Option<&'a str>,
+    key_id: Option<&'a str>,
+    key_name: Option<&'a str>,
+    session_id: Option<&'a str>,
+    route: Option<&'a str>,
+    model: Option<&'a str>,
+    variant: Option<&'a str>,
+    stream: bool,
+    cache: &'a str,
+    finish_reason: Option<&'a str>,
+    tokens: Option<crate::accounting::core::Usage>,
+    usage_source: Option<&'a str>,
+    cost_usd: Option<String>,
+    provider_cost_usd: Option<String>,
+    price_version: Option<&'a str>,
+    config_hash: Option<&'a str>,
+    queue_ms: Option<f64>,
+    ttft_ms: Option<f64>,
+    duration_ms: f64,
+    bytes_in: u64,
+    bytes_out: u64,
+}
+
+/// A record as one line of JSON, with its newline.
+pub fn line(record: &Record) -> Vec<u8> {
+    let known = |text: &'_ str| (!text.is_empty() && text != "none").then(|| text.to_owned());
+    let (route, model, variant) = (known(&record.route), known(&record.model), known(&record.variant));
+    let millis = |time: std::time::Duration| (time.as_secs_f64() * 1e6).round() / 1e3;
+    let some = |text: &'static str| (!text.is_empty()).then_some(text);
+    let receipt = record.receipt;
+    let line = Line {
+        v: 1,
+        ts: timestamp(record.started_ns),
+        request_id: &record.request_id,
+        response_id: record.response_id.as_deref(),
+        trace_id: record.trace_id.to_string(),
+        span_id: record.span_id.to_string(),
+        method: &record.method,
+        path: &record.path,
+        op: record.op,
+        status: record.status,
+        outcome: record.outcome,
+        error_type: some(record.error_type),
+        tenant: record.authenticated.then_some(record.tenant.as_str()),
+        key_id: record.authenticated.then_some(record.key_id.as_str()),
+        key_name: record.authenticated.then_some(record.key_name.as_str()),
+        session_id: record.session.as_deref(),
+        route: route.as_deref(),
+        model: model.as_deref(),
+        variant: variant.as_deref(),
+        stream: record.stream,
+        cache: record.cache,
+        finish_reason: record.finish.map(|finish| finish.as_str()),
+        tokens: receipt.map(|receipt| receipt.usage),
+        usage_source: receipt.map(|receipt| receipt.usage_source.as_str()),
+        cost_usd: receipt.map(|receipt| receipt.billed.to_string()),
+        provider_cost_usd: receipt.map(|receipt| receipt.provider_cost.to_string()),
+        price_version: receipt.map(|_| record.price_version.as_str()),
+        config_hash: route.as_ref().map(|_| record.config_hash.as_str()),
+        queue_ms: record.engine.map(|engine| millis(engine.queue)),
+        ttft_ms: record.marks.first_token.map(millis),
+        duration_ms: millis(record.marks.closed),
+        bytes_in: record.bytes_in,
+        bytes_out: record.bytes_out,
+    };
+    let mut json = serde_json::to_vec(&line).unwrap_or_default();
+    json.push(b'\n');
+    json
+}
+
+/// RFC 3339 with microseconds, in UTC.
+pub fn timestamp(unix_ns: i64) -> String {
+    let format =
+        time::macros::format_description!("[year]-[month]-[day]T[hour]:[minute]:[second].[subsecond digits:6]Z");
+    time::OffsetDateTime::from_unix_timestamp_nanos(i128::from(unix_ns))
+        .ok()
+        .and_then(|at| at.format(&format).ok())
+        .unwrap_or_default()
+}
+
+pub struct AccessLog {
+    queue: Option<SyncSender<Vec<u8>>>,
+    writer: Option<JoinHandle<()>>,
+    metrics: Arc<Metrics>,
+}
+
+impl AccessLog {
+    /// Starts the writer.
+    ///
+    /// # Errors
+    /// When no thread can be started.
+    pub fn to(mut out: impl Write + Send + 'static, metrics: Arc<Metrics>) -> std::io::Result<AccessLog> {
+        let (queue, lines) = sync_channel::<Vec<u8>>(QUEUE_LINES);
+        let counted = metrics.clone();
+        let writer = std::thread::Builder::new().name("access-log".into()).spawn(move || {
+            while let Ok(line) = lines.recv() {
+                // A closed stdout is no reason to stop serving; the loss is counted.
+                let result =
+                    if out.write_all(&line).and_then(|()| out.flush()).is_ok() { "written" } else { "dropped" };
+                counted.log_line(result);
+            }
+        })?;
+        Ok(AccessLog { queue: Some(queue), writer: Some(writer), metrics })
+    }
+
+    pub fn write(&self, record: &Record) {
+        let Some(queue) = &self.queue else { return };
+        match queue.try_send(line(record)) {
+            Ok(()) => {}
+            Err(TrySendError::Full(_) | TrySendError::Disconnected(_)) => self.metrics.log_line("dropped"),
+        }
+    }
+}
+
+impl Drop for AccessLog {
+    fn drop(&mut self) {
+        drop(self.queue.take());
+        if let Some(writer) = self.writer.take() {
+            let _ = writer.join();
+        }
+    }
+}

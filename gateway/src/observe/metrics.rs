@@ -1,0 +1,596 @@
+//! All metrics: names, labels, buckets, and one typed method for everything that is counted.
+//!
+//! Labels come from closed sets (configuration, enums), never from a request. Money is counted in integer nano-dollars
+//! and scaled when it is written out, so that sums stay exact. One registry a gateway: parallel tests share nothing.
+
+use parking_lot::Mutex;
+use std::collections::HashSet;
+use std::time::Duration;
+
+use prometheus::core::Collector;
+use prometheus::proto::MetricType;
+use prometheus::{
+    GaugeVec, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry,
+};
+
+use crate::accounting::settlement::Receipt;
+
+/// One row of the table that dashboards and the golden file read.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Family {
+    pub name: &'static str,
+    pub kind: &'static str,
+    pub labels: &'static [&'static str],
+    pub help: &'static str,
+}
+
+/// Families whose integer value is written divided by 10⁹.
+const IN_BILLIONTHS: [&str; 1] = ["gateway_cost_usd_total"];
+
+/// Tenants that get a label of their own; the rest share `other`.
+const TENANTS_MAX: usize = 200;
+
+/// Request durations: OpenTelemetry's list for GenAI clients, and two more for long streams.
+const DURATION: &[f64] =
+    &[0.01, 0.02, 0.04, 0.08, 0.16, 0.32, 0.64, 1.28, 2.56, 5.12, 10.24, 20.48, 40.96, 81.92, 163.84, 327.68];
+/// Time to first token: OpenTelemetry's list, the 2 s edge of the usual objective, and room for saturation.
+const FIRST_TOKEN: &[f64] = &[
+    0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75, 1.0, 2.0, 2.5, 5.0, 7.5, 10.0, 20.0, 40.0, 80.0,
+    160.0,
+];
+/// Time per token: OpenTelemetry's list, with the steps of a small local model below it.
+const PER_TOKEN: &[f64] =
+    &[0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.75, 1.0, 2.5];
+const STEP: &[f64] = &[0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0];
+const BATCH: &[f64] = &[1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0];
+
+/// Which request a number belongs to.
+#[derive(Clone, Copy, Debug)]
+pub struct Served<'a> {
+    pub route: &'a str,
+    pub model: &'a str,
+    pub variant: &'a str,
+}
+
+pub struct Metrics {
+    registry: Registry,
+    families: Vec<Family>,
+    tenants: Mutex<HashSet<String>>,
+    requests: IntCounterVec,
+    duration: HistogramVec,
+    first_token: HistogramVec,
+    per_output_token: HistogramVec,
+    inter_token: HistogramVec,
+    tokens: IntCounterVec,
+    cost: IntCounterVec,
+    in_flight: IntGauge,
+    limit_decisions: IntCounterVec,
+    rejections: IntCounterVec,
+    panics: IntCounter,
+    reloads: IntCounterVec,
+    config_info: IntGaugeVec,
+    store_up: IntGaugeVec,
+    ledger_lag: GaugeVec,
+    ledger_queue: IntGauge,
+    ledger_wal: IntGauge,
+    ledger_failures: IntCounter,
+    ledger_recovered: IntCounterVec,
+    spans: IntCounterVec,
+    log_lines: IntCounterVec,
+    runtime_requests: IntGaugeVec,
+    runtime_kv_blocks: IntGaugeVec,
+    runtime_queue: HistogramVec,
+    runtime_step: HistogramVec,
+    runtime_batch: HistogramVec,
+    runtime_prompt_tokens: IntCounterVec,
+    runtime_generated_tokens: IntCounterVec,
+    runtime_failures: IntCounterVec,
+    runtime_models: IntGaugeVec,
+    runtime_load: GaugeVec,
+}
+
+/// Makes families, registers them, and remembers them for the table.
+struct Maker {
+    registry: Registry,
+    families: Vec<Family>,
+}
+
+impl Maker {
+    fn register<C: Collector + Clone + 'static>(
+        &mut self,
+        made: prometheus::Result<C>,
+        family: Family,
+    ) -> prometheus::Result<C> {
+        let collector = made?;
+        self.registry.register(Box::new(collector.clone()))?;
+        self.families.push(family);
+        Ok(collector)
+    }
+
+    fn counters(
+        &mut self,
+        name: &'static str,
+        labels: &'static [&'static str],
+        help: &'static str,
+    ) -> prometheus::Result<IntCounterVec> {
+        self.register(IntCounterVec::new(Opts::new(name, help), labels), Family { name, kind: "counter", labels, help })
+    }
+
+    fn counter(&mut self, name: &'static str, help: &'static str) -> prometheus::Result<IntCounter> {
+        self.register(IntCounter::new(name, help), Family { name, kind: "counter", labels: &[], help })
+    }
+
+    fn gauges(
+        &mut self,
+        name: &'static str,
+        labels: &'static [&'static str],
+        help: &'static str,
+    ) -> prometheus::Result<IntGaugeVec> {
+        self.register(IntGaugeVec::new(Opts::new(name, help), labels), Family { name, kind: "gauge", labels, help })
+    }
+
+    fn gauge(&mut self, name: &'static str, help: &'static str) -> prometheus::Result<IntGauge> {
+        self.register(IntGauge::new(name, help), Family { name, kind: "gauge", labels: &[], help })
+    }
+
+    fn seconds(
+        &mut self,
+        name: &'static str,
+        labels: &'static [&'static str],
+        help: &'static str,
+    ) -> prometheus::Result<GaugeVec> {
+        self.register(GaugeVec::new(Opts::new(name, help), labels), Family { name, kind: "gauge", labels, help })
+    }
+
+    fn histograms(
+        &mut self,
+        name: &'static str,
+        labels: &'static [&'static str],
+        buckets: &[f64],
+        help: &'static str,
+    ) -> prometheus::Result<HistogramVec> {
+        self.register(
+            HistogramVec::new(HistogramOpts::new(name, help).buckets(buckets.to_vec()), labels),
+            Family { name, kind: "histogram", labels, help },
+        )
+    }
+}
+
+const SERVED: &[&str] = &["route", "model", "variant"];
+
+impl Default for Metrics {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Metrics {
+    /// A registry of its own with every family in it.
+    #[allow(
+        clippy::expect_used,
+        reason = "fails only on a clash of names in the table below, which every test would see"
+    )]
+    pub fn new() -> Self {
+        Self::try_new().expect("the metric table is consistent")
+    }
+
+    fn try_new() -> prometheus::Result<Self> {
+        let mut make = Maker { registry: Registry::new(), families: Vec::new() };
+        let metrics = Metrics {
+            requests: make.counters(
+                "gateway_requests_total",
+                &["route", "model", "variant", "op", "code_class", "error_type", "stream", "cache"],
+                "Requests whose head was accepted, by how they ended",
+            )?,
+            duration: make.histograms(
+                "gateway_request_duration_seconds",
+                SERVED,
+                DURATION,
+                "From the accepted head to the last byte, of admitted requests",
+            )?,
+            first_token: make.histograms(
+                "gateway_time_to_first_token_seconds",
+                SERVED,
+                FIRST_TOKEN,
+                "From the accepted head to the first produced token",
+            )?,
+            per_output_token: make.histograms(
+                "gateway_time_per_output_token_seconds",
+                SERVED,
+                PER_TOKEN,
+                "(last token - first token) / (output tokens - 1), of answers with two tokens or more",
+            )?,
+            inter_token: make.histograms(
+                "gateway_inter_token_latency_seconds",
+                SERVED,
+                PER_TOKEN,
+                "Between one chunk of text and the next",
+            )?,
+            tokens: make.counters(
+                "gateway_tokens_total",
+                &["route", "model", "variant", "tenant", "role", "kind"],
+                "Tokens by disjoint kind, as in the ledger",
+            )?,
+            cost: make.counters(
+                "gateway_cost_usd_total",
+                &["route", "model", "variant", "tenant", "role"],
+                "US dollars billed, as in the ledger",
+            )?,
+            in_flight: make.gauge("gateway_in_flight_requests", "Requests that have begun and not yet ended")?,
+            limit_decisions: make.counters(
+                "gateway_limit_decisions_total",
+                &["scope", "kind", "decision"],
+                "What limits decided",
+            )?,
+            rejections: make.counters("gateway_rejections_total", &["reason"], "Requests refused, by error code")?,
+            panics: make.counter("gateway_panics_total", "Requests that ended in a panic of our own code")?,
+            reloads: make.counters("gateway_config_reloads_total", &["result"], "Configuration reloads")?,
+            config_info: make.gauges("gateway_config_info", &["hash"], "1 for the configuration that serves")?,
+            store_up: make.gauges("gateway_store_up", &["store"], "1 while the store takes writes")?,
+            ledger_lag: make.seconds(
+                "gateway_ledger_lag_seconds",
+                &[],
+                "Age of the oldest row that is not yet in the store",
+            )?,
+            ledger_queue: make
+                .gauge("gateway_ledger_queue_rows", "Rows that are in the log and not yet in the store")?,
+            ledger_wal: make.gauge("gateway_ledger_wal_bytes", "Size of the ledger's write-ahead log")?,
+            ledger_failures: make.counter("gateway_ledger_failures_total", "Failed writes to the log or the store")?,
+            ledger_recovered: make.counters(
+                "gateway_ledger_recovered_rows_total",
+                &["outcome"],
+                "Rows that this start found in the log of the life before",
+            )?,
+            spans: make.counters("gateway_telemetry_spans_total", &["sink", "result"], "Spans handed to a sink")?,
+            log_lines: make.counters("gateway_access_log_lines_total", &["result"], "Access log lines")?,
+            runtime_requests: make.gauges("runtime_requests", &["model", "state"], "Sequences in the engine")?,
+            runtime_kv_blocks: make.gauges("runtime_kv_blocks", &["model", "state"], "KV blocks of 32 tokens")?,
+            runtime_queue: make.histograms(
+                "runtime_queue_seconds",
+                &["model"],
+                STEP,
+                "From submission to admission in the engine",
+            )?,
+            runtime_step: make.histograms(
+                "runtime_step_seconds",
+                &["model", "phase"],
+                STEP,
+                "One engine step; a step with any prefill counts as prefill",
+            )?,
+            runtime_batch: make.histograms("runtime_batch_size", &["model"], BATCH, "Sequences in one step")?,
+            runtime_prompt_tokens: make.counters(
+                "runtime_prompt_tokens_total",
+                &["model"],
+                "Prompt tokens computed",
+            )?,
+            runtime_generated_tokens: make.counters("runtime_generated_tokens_total", &["model"], "Tokens sampled")?,
+            runtime_failures: make.counters(
+                "runtime_failures_total",
+                &["model"],
+                "Sequences that failed in the engine",
+            )?,
+            runtime_models: make.gauges("runtime_model_state", &["model", "state"], "1 for the state a model is in")?,
+            runtime_load: make.seconds("runtime_model_load_seconds", &["model"], "How long loading took")?,
+            tenants: Mutex::default(),
+            families: Vec::new(),
+            registry: make.registry.clone(),
+        };
+        let build = make.gauges("gateway_build_info", &["version"], "1 for the running version")?;
+        build.with_label_values(&[env!("CARGO_PKG_VERSION")]).set(1);
+        #[cfg(target_os = "linux")]
+        make.registry.register(Box::new(prometheus::process_collector::ProcessCollector::for_self()))?;
+        metrics.show_zeroes();
+        Ok(Metrics { families: make.families, ..metrics })
+    }
+
+    /// Series that should read zero before anything happened, so that rates have a start.
+    fn show_zeroes(&self) {
+        for refusal in crate::refusal::Refusal::every() {
+            self.rejections.with_label_values(&[refusal.describe().code]);
+        }
+        for result in ["applied", "rejected"] {
+            self.reloads.with_label_values(&[result]);
+        }
+        for decision in ["allowed", "denied"] {
+            self.limit_decisions.with_label_values(&["key", "requests", decision]);
+        }
+        for result in ["exported", "dropped", "failed"] {
+            self.spans.with_label_values(&["file", result]);
+        }
+        for result in ["written", "dropped", "suppressed"] {
+            self.log_lines.with_label_values(&[result]);
+        }
+        self.store_up("ledger", true);
+        self.ledger(0, 0, Duration::ZERO);
+    }
+
+    /// The table of families, in the order in which they were made.
+    pub fn families(&self) -> &[Family] {
+        &self.families
+    }
+
+    #[allow(clippy::too_many_arguments, reason = "the labels of one family")]
+    pub fn request(&self, served: Served<'_>, op: &str, status: u16, error_type: &str, stream: bool, cache: &str) {
+        let stream = if stream { "true" } else { "false" };
+        self.requests
+            .with_label_values(&[
+                served.route,
+                served.model,
+                served.variant,
+                op,
+                code_class(status),
+                error_type,
+                stream,
+                cache,
+            ])
+            .inc();
+    }
+
+    pub fn admitted(
+        &self,
+        served: Served<'_>,
+        duration: Duration,
+        first_token: Option<Duration>,
+        per_output_token: Option<Duration>,
+    ) {
+        let labels = [served.route, served.model, served.variant];
+        self.duration.with_label_values(&labels).observe(duration.as_secs_f64());
+        if let Some(first) = first_token {
+            self.first_token.with_label_values(&labels).observe(first.as_secs_f64());
+        }
+        if let Some(each) = per_output_token {
+            self.per_output_token.with_label_values(&labels).observe(each.as_secs_f64());
+        }
+    }
+
+    /// The child to observe with while a stream runs: looked up once, not for every chunk.
+    pub fn inter_token(&self, served: Served<'_>) -> Histogram {
+        self.inter_token.with_label_values(&[served.route, served.model, served.variant])
+    }
+
+    pub fn settled(&self, served: Served<'_>, tenant: &str, role: &str, receipt: &Receipt) {
+        let tenant = self.tenant(tenant);
+        for (kind, count) in receipt.usage.kinds() {
+            if count > 0 {
+                self.tokens
+                    .with_label_values(&[served.route, served.model, served.variant, &tenant, role, kind])
+                    .inc_by(count);
+            }
+        }
+        self.cost
+            .with_label_values(&[served.route, served.model, served.variant, &tenant, role])
+            .inc_by(receipt.billed.0);
+    }
+
+    fn tenant(&self, tenant: &str) -> String {
+        let mut known = self.tenants.lock();
+        if !known.contains(tenant) {
+            if known.len() >= TENANTS_MAX {
+                return "other".into();
+            }
+            known.insert(tenant.to_owned());
+        }
+        tenant.to_owned()
+    }
+
+    pub fn in_flight(&self, change: i64) {
+        self.in_flight.add(change);
+    }
+
+    pub fn requests_in_flight(&self) -> i64 {
+        self.in_flight.get()
+    }
+
+    pub fn limit_decision(&self, scope: &str, kind: &str, allowed: bool) {
+        let decision = if allowed { "allowed" } else { "denied" };
+        self.limit_decisions.with_label_values(&[scope, kind, decision]).inc();
+    }
+
+    pub fn rejection(&self, reason: &str) {
+        self.rejections.with_label_values(&[reason]).inc();
+    }
+
+    pub fn panicked(&self) {
+        self.panics.inc();
+    }
+
+    pub fn reload(&self, applied: bool) {
+        let result = if applied { "applied" } else { "rejected" };
+        self.reloads.with_label_values(&[result]).inc();
+    }
+
+    pub fn config(&self, hash: &str) {
+        self.config_info.reset();
+        self.config_info.with_label_values(&[hash]).set(1);
+    }
+
+    pub fn store_up(&self, store: &str, up: bool) {
+        self.store_up.with_label_values(&[store]).set(i64::from(up));
+    }
+
+    pub fn ledger(&self, queue_rows: usize, wal_bytes: u64, lag: Duration) {
+        self.ledger_queue.set(queue_rows as i64);
+        self.ledger_wal.set(wal_bytes as i64);
+        self.ledger_lag.with_label_values::<&str>(&[]).set(lag.as_secs_f64());
+    }
+
+    pub fn ledger_failure(&self) {
+        self.ledger_failures.inc();
+    }
+
+    pub fn ledger_recovered(&self, outcome: &str, rows: usize) {
+        self.ledger_recovered.with_label_values(&[outcome]).inc_by(rows as u64);
+    }
+
+    pub fn span(&self, sink: &str, result: &str, count: u64) {
+        self.spans.with_label_values(&[sink, result]).inc_by(count);
+    }
+
+    pub fn log_line(&self, result: &str) {
+        self.log_lines.with_label_values(&[result]).inc();
+    }
+
+    pub fn runtime_queue(&self, model: &str, queued: Duration) {
+        self.runtime_queue.with_label_values(&[model]).observe(queued.as_secs_f64());
+    }
+
+    pub fn runtime_step(&self, model: &str, step: &EngineStep) {
+        let phase = if step.prefill_tokens > 0 { "prefill" } else { "decode" };
+        self.runtime_step.with_label_values(&[model, phase]).observe(step.duration.as_secs_f64());
+        self.runtime_batch.with_label_values(&[model]).observe(step.sequences as f64);
+        self.runtime_prompt_tokens.with_label_values(&[model]).inc_by(step.prefill_tokens);
+        self.runtime_generated_tokens.with_label_values(&[model]).inc_by(step.sampled_tokens);
+        self.runtime_load_now(model, step.running, step.waiting, step.kv_blocks_used, step.kv_blocks_total);
+    }
+
+    /// How full the engine is now.
+    pub fn runtime_load_now(&self, model: &str, running: u64, waiting: u64, kv_used: u64, kv_total: u64) {
+        self.runtime_requests.with_label_values(&[model, "running"]).set(running as i64);
+        self.runtime_requests.with_label_values(&[model, "waiting"]).set(waiting as i64);
+        self.runtime_kv_blocks.with_label_values(&[model, "used"]).set(kv_used as i64);
+        self.runtime_kv_blocks.with_label_values(&[model, "free"]).set(kv_total.saturating_sub(kv_used) as i64);
+    }
+
+    pub fn runtime_failure(&self, model: &str) {
+        self.runtime_failures.with_label_values(&[model]).inc();
+    }
+
+    pub fn runtime_model(&self, model: &str, state: &str, load: Duration) {
+        for each in ["ready", "failed"] {
+            self.runtime_models.with_label_values(&[model, each]).set(i64::from(each == state));
+        }
+        self.runtime_load.with_label_values(&[model]).set(load.as_secs_f64());
+    }
+
+    /// Prometheus text exposition, version 0.0.4. Bucket edges are written with a decimal point (`le="1.0"`), as
+    /// OpenMetrics does, so that a later change of format does not start new series.
+    pub fn encode(&self) -> String {
+        use std::fmt::Write;
+        let mut out = String::with_capacity(16 * 1024);
+        for family in self.registry.gather() {
+            let name = family.name();
+            let kind = match family.get_field_type() {
+                MetricType::COUNTER => "counter",
+                MetricType::GAUGE => "gauge",
+                MetricType::HISTOGRAM => "histogram",
+                MetricType::SUMMARY | MetricType::UNTYPED => "untyped",
+            };
+            let in_billionths = IN_BILLIONTHS.contains(&name);
+            // Writing into a String has no way to fail.
+            let _ = writeln!(out, "# HELP {name} {}\n# TYPE {name} {kind}", family.help());
+            for metric in family.get_metric() {
+                let labels: Vec<String> = metric
+                    .get_label()
+                    .iter()
+                    .map(|label| format!("{}=\"{}\"", label.name(), escape(label.value())))
+                    .collect();
+                let labels = labels.join(",");
+                let braces = |extra: &str| match (labels.is_empty(), extra.is_empty()) {
+                    (true, true) => String::new(),
+                    (false, false) => format!("{{{labels},{extra}}}"),
+                    _ => format!("{{{labels}{extra}}}"),
+                };
+                match family.get_field_type() {
+                    MetricType::COUNTER if in_billionths => {
+                        let nano = metric.get_counter().get_value() as u64;
+                        let _ = writeln!(out, "{name}{} {}", braces(""), crate::accounting::core::NanoUsd(nano));
+                    }
+                    MetricType::COUNTER => {
+                        let _ = writeln!(out, "{name}{} {}", braces(""), metric.get_counter().get_value());
+                    }
+                    MetricType::GAUGE => {
+                        let _ = writeln!(out, "{name}{} {}", braces(""), metric.get_gauge().get_value());
+                    }
+                    MetricType::HISTOGRAM => {
+                        let histogram = metric.get_histogram();
+                        for bucket in histogram.get_bucket() {
+                            let edge = format!("le=\"{:?}\"", bucket.upper_bound());
+                            let _ = writeln!(out, "{name}_bucket{} {}", braces(&edge), bucket.cumulative_count());
+                        }
+                        let count = histogram.get_sample_count();
+                        let _ = writeln!(out, "{name}_bucket{} {count}", braces("le=\"+Inf\""));
+                        let _ = writeln!(out, "{name}_sum{} {}", braces(""), histogram.get_sample_sum());
+                        let _ = writeln!(out, "{name}_count{} {count}", braces(""));
+                    }
+                    MetricType::SUMMARY | MetricType::UNTYPED => {}
+                }
+            }
+        }
+        out
+    }
+}
+
+/// What the engine says of one step, in numbers that a metric can take.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct EngineStep {
+    pub duration: Duration,
+    pub sequences: u64,
+    pub prefill_tokens: u64,
+    pub sampled_tokens: u64,
+    pub running: u64,
+    pub waiting: u64,
+    pub kv_blocks_used: u64,
+    pub kv_blocks_total: u64,
+}
+
+fn code_class(status: u16) -> &'static str {
+    match status {
+        200..=299 => "2xx",
+        300..=399 => "3xx",
+        400..=499 => "4xx",
+        _ => "5xx",
+    }
+}
+
+fn escape(value: &str) -> String {
+    value.replace('\\', "\\\\").replace('"', "\\\"").replace('\n', "\\n")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::accounting::core::{NanoUsd, Usage};
+    use crate::accounting::row::{Outcome, UsageSource};
+
+    const SERVED: Served<'_> = Served { route: "assistant", model: "glimmer-1", variant: "glimmer-1" };
+
+    fn receipt(billed: u64) -> Receipt {
+        Receipt {
+            outcome: Outcome::Answered,
+            usage: Usage::tokens(3, 4),
+            usage_source: UsageSource::Counted,
+            billed: NanoUsd(billed),
+            provider_cost: NanoUsd(0),
+        }
+    }
+
+    #[test]
+    fn money_is_written_exactly_to_the_nano_dollar() {
+        let metrics = Metrics::new();
+        for _ in 0..3 {
+            metrics.settled(SERVED, "default", "primary", &receipt(1_000_000_001));
+        }
+        let line = metrics.encode().lines().find(|line| line.starts_with("gateway_cost_usd_total{")).map(str::to_owned);
+        assert_eq!(line.as_deref().and_then(|line| line.rsplit(' ').next()), Some("3.000000003"));
+    }
+
+    #[test]
+    fn tenants_beyond_the_bound_share_one_series() {
+        let metrics = Metrics::new();
+        for i in 0..TENANTS_MAX + 50 {
+            metrics.settled(SERVED, &format!("t{i}"), "primary", &receipt(1));
+        }
+        let text = metrics.encode();
+        let series = text.lines().filter(|line| line.starts_with("gateway_cost_usd_total{")).count();
+        assert_eq!(series, TENANTS_MAX + 1);
+        assert!(text.contains("tenant=\"other\""));
+    }
+
+    #[test]
+    fn bucket_edges_have_one_spelling() {
+        let metrics = Metrics::new();
+        metrics.admitted(SERVED, Duration::from_millis(5), Some(Duration::from_millis(1)), None);
+        let text = metrics.encode();
+        assert!(text.contains("le=\"1.0\"") && text.contains("le=\"+Inf\"") && !text.contains("le=\"1\""));
+    }
+}

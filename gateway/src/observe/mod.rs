@@ -1,0 +1,105 @@
+//! Who watches: every closed record becomes numbers, a log line, spans, and one of the last thousand to look up.
+
+pub mod access_log;
+pub mod metrics;
+pub mod spans;
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use access_log::AccessLog;
+use metrics::{Metrics, Served};
+use parking_lot::Mutex;
+use spans::FileSink;
+
+use crate::accounting::row::Role;
+use crate::exchange::{Observer, Record};
+
+/// Requests that `glassgate trace` can still find.
+const RECENT_MAX: usize = 1000;
+/// Unauthenticated refusals are logged at most this often; the rest is counted.
+const STRANGERS_EVERY: Duration = Duration::from_secs(1);
+
+pub struct Observe {
+    metrics: Arc<Metrics>,
+    log: Option<AccessLog>,
+    traces: Vec<FileSink>,
+    recent: Mutex<VecDeque<Arc<Record>>>,
+    strangers: Mutex<Option<Instant>>,
+}
+
+impl Observe {
+    pub fn new(metrics: Arc<Metrics>, log: Option<AccessLog>, traces: Vec<FileSink>) -> Self {
+        Observe { metrics, log, traces, recent: Mutex::default(), strangers: Mutex::default() }
+    }
+
+    /// One of the last thousand requests, by request, response or trace id.
+    pub fn find(&self, id: &str) -> Option<Arc<Record>> {
+        let id = id.strip_prefix("chatcmpl-").unwrap_or(id);
+        let recent = self.recent.lock();
+        recent.iter().rev().find(|record| record.request_id == id || record.trace_id.to_string() == id).cloned()
+    }
+
+    fn count(&self, record: &Record) {
+        let served = Served { route: &record.route, model: &record.model, variant: &record.variant };
+        let metrics = &self.metrics;
+        metrics.in_flight(-1);
+        metrics.request(served, record.op, record.status_counted(), record.error_type, record.stream, record.cache);
+        match &record.receipt {
+            Some(receipt) => {
+                metrics.settled(served, &record.tenant, Role::Primary.as_str(), receipt);
+                metrics.admitted(served, record.marks.closed, record.marks.first_token, record.time_per_output_token());
+            }
+            None => {}
+        }
+        if matches!(record.outcome, "refused" | "released") {
+            metrics.rejection(record.error_type);
+        }
+        if record.outcome == "panicked" {
+            metrics.panicked();
+        }
+    }
+
+    /// Whether somebody who did not say who they are gets a line: one a second, so that nobody can flood the log.
+    fn is_logged(&self, record: &Record) -> bool {
+        if record.authenticated || record.outcome != "refused" {
+            return true;
+        }
+        let mut last = self.strangers.lock();
+        let now = Instant::now();
+        if last.is_some_and(|last| now.duration_since(last) < STRANGERS_EVERY) {
+            self.metrics.log_line("suppressed");
+            return false;
+        }
+        *last = Some(now);
+        true
+    }
+}
+
+impl Observer for Observe {
+    fn opened(&self) {
+        self.metrics.in_flight(1);
+    }
+
+    fn closed(&self, record: Record) {
+        self.count(&record);
+        let record = Arc::new(record);
+        if self.is_logged(&record) {
+            if let Some(log) = &self.log {
+                log.write(&record);
+            }
+            // Probes would drown everything else.
+            if !matches!(record.op, "health" | "root") {
+                for sink in &self.traces {
+                    sink.write(&record);
+                }
+            }
+        }
+        let mut recent = self.recent.lock();
+        if recent.len() == RECENT_MAX {
+            recent.pop_front();
+        }
+        recent.push_back(record);
+    }
+}

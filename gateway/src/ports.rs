@@ -1,0 +1,63 @@
+//! The small traits that stages share. They keep what decides free of what acts: a test passes its own.
+
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use bytes::Bytes;
+
+use crate::refusal::Refusal;
+
+/// Wall time for records, monotonic time for waiting. Passed in, so that tests own it.
+pub trait Clock: Send + Sync {
+    /// Nanoseconds since the Unix epoch.
+    fn now_ns(&self) -> i64;
+    fn instant(&self) -> Instant;
+}
+
+/// The machine's clock.
+#[derive(Debug, Default)]
+pub struct SystemClock;
+
+impl Clock for SystemClock {
+    fn now_ns(&self) -> i64 {
+        let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or(Duration::ZERO);
+        i64::try_from(since.as_nanos()).unwrap_or(i64::MAX)
+    }
+
+    fn instant(&self) -> Instant {
+        Instant::now()
+    }
+}
+
+/// A request as the stages see it: a head that is there, and a body that is read when somebody asks for it.
+pub trait Inbound: Send {
+    fn head(&self) -> &http::request::Parts;
+
+    /// Reads the whole body, at most `limit` bytes.
+    ///
+    /// # Errors
+    /// `Refusal::BodyTooLarge` over the limit, `Refusal::BodyCut` when the client went away or sent too slowly.
+    fn read_body(&mut self, limit: usize) -> impl Future<Output = Result<Bytes, Refusal>> + Send;
+}
+
+/// Counts what a running backend has produced so far.
+pub trait Meter: Send + Sync {
+    /// Tokens produced, the end token included.
+    fn produced(&self) -> u64;
+}
+
+/// One message of a conversation, whatever dialect it came in.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Turn {
+    pub role: String,
+    pub content: String,
+}
+
+/// Turns a conversation into the exact tokens that a model will read.
+pub trait Tokenize: Send + Sync {
+    /// # Errors
+    /// What about the conversation the model's template does not allow, in words for the client.
+    fn tokenize(&self, turns: &[Turn]) -> Result<Vec<u32>, String>;
+
+    /// Tokens that prompt and answer may have together.
+    fn context(&self) -> u64;
+}

@@ -1,0 +1,295 @@
+//! pingora's phases, each one call. What is not in `endpoint` is a 404.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use bytes::{Bytes, BytesMut};
+use http::Method;
+use pingora_core::upstreams::peer::HttpPeer;
+use pingora_core::{Error, ErrorType, Result as PingoraResult};
+use pingora_http::ResponseHeader;
+use pingora_proxy::{FailToProxy, ProxyHttp, Session};
+use serde_json::json;
+
+use crate::api::openai::models;
+use crate::app::{App, Snapshot};
+use crate::exchange::Exchange;
+use crate::invoke;
+use crate::ports::Inbound;
+use crate::refusal::Refusal;
+use crate::relay::{self, Stop};
+
+/// Idle connections are closed after this; pingora would keep them for ever.
+const KEEPALIVE_SECONDS: u64 = 60;
+/// A client that takes none of our bytes for this long is gone.
+const WRITE_STALL: Duration = Duration::from_secs(30);
+/// A body must be complete by then.
+const BODY_DEADLINE: Duration = Duration::from_secs(30);
+/// What is left of a refused request's body is read up to here, so that its connection can be used again.
+const DRAIN_BYTES_MAX: usize = 64 << 10;
+
+pub struct Gateway {
+    pub app: Arc<App>,
+}
+
+/// Everything that is served on the data listener.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Endpoint<'p> {
+    Chat,
+    Models,
+    Model(&'p str),
+    Health,
+    Root,
+}
+
+/// The table of paths.
+fn endpoint(path: &str) -> Option<(Endpoint<'_>, &'static str)> {
+    Some(match path {
+        "/v1/chat/completions" => (Endpoint::Chat, "POST"),
+        "/v1/models" => (Endpoint::Models, "GET"),
+        "/health" => (Endpoint::Health, "GET"),
+        "/" => (Endpoint::Root, "GET"),
+        _ => (Endpoint::Model(path.strip_prefix("/v1/models/").filter(|id| !id.is_empty())?), "GET"),
+    })
+}
+
+#[async_trait]
+impl ProxyHttp for Gateway {
+    type CTX = Exchange;
+
+    fn new_ctx(&self) -> Exchange {
+        Exchange::open(self.app.observe.clone(), self.app.clock.clone())
+    }
+
+    async fn request_filter(&self, session: &mut Session, exchange: &mut Exchange) -> PingoraResult<bool> {
+        session.set_keepalive(Some(KEEPALIVE_SECONDS));
+        session.set_write_timeout(Some(WRITE_STALL));
+        session.set_total_drain_timeout(Some(BODY_DEADLINE));
+        // Otherwise a pipelined byte would be taken for a hang-up.
+        session.as_downstream_mut().set_pipelining_enabled(true);
+        match self.serve(session, exchange).await {
+            Ok(()) => Ok(true),
+            Err(Stop::Refused(refusal)) => refuse(session, exchange, refusal).await.map(|()| true),
+            Err(Stop::Broken(error)) => Err(error),
+        }
+    }
+
+    async fn upstream_peer(&self, _session: &mut Session, _exchange: &mut Exchange) -> PingoraResult<Box<HttpPeer>> {
+        // `request_filter` answers everything; there is nothing behind it.
+        Err(Error::new(ErrorType::InternalError))
+    }
+
+    async fn fail_to_proxy(&self, session: &mut Session, error: &Error, exchange: &mut Exchange) -> FailToProxy {
+        if session.response_written().is_none() {
+            if *error.esource() == pingora_core::ErrorSource::Downstream {
+                exchange.refused(&Refusal::ClientGone);
+            } else {
+                tracing::error!(%error, "a request failed inside the gateway");
+                // The connection may be broken too; then nobody is left to tell.
+                let _ = refuse(session, exchange, Refusal::Internal).await;
+            }
+        }
+        FailToProxy { error_code: 0, can_reuse_downstream: false }
+    }
+
+    /// Hang-ups and broken answers are in the record; pingora's log lines would only repeat them.
+    fn suppress_error_log(&self, _session: &Session, _exchange: &Exchange, _error: &Error) -> bool {
+        true
+    }
+
+    async fn logging(&self, _session: &mut Session, _error: Option<&Error>, exchange: &mut Exchange) {
+        invoke::close(exchange);
+    }
+}
+
+impl Gateway {
+    async fn serve(&self, session: &mut Session, exchange: &mut Exchange) -> Result<(), Stop> {
+        let (method, path) = (session.req_header().method.clone(), session.req_header().uri.path().to_owned());
+        exchange.note(|record| {
+            record.method = method.as_str().to_owned();
+            record.path = path.chars().take(128).collect();
+        });
+        let snapshot = self.app.snapshot.load_full();
+        let Some((endpoint, allowed)) = endpoint(&path) else {
+            return Err(Refusal::UnknownPath { path: path.chars().take(128).collect() }.into());
+        };
+        if method.as_str() != allowed && !(allowed == "GET" && method == Method::HEAD) {
+            return Err(Refusal::WrongMethod { method: method.as_str().chars().take(16).collect(), allowed }.into());
+        }
+        match endpoint {
+            Endpoint::Chat => {
+                exchange.note(|record| record.op = "chat");
+                let reply = {
+                    let mut inbound = PingoraInbound { head: parts(session), session };
+                    invoke::answer(&self.app, &snapshot, &mut inbound, exchange).await?
+                };
+                relay::send(&self.app, session, exchange, reply).await
+            }
+            Endpoint::Models | Endpoint::Model(_) => {
+                exchange.note(|record| record.op = "models");
+                let inbound = PingoraInbound { head: parts(session), session };
+                let caller = self.app.auth.identify(&inbound.head().headers)?;
+                invoke::note_caller(exchange, &caller, &inbound);
+                let body = match endpoint {
+                    Endpoint::Model(id) => match snapshot.routing.names().find(|name| *name == id) {
+                        Some(name) => serde_json::to_vec(&models::model(name, snapshot.since)),
+                        None => return Err(unknown_model(&snapshot, id).into()),
+                    },
+                    _ => serde_json::to_vec(&models::list(snapshot.routing.names(), snapshot.since)),
+                };
+                json_answer(session, exchange, body.map_err(|_| Refusal::Internal)?).await
+            }
+            Endpoint::Health => {
+                exchange.note(|record| record.op = "health");
+                let (status, body) = match self.app.unready() {
+                    None => (200, json!({"status": "ok"})),
+                    Some(why) => (503, json!({"status": "unavailable", "reason": why})),
+                };
+                answer(session, exchange, status, body.to_string().into_bytes()).await
+            }
+            Endpoint::Root => {
+                exchange.note(|record| record.op = "root");
+                let body = json!({
+                    "name": "Glassgate",
+                    "version": env!("CARGO_PKG_VERSION"),
+                    "endpoints": ["POST /v1/chat/completions", "GET /v1/models", "GET /health"],
+                });
+                json_answer(session, exchange, body.to_string().into_bytes()).await
+            }
+        }
+    }
+}
+
+fn unknown_model(snapshot: &Snapshot, id: &str) -> Refusal {
+    Refusal::UnknownModel {
+        model: id.chars().take(64).collect(),
+        available: snapshot.routing.names().map(str::to_owned).collect(),
+    }
+}
+
+async fn json_answer(session: &mut Session, exchange: &mut Exchange, body: Vec<u8>) -> Result<(), Stop> {
+    answer(session, exchange, 200, body).await
+}
+
+async fn answer(session: &mut Session, exchange: &mut Exchange, status: u16, body: Vec<u8>) -> Result<(), Stop> {
+    let mut response = ResponseHeader::build(status, Some(8))?;
+    response.insert_header("content-type", "application/json")?;
+    response.insert_header("content-length", body.len())?;
+    relay::common_headers(&mut response, exchange)?;
+    exchange.mark(|record, now| {
+        (record.status, record.marks.sent, record.bytes_out) = (status, Some(now), body.len() as u64)
+    });
+    send(session, response, body.into()).await?;
+    Ok(())
+}
+
+async fn send(session: &mut Session, response: ResponseHeader, body: Bytes) -> PingoraResult<()> {
+    let no_body = session.req_header().method == Method::HEAD;
+    session.write_response_header(Box::new(response), no_body).await?;
+    if !no_body {
+        session.write_response_body(Some(body), true).await?;
+    }
+    Ok(())
+}
+
+/// Says no, in OpenAI's shape, and keeps the connection if what the client still sends is small.
+async fn refuse(session: &mut Session, exchange: &mut Exchange, refusal: Refusal) -> PingoraResult<()> {
+    exchange.refused(&refusal);
+    if refusal == Refusal::ClientGone {
+        return Err(Error::explain(ErrorType::ConnectionClosed, "the client hung up"));
+    }
+    let announced = session
+        .req_header()
+        .headers
+        .get(http::header::CONTENT_LENGTH)
+        .and_then(|value| value.to_str().ok()?.parse::<usize>().ok());
+    let small = announced.is_some_and(|bytes| bytes <= DRAIN_BYTES_MAX) || session.as_downstream_mut().is_body_done();
+    let waiting = session.req_header().headers.contains_key(http::header::EXPECT);
+    let mut keep = small && !waiting;
+    if keep {
+        keep = session.as_downstream_mut().drain_request_body().await.is_ok();
+    }
+    if !keep {
+        session.set_keepalive(None);
+    }
+    let body = refusal.body();
+    let mut response = ResponseHeader::build(refusal.describe().status, Some(12))?;
+    response.insert_header("content-type", "application/json")?;
+    response.insert_header("content-length", body.len())?;
+    for (name, value) in refusal.headers() {
+        response.insert_header(name, value)?;
+    }
+    relay::common_headers(&mut response, exchange)?;
+    exchange.mark(|record, now| (record.marks.sent, record.bytes_out) = (Some(now), body.len() as u64));
+    send(session, response, body.into()).await
+}
+
+/// pingora's session as the stages see it.
+struct PingoraInbound<'s> {
+    head: http::request::Parts,
+    session: &'s mut Session,
+}
+
+fn parts(session: &Session) -> http::request::Parts {
+    let header = session.req_header();
+    let mut request = http::Request::new(());
+    *request.method_mut() = header.method.clone();
+    *request.uri_mut() = header.uri.clone();
+    *request.headers_mut() = header.headers.clone();
+    request.into_parts().0
+}
+
+impl Inbound for PingoraInbound<'_> {
+    fn head(&self) -> &http::request::Parts {
+        &self.head
+    }
+
+    async fn read_body(&mut self, limit: usize) -> Result<Bytes, Refusal> {
+        let too_large = Refusal::BodyTooLarge { limit_bytes: limit };
+        let announced = self
+            .head
+            .headers
+            .get(http::header::CONTENT_LENGTH)
+            .and_then(|value| value.to_str().ok()?.parse::<u64>().ok());
+        if announced.is_some_and(|bytes| bytes > limit as u64) {
+            return Err(too_large);
+        }
+        if self
+            .head
+            .headers
+            .get(http::header::EXPECT)
+            .is_some_and(|value| value.as_bytes().eq_ignore_ascii_case(b"100-continue"))
+        {
+            self.session.as_downstream_mut().write_continue_response().await.map_err(|_| Refusal::ClientGone)?;
+        }
+        let session = &mut *self.session;
+        let read = async {
+            let mut body = BytesMut::new();
+            while let Some(bytes) = session.read_request_body().await.map_err(|_| Refusal::BodyCut)? {
+                if body.len() + bytes.len() > limit {
+                    return Err(too_large);
+                }
+                body.extend_from_slice(&bytes);
+            }
+            Ok(body.freeze())
+        };
+        tokio::time::timeout(BODY_DEADLINE, read).await.unwrap_or(Err(Refusal::BodyTooSlow))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn paths_are_matched_whole() {
+        assert_eq!(endpoint("/v1/chat/completions").map(|(e, _)| e), Some(Endpoint::Chat));
+        assert_eq!(endpoint("/v1/models/assistant").map(|(e, _)| e), Some(Endpoint::Model("assistant")));
+        for unknown in
+            ["/v1/chat/completions/", "/v1//chat/completions", "/v1/models/", "/V1/models", "/metrics", "/admin/config"]
+        {
+            assert_eq!(endpoint(unknown), None, "{unknown}");
+        }
+    }
+}

@@ -1,0 +1,303 @@
+//! Every way we say no. One table gives status, error type, code and retry advice; the golden file
+//! `tests/golden/refusals.txt` shows the whole contract on one screen. Causes go to the log, never into a message.
+
+use std::time::Duration;
+
+use serde::Serialize;
+
+#[derive(Clone, Debug, PartialEq)]
+pub enum Refusal {
+    // Who is asking, and for what
+    UnknownPath {
+        path: String,
+    },
+    WrongMethod {
+        method: String,
+        allowed: &'static str,
+    },
+    WrongContentType {
+        found: String,
+    },
+    MissingKey,
+    MalformedKey,
+    UnknownKey,
+    RevokedKey,
+    // What they sent
+    BodyTooLarge {
+        limit_bytes: usize,
+    },
+    BodyCut,
+    BodyTooSlow,
+    BadJson {
+        line: usize,
+        column: usize,
+        why: String,
+    },
+    BadParam {
+        param: String,
+        why: String,
+    },
+    Unsupported {
+        param: String,
+        why: String,
+    },
+    UnknownModel {
+        model: String,
+        available: Vec<String>,
+    },
+    ContextExceeded {
+        prompt_tokens: u64,
+        output_tokens: Option<u64>,
+        context_tokens: u64,
+    },
+    // Whether they may, now
+    RequestsLimited {
+        limit: u32,
+        retry_after: Duration,
+    },
+    LedgerFull,
+    Draining,
+    // Whether we can
+    EngineBusy {
+        retry_after: Duration,
+    },
+    ModelUnavailable {
+        model: String,
+    },
+    TimedOut {
+        what: &'static str,
+        limit: Duration,
+    },
+    EngineFailed,
+    Internal,
+    /// Nobody is left to hear it; only the record does.
+    ClientGone,
+}
+
+/// How a refusal looks on the wire.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Described {
+    pub status: u16,
+    pub kind: &'static str,
+    pub code: &'static str,
+    /// `Some(false)` tells SDKs that a retry cannot help.
+    pub should_retry: Option<bool>,
+}
+
+impl Refusal {
+    /// The table.
+    #[rustfmt::skip]
+    pub fn describe(&self) -> Described {
+        let (status, kind, code, should_retry) = match self {
+            Refusal::UnknownPath { .. }      => (404, "invalid_request_error", "unknown_path", None),
+            Refusal::WrongMethod { .. }      => (405, "invalid_request_error", "method_not_allowed", None),
+            Refusal::WrongContentType { .. } => (415, "invalid_request_error", "unsupported_media_type", None),
+            Refusal::MissingKey              => (401, "authentication_error",  "missing_api_key", None),
+            Refusal::MalformedKey            => (401, "authentication_error",  "invalid_api_key", None),
+            Refusal::UnknownKey              => (401, "authentication_error",  "invalid_api_key", None),
+            Refusal::RevokedKey              => (401, "authentication_error",  "revoked_api_key", None),
+            Refusal::BodyTooLarge { .. }     => (413, "invalid_request_error", "request_too_large", None),
+            Refusal::BodyCut                 => (400, "invalid_request_error", "body_incomplete", None),
+            Refusal::BodyTooSlow             => (408, "invalid_request_error", "body_too_slow", Some(false)),
+            Refusal::BadJson { .. }          => (400, "invalid_request_error", "invalid_json", None),
+            Refusal::BadParam { .. }         => (400, "invalid_request_error", "invalid_parameter", None),
+            Refusal::Unsupported { .. }      => (400, "invalid_request_error", "unsupported_parameter", None),
+            Refusal::UnknownModel { .. }     => (404, "invalid_request_error", "model_not_found", None),
+            Refusal::ContextExceeded { .. }  => (400, "invalid_request_error", "context_length_exceeded", None),
+            Refusal::RequestsLimited { .. }  => (429, "rate_limit_error",      "rate_limit_exceeded", Some(true)),
+            Refusal::LedgerFull              => (503, "server_error",          "ledger_full", Some(true)),
+            Refusal::Draining                => (503, "server_error",          "shutting_down", Some(true)),
+            Refusal::EngineBusy { .. }       => (503, "server_error",          "engine_busy", Some(true)),
+            Refusal::ModelUnavailable { .. } => (503, "server_error",          "model_unavailable", Some(false)),
+            Refusal::TimedOut { .. }         => (504, "server_error",          "timeout", None),
+            Refusal::EngineFailed            => (500, "server_error",          "engine_failed", None),
+            Refusal::Internal                => (500, "server_error",          "internal_error", None),
+            Refusal::ClientGone              => (499, "client_closed",         "client_closed_request", None),
+        };
+        Described { status, kind, code, should_retry }
+    }
+
+    /// One of each, for the golden file and for metrics that show a zero before the first event.
+    pub fn every() -> Vec<Refusal> {
+        vec![
+            Refusal::UnknownPath { path: "/v1/chat".into() },
+            Refusal::WrongMethod { method: "GET".into(), allowed: "POST" },
+            Refusal::WrongContentType { found: "text/plain".into() },
+            Refusal::MissingKey,
+            Refusal::MalformedKey,
+            Refusal::UnknownKey,
+            Refusal::RevokedKey,
+            Refusal::BodyTooLarge { limit_bytes: 4 << 20 },
+            Refusal::BodyCut,
+            Refusal::BodyTooSlow,
+            Refusal::BadJson { line: 3, column: 14, why: "expected `,` or `}`".into() },
+            Refusal::BadParam { param: "temperature".into(), why: "must be a number from 0 to 2".into() },
+            Refusal::Unsupported {
+                param: "tools".into(),
+                why: "tool calls are not supported by embedded models".into(),
+            },
+            Refusal::UnknownModel { model: "gpt-5".into(), available: vec!["assistant".into()] },
+            Refusal::ContextExceeded { prompt_tokens: 2000, output_tokens: Some(100), context_tokens: 2048 },
+            Refusal::RequestsLimited { limit: 600, retry_after: Duration::from_millis(100) },
+            Refusal::LedgerFull,
+            Refusal::Draining,
+            Refusal::EngineBusy { retry_after: Duration::from_secs(2) },
+            Refusal::ModelUnavailable { model: "assistant".into() },
+            Refusal::TimedOut { what: "first token", limit: Duration::from_secs(5) },
+            Refusal::EngineFailed,
+            Refusal::Internal,
+            Refusal::ClientGone,
+        ]
+    }
+
+    /// Which request field is to blame.
+    pub fn param(&self) -> Option<&str> {
+        match self {
+            Refusal::BadParam { param, .. } | Refusal::Unsupported { param, .. } => Some(param),
+            Refusal::UnknownModel { .. } | Refusal::ModelUnavailable { .. } => Some("model"),
+            Refusal::ContextExceeded { .. } => Some("messages"),
+            _ => None,
+        }
+    }
+
+    /// When to come back, where that is known.
+    pub fn retry_after(&self) -> Option<Duration> {
+        match self {
+            Refusal::RequestsLimited { retry_after, .. } | Refusal::EngineBusy { retry_after } => Some(*retry_after),
+            Refusal::LedgerFull | Refusal::Draining => Some(Duration::from_secs(1)),
+            _ => None,
+        }
+    }
+
+    /// What the client reads: what is wrong and what to do.
+    pub fn message(&self) -> String {
+        match self {
+            Refusal::UnknownPath { path } => format!(
+                "There is nothing at {path}. This gateway serves POST /v1/chat/completions and GET /v1/models."
+            ),
+            Refusal::WrongMethod { method, allowed } => {
+                format!("{method} is not allowed here; use {allowed}.")
+            }
+            Refusal::WrongContentType { found } => format!(
+                "The content type {found:?} is not supported; send JSON with `content-type: application/json`."
+            ),
+            Refusal::MissingKey => {
+                "No API key was sent. Send one as `authorization: Bearer gg-…`.".into()
+            }
+            Refusal::MalformedKey => {
+                "This is not an API key of this gateway. Keys look like `gg-…-…`; an operator makes one with `glassgate keys create`.".into()
+            }
+            Refusal::UnknownKey => "This API key is not known here.".into(),
+            Refusal::RevokedKey => "This API key was revoked.".into(),
+            Refusal::BodyTooLarge { limit_bytes } => {
+                format!("The request body is larger than the limit of {limit_bytes} bytes.")
+            }
+            Refusal::BodyCut => "The request body ended before it was complete.".into(),
+            Refusal::BodyTooSlow => "The request body did not arrive in time.".into(),
+            Refusal::BadJson { line, column, why } => format!(
+                "The request body is not valid JSON: {why} at line {line}, column {column}."
+            ),
+            Refusal::BadParam { param, why } => format!("`{param}` {why}."),
+            Refusal::Unsupported { param, why } => {
+                format!("`{param}` is not supported: {why}.")
+            }
+            Refusal::UnknownModel { model, available } => format!(
+                "The model `{model}` does not exist. Available: {}.",
+                available.join(", ")
+            ),
+            Refusal::ContextExceeded {
+                prompt_tokens,
+                output_tokens: None,
+                context_tokens,
+            } => format!(
+                "The prompt has {prompt_tokens} tokens and leaves no room to answer: the context is {context_tokens} tokens. Shorten the messages."
+            ),
+            Refusal::ContextExceeded {
+                prompt_tokens,
+                output_tokens: Some(output),
+                context_tokens,
+            } => format!(
+                "The prompt has {prompt_tokens} tokens and {output} were asked for, {} in all, but the context is {context_tokens} tokens. Shorten the messages or lower `max_completion_tokens`.",
+                prompt_tokens + output
+            ),
+            Refusal::RequestsLimited { limit, retry_after } => format!(
+                "This key may make {limit} requests a minute and has used them up. Try again in {:.3} s.",
+                retry_after.as_secs_f64()
+            ),
+            Refusal::LedgerFull => {
+                "The gateway cannot record usage at the moment and takes no requests until it can.".into()
+            }
+            Refusal::Draining => {
+                "The gateway is shutting down. Try again on another connection.".into()
+            }
+            Refusal::EngineBusy { retry_after } => format!(
+                "The model's queue is full. Try again in {:.3} s.",
+                retry_after.as_secs_f64()
+            ),
+            Refusal::ModelUnavailable { model } => {
+                format!("No version of `{model}` is able to answer at the moment.")
+            }
+            Refusal::TimedOut { what, limit } => format!(
+                "The model did not produce the {what} within {:.3} s.",
+                limit.as_secs_f64()
+            ),
+            Refusal::EngineFailed => {
+                "The model failed while answering. The request can be sent again.".into()
+            }
+            Refusal::Internal => "Something went wrong inside the gateway.".into(),
+            Refusal::ClientGone => "The client closed the connection.".into(),
+        }
+    }
+
+    /// The body, in OpenAI's error shape.
+    pub fn body(&self) -> Vec<u8> {
+        #[derive(Serialize)]
+        struct Envelope<'a> {
+            error: Error<'a>,
+        }
+        #[derive(Serialize)]
+        struct Error<'a> {
+            message: String,
+            #[serde(rename = "type")]
+            kind: &'a str,
+            param: Option<&'a str>,
+            code: &'a str,
+        }
+        let described = self.describe();
+        let envelope = Envelope {
+            error: Error { message: self.message(), kind: described.kind, param: self.param(), code: described.code },
+        };
+        // Strings and nothing else: this has no way to fail.
+        serde_json::to_vec(&envelope).unwrap_or_default()
+    }
+
+    /// Headers beyond the common ones. `retry-after` is whole seconds, rounded up, so that nobody comes back too early.
+    pub fn headers(&self) -> Vec<(&'static str, String)> {
+        let mut headers = Vec::new();
+        if let Some(wait) = self.retry_after() {
+            let millis = wait.as_nanos().div_ceil(1_000_000);
+            headers.push(("retry-after", millis.div_ceil(1_000).to_string()));
+            headers.push(("retry-after-ms", millis.to_string()));
+        }
+        if let Some(should) = self.describe().should_retry {
+            headers.push(("x-should-retry", should.to_string()));
+        }
+        if let Refusal::WrongMethod { allowed, .. } = self {
+            headers.push(("allow", (*allowed).to_owned()));
+        }
+        headers
+    }
+
+    /// Whether the caller proved who they are before we said no; if not, only metrics and a sampled log line remain.
+    pub fn is_unauthenticated(&self) -> bool {
+        matches!(
+            self,
+            Refusal::UnknownPath { .. }
+                | Refusal::WrongMethod { .. }
+                | Refusal::MissingKey
+                | Refusal::MalformedKey
+                | Refusal::UnknownKey
+                | Refusal::RevokedKey
+        )
+    }
+}

@@ -1,0 +1,195 @@
+//! Listeners, signals, and the end: what turns an `App` into a process that serves.
+
+use std::io;
+use std::net::{SocketAddr, TcpListener};
+use std::os::fd::IntoRawFd;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::sync::mpsc::{RecvTimeoutError, channel};
+use std::time::{Duration, Instant};
+
+use notify::Watcher;
+use parking_lot::Mutex;
+use pingora_core::apps::ServerApp;
+use pingora_core::apps::http_app::HttpServer;
+use pingora_core::listeners::{L4BufferSettings, ListenerConfig};
+use pingora_core::server::Fds;
+use pingora_core::server::configuration::ServerConf;
+use pingora_core::services::Service as _;
+use pingora_core::services::listening::Service;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::watch;
+
+use crate::admin::Admin;
+use crate::app::App;
+use crate::proxy::Gateway;
+
+/// A connection reads into 8 KiB and writes from 16 KiB: pingora's 64 KiB would be resident for every idle stream, and a
+/// head with a small JSON body leaves in one write.
+const READ_BUFFER: usize = 8 << 10;
+const WRITE_BUFFER: usize = 16 << 10;
+/// Running requests may take this long after SIGTERM.
+const DRAIN_MAX: Duration = Duration::from_secs(30);
+const DRAIN_LOOK: Duration = Duration::from_millis(20);
+/// Editors write a file in several steps; reading waits until they are done.
+const SETTLE: Duration = Duration::from_millis(300);
+
+/// Binds now, so that a taken port is an error here and not a panic later, and port 0 is known.
+///
+/// # Errors
+/// When the address is taken or not ours.
+pub fn bind(address: SocketAddr) -> io::Result<(TcpListener, SocketAddr)> {
+    let listener = TcpListener::bind(address)?;
+    listener.set_nonblocking(true)?;
+    let bound = listener.local_addr()?;
+    Ok((listener, bound))
+}
+
+/// Serves until a signal, then lets running requests finish.
+///
+/// # Errors
+/// When a runtime or a signal handler cannot be made.
+pub fn run(
+    app: &Arc<App>,
+    data: (TcpListener, SocketAddr),
+    admin: (TcpListener, SocketAddr),
+    token: String,
+    ready: impl FnOnce(),
+) -> io::Result<()> {
+    let threads = app.snapshot.load().config.gateway.threads;
+    let data_runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(threads)
+        .thread_name("proxy")
+        .enable_all()
+        .build()?;
+    // Probes and metrics have a thread of their own: they answer when the proxy is busy.
+    let admin_runtime =
+        tokio::runtime::Builder::new_multi_thread().worker_threads(1).thread_name("admin").enable_all().build()?;
+    let (stop, stopped) = watch::channel(false);
+
+    let conf = Arc::new(ServerConf::default());
+    let proxy = pingora_proxy::http_proxy_service(&conf, Gateway { app: app.clone() });
+    listen(&data_runtime, proxy, data, stopped.clone());
+    let console = Service::new("admin".to_owned(), HttpServer::new_app(Admin { app: app.clone(), token }));
+    listen(&admin_runtime, console, admin, stopped);
+    watch_files(app.clone());
+    ready();
+
+    admin_runtime.block_on(async {
+        let mut end = Signals::new()?;
+        let mut hangup = signal(SignalKind::hangup())?;
+        loop {
+            tokio::select! {
+                () = end.recv() => break,
+                _ = hangup.recv() => {
+                    let app = app.clone();
+                    tokio::task::spawn_blocking(move || app.reload());
+                }
+            }
+        }
+        app.draining.store(true, Ordering::Release);
+        tracing::info!(in_flight = app.metrics.requests_in_flight(), "shutting down; a second signal ends it now");
+        let deadline = Instant::now() + DRAIN_MAX;
+        while app.metrics.requests_in_flight() > 0 && Instant::now() < deadline {
+            tokio::select! {
+                () = tokio::time::sleep(DRAIN_LOOK) => {}
+                () = end.recv() => break,
+            }
+        }
+        io::Result::Ok(())
+    })?;
+    // Nobody is waiting any more; what the drop of a stream settles still reaches the ledger.
+    let _ = stop.send(true);
+    data_runtime.shutdown_timeout(Duration::from_secs(1));
+    admin_runtime.shutdown_timeout(Duration::from_secs(1));
+    Ok(())
+}
+
+/// SIGTERM or SIGINT, whichever comes.
+struct Signals {
+    terminate: tokio::signal::unix::Signal,
+    interrupt: tokio::signal::unix::Signal,
+}
+
+impl Signals {
+    fn new() -> io::Result<Self> {
+        Ok(Signals { terminate: signal(SignalKind::terminate())?, interrupt: signal(SignalKind::interrupt())? })
+    }
+
+    async fn recv(&mut self) {
+        tokio::select! {
+            _ = self.terminate.recv() => {}
+            _ = self.interrupt.recv() => {}
+        }
+    }
+}
+
+/// Hands a bound listener to pingora as it would hand over one from another process.
+fn listen<A: ServerApp + Send + Sync + 'static>(
+    runtime: &tokio::runtime::Runtime,
+    mut service: Service<A>,
+    (listener, address): (TcpListener, SocketAddr),
+    stopped: watch::Receiver<bool>,
+) {
+    let name = address.to_string();
+    service.add_listener(ListenerConfig::tcp(&name).l4_buffer(L4BufferSettings::new(READ_BUFFER, WRITE_BUFFER)));
+    let mut fds = Fds::new();
+    fds.add(name, listener.into_raw_fd());
+    let fds = Arc::new(Mutex::new(fds));
+    runtime.spawn(async move { service.start_service(Some(fds), stopped, 1).await });
+}
+
+/// Reads the configuration again when one of its files changes. Folders are watched, because editors and ConfigMaps
+/// replace files instead of writing to them.
+fn watch_files(app: Arc<App>) {
+    let (changed, changes) = channel();
+    let watcher = notify::recommended_watcher(move |event: notify::Result<notify::Event>| {
+        if let Ok(event) = event
+            && !event.kind.is_access()
+        {
+            let _ = changed.send(event.paths);
+        }
+    });
+    let mut watcher = match watcher {
+        Ok(watcher) => watcher,
+        Err(error) => {
+            tracing::warn!(%error, "configuration files are not watched; use SIGHUP or POST /admin/reload");
+            return;
+        }
+    };
+    let files: Vec<PathBuf> = app.snapshot.load().config.files.clone();
+    let mut folders: Vec<_> = files
+        .iter()
+        .filter_map(|file| {
+            file.parent()
+                .map(|folder| if folder.as_os_str().is_empty() { PathBuf::from(".") } else { folder.to_owned() })
+        })
+        .collect();
+    folders.sort();
+    folders.dedup();
+    for folder in &folders {
+        if let Err(error) = watcher.watch(folder, notify::RecursiveMode::NonRecursive) {
+            tracing::warn!(%error, folder = %folder.display(), "this folder is not watched; use SIGHUP or POST /admin/reload");
+        }
+    }
+    let names: Vec<_> = files.iter().filter_map(|file| file.file_name().map(ToOwned::to_owned)).collect();
+    let follow = move || {
+        let _watcher = watcher;
+        loop {
+            let Ok(paths) = changes.recv() else { return };
+            if !paths.iter().any(|path| path.file_name().is_some_and(|name| names.iter().any(|known| known == name))) {
+                continue;
+            }
+            while !matches!(
+                changes.recv_timeout(SETTLE),
+                Err(RecvTimeoutError::Timeout | RecvTimeoutError::Disconnected)
+            ) {}
+            // The outcome is logged and counted there.
+            let _ = app.reload();
+        }
+    };
+    if let Err(error) = std::thread::Builder::new().name("config".into()).spawn(follow) {
+        tracing::warn!(%error, "configuration files are not watched");
+    }
+}
