@@ -20,6 +20,7 @@ use pingora_core::services::Service as _;
 use pingora_core::services::listening::Service;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
+use tracing_subscriber::EnvFilter;
 
 use crate::admin::Admin;
 use crate::app::App;
@@ -34,6 +35,14 @@ const DRAIN_MAX: Duration = Duration::from_secs(30);
 const DRAIN_LOOK: Duration = Duration::from_millis(20);
 /// Editors write a file in several steps; reading waits until they are done.
 const SETTLE: Duration = Duration::from_millis(300);
+
+/// What the process says of itself, on stderr: stdout belongs to the access log. pingora reports every hang-up as an
+/// error; those are in the records.
+pub fn log_to_stderr() {
+    let filter = EnvFilter::try_from_env("GLASSGATE_LOG")
+        .unwrap_or_else(|_| EnvFilter::new("info,pingora_core=off,pingora_proxy=off"));
+    tracing_subscriber::fmt().with_env_filter(filter).with_writer(io::stderr).init();
+}
 
 /// Binds now, so that a taken port is an error here and not a panic later, and port 0 is known.
 ///

@@ -6,7 +6,6 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
 use arc_swap::ArcSwap;
-use tracing_subscriber::EnvFilter;
 
 use super::{Outcome, Place, keys, text};
 use crate::accounting::ledger::Ledger;
@@ -30,9 +29,7 @@ pub fn run(place: &Place, listen: Option<SocketAddr>, admin: Option<SocketAddr>)
         .map_err(|problems| format!("the configuration cannot be used:\n{problems}"))?;
     // Before any other thread exists: candle reads its thread counts from the environment, once.
     glassgate_runtime::set_threads(config.gateway.engine.threads);
-    let filter = EnvFilter::try_from_env("GLASSGATE_LOG")
-        .unwrap_or_else(|_| EnvFilter::new("info,pingora_core=warn,pingora_proxy=warn"));
-    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
+    server::log_to_stderr();
 
     let data_dir = DataDir::open(&config.gateway.data_dir).map_err(text)?;
     let _lock = data_dir.lock().map_err(text)?;

@@ -39,6 +39,7 @@ impl Embedded {
             max_tokens: u32::try_from(measure.output_max).unwrap_or(u32::MAX),
             params: sampling(&request.sampling, self.model.defaults()),
             stop: request.stop.clone(),
+            ignore_eos: request.ignore_eos,
             tenant: tenant_number(caller.tenant()),
             class: runtime::Class::Interactive,
             deadline: None,

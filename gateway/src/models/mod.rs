@@ -99,7 +99,7 @@ impl runtime::Sink for EngineSink {
                 duration: step.build + step.forward + step.sample + step.emit,
                 sequences: u64::from(step.sequences),
                 prefill_tokens: u64::from(step.prefill_tokens),
-                sampled_tokens: u64::from(step.decode_tokens),
+                sampled_tokens: u64::from(step.sampled_tokens),
                 running: u64::from(step.running),
                 waiting: u64::from(step.waiting),
                 kv_blocks_used: u64::from(step.kv_blocks_used),

@@ -44,14 +44,10 @@ impl Observe {
     fn count(&self, record: &Record) {
         let served = Served { route: &record.route, model: &record.model, variant: &record.variant };
         let metrics = &self.metrics;
-        metrics.in_flight(-1);
         metrics.request(served, record.op, record.status_counted(), record.error_type, record.stream, record.cache);
-        match &record.receipt {
-            Some(receipt) => {
-                metrics.settled(served, &record.tenant, Role::Primary.as_str(), receipt);
-                metrics.admitted(served, record.marks.closed, record.marks.first_token, record.time_per_output_token());
-            }
-            None => {}
+        if let Some(receipt) = &record.receipt {
+            metrics.settled(served, &record.tenant, Role::Primary.as_str(), receipt);
+            metrics.admitted(served, record.marks.closed, record.marks.first_token, record.time_per_output_token());
         }
         if matches!(record.outcome, "refused" | "released") {
             metrics.rejection(record.error_type);
@@ -59,6 +55,8 @@ impl Observe {
         if record.outcome == "panicked" {
             metrics.panicked();
         }
+        // Last, so that whoever sees nobody in flight sees everybody counted.
+        metrics.in_flight(-1);
     }
 
     /// Whether somebody who did not say who they are gets a line: one a second, so that nobody can flood the log.

@@ -20,6 +20,8 @@ pub struct ChatRequest {
     pub max_tokens: Option<u64>,
     pub sampling: Sampling,
     pub stop: Vec<String>,
+    /// vLLM's extension: go on to the bound past the model's own end, for measurements.
+    pub ignore_eos: bool,
     pub user: Option<String>,
 }
 
@@ -127,6 +129,7 @@ impl ChatRequest {
                 seed: fields.integer("seed", i64::MIN..=i64::MAX)?,
             },
             stop: stops(&fields)?,
+            ignore_eos: fields.boolean("ignore_eos")?.unwrap_or(false),
             user,
         })
     }

@@ -1,0 +1,41 @@
+# One word per chore. `make run` and `make test` install what they need.
+.DEFAULT_GOAL := help
+SHELL := /bin/bash
+# rustup puts cargo here; a shell that was open before does not know it yet.
+export PATH := $(HOME)/.cargo/bin:$(PATH)
+CARGO_TARGET_DIR ?= $(CURDIR)/target
+export CARGO_TARGET_DIR
+
+.PHONY: help run test test-long bench fmt golden clean
+
+help: ## Show this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+run: ## Build (release) and serve configs/gateway.toml; the first start prints a curl line
+	@tools/setup.sh build
+	cargo run --locked --release -p glassgate -- serve --config configs/gateway.toml
+
+test: ## Everything that CI runs: format, clippy, licences, unit, property and end-to-end tests
+	@tools/setup.sh test
+	cargo fmt --all --check
+	cargo clippy --locked --workspace --all-targets -- -D warnings
+	cargo deny --locked --all-features check bans licenses sources
+	GLASSGATE_CLIENTS=$(CARGO_TARGET_DIR)/clients cargo nextest run --locked --workspace --no-fail-fast
+
+test-long: ## The same with long loops: 200 kills instead of 20
+	@tools/setup.sh test
+	GLASSGATE_KILLS=200 GLASSGATE_CLIENTS=$(CARGO_TARGET_DIR)/clients cargo nextest run --locked -p glassgate --test e2e -E 'test(kill)'
+
+bench: ## Measure throughput and cost of a hop as ratios; writes tests/bench/results
+	@tools/setup.sh build
+	cargo build --locked --profile dist -p glassgate
+	cargo run --locked --profile dist -p glassgate --example bench
+
+fmt: ## Format
+	cargo fmt --all
+
+golden: ## Write the golden files anew; read the diff before you commit it
+	GLASSGATE_GOLDEN=write cargo nextest run --locked -p glassgate --test e2e -E 'test(golden)'
+
+clean: ## Remove what was built (not your data folder)
+	cargo clean

@@ -1,0 +1,60 @@
+"""What a user of the official client does: ask, stream, make mistakes, be limited. Run by tests/clients.rs."""
+
+import os
+import time
+
+import openai
+
+client = openai.OpenAI(max_retries=0, timeout=30)
+question = [{"role": "user", "content": "What is Glassgate?"}]
+checks = 0
+
+
+def check(what: str, holds: bool) -> None:
+    global checks
+    assert holds, what
+    checks += 1
+
+
+check("models are listed, the route first", client.models.list().data[0].id == "assistant")
+
+whole = client.chat.completions.create(model="assistant", messages=question, temperature=0)
+check("an answer has text and usage", "Glassgate" in whole.choices[0].message.content and whole.usage.completion_tokens > 3)
+
+pieces, usage = [], None
+stream = client.chat.completions.create(
+    model="assistant", messages=question, temperature=0, stream=True, stream_options={"include_usage": True}
+)
+for chunk in stream:
+    usage = chunk.usage or usage
+    pieces += [choice.delta.content or "" for choice in chunk.choices]
+check("a stream has the same text and usage", "".join(pieces) == whole.choices[0].message.content)
+check("usage comes once, at the end", usage.total_tokens == whole.usage.total_tokens)
+
+try:
+    client.chat.completions.create(model="gpt-5", messages=question)
+except openai.NotFoundError as error:
+    check("an unknown model is a NotFoundError that says what there is", error.code == "model_not_found" and "assistant" in error.message)
+
+try:
+    client.chat.completions.create(model="assistant", messages=question, temperature=1.9, n=3)
+except openai.BadRequestError as error:
+    check("an unsupported parameter is named", error.param == "n")
+
+try:
+    openai.OpenAI(api_key="gg-wrong", max_retries=0).models.list()
+except openai.AuthenticationError as error:
+    check("a wrong key is an AuthenticationError", error.status_code == 401 and error.request_id is not None)
+
+limited = openai.OpenAI(api_key=os.environ["LIMITED_KEY"], max_retries=0)
+deadline = time.monotonic() + 5
+while True:
+    try:
+        limited.chat.completions.create(model="assistant", messages=question, max_tokens=1)
+    except openai.AuthenticationError:
+        assert time.monotonic() < deadline, "the new key was never seen"
+    except openai.RateLimitError as error:
+        check("a limit says when to return", int(error.response.headers["retry-after"]) > 0)
+        break
+
+print(f"{checks} checks passed")

@@ -1,0 +1,20 @@
+//! The end-to-end tests: the real binary, the bundled models, real clients on loopback. A test is named as a promise.
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    reason = "a test that cannot go on should stop loudly"
+)]
+
+mod support;
+
+mod answers;
+mod bad_input;
+mod clients;
+mod config;
+mod endings;
+mod golden;
+mod keys;
+mod kill;
+mod oracle;
+mod tidy;

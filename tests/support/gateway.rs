@@ -1,0 +1,287 @@
+//! A gateway of a test's own: the real binary, a free port, a data folder that goes away.
+
+use std::fs::File;
+use std::io::BufReader;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Output, Stdio};
+
+use serde_json::{Value, json};
+use tempfile::TempDir;
+
+use super::http::{self, Open, Response};
+use super::{eventually, root};
+
+pub struct TestGateway {
+    folder: TempDir,
+    child: Child,
+    pub data: SocketAddr,
+    pub admin: SocketAddr,
+    pub key: String,
+    life: u32,
+}
+
+/// A temporary folder with the shipped configuration, to be changed before the start.
+pub struct Setup(pub TempDir);
+
+impl Setup {
+    pub fn shipped() -> Setup {
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        let configs = folder.path().join("configs");
+        std::fs::create_dir(&configs).unwrap();
+        for name in ["gateway.toml", "routes.toml", "prices.toml"] {
+            std::fs::copy(root().join("configs").join(name), configs.join(name)).unwrap();
+        }
+        let setup = Setup(folder);
+        let models = root().join("models").canonicalize().unwrap();
+        setup.replace("gateway.toml", "../models", models.to_str().unwrap());
+        setup
+    }
+
+    pub fn path(&self, name: &str) -> PathBuf {
+        self.0.path().join("configs").join(name)
+    }
+
+    /// Replaces text in a configuration file; it must be there.
+    pub fn replace(&self, name: &str, from: &str, to: &str) {
+        replace(&self.path(name), from, to);
+    }
+
+    pub fn start(self) -> TestGateway {
+        TestGateway::serve(self.0)
+    }
+
+    /// Runs another command on this configuration.
+    pub fn run(&self, args: &[&str]) -> Output {
+        run(self.0.path(), args)
+    }
+}
+
+pub fn replace(path: &Path, from: &str, to: &str) {
+    let text = std::fs::read_to_string(path).unwrap();
+    assert!(text.contains(from), "{} has no {from:?}", path.display());
+    std::fs::write(path, text.replace(from, to)).unwrap();
+}
+
+fn binary() -> Command {
+    Command::new(env!("CARGO_BIN_EXE_glassgate"))
+}
+
+fn run(folder: &Path, args: &[&str]) -> Output {
+    binary()
+        .args(args)
+        .arg("--config")
+        .arg(folder.join("configs/gateway.toml"))
+        .arg("--data-dir")
+        .arg(folder.join("data"))
+        .output()
+        .expect("the binary runs")
+}
+
+impl TestGateway {
+    /// The shipped configuration on free ports.
+    pub fn start() -> TestGateway {
+        Setup::shipped().start()
+    }
+
+    fn serve(folder: TempDir) -> TestGateway {
+        let nowhere = SocketAddr::from(([127, 0, 0, 1], 0));
+        let child = spawn(folder.path(), 0);
+        let mut gateway = TestGateway { folder, child, data: nowhere, admin: nowhere, key: String::new(), life: 0 };
+        gateway.wait_ready();
+        gateway
+    }
+
+    fn wait_ready(&mut self) {
+        let pid = self.child.id();
+        let run = eventually("the gateway to write run.json", || {
+            if let Some(status) = self.child.try_wait().unwrap() {
+                panic!("the gateway ended with {status}:\n{}", self.stderr());
+            }
+            let run: Value = serde_json::from_slice(&std::fs::read(self.data_dir().join("run.json")).ok()?).ok()?;
+            (run["pid"] == pid).then_some(run)
+        });
+        self.data = run["data"].as_str().unwrap().parse().unwrap();
+        self.admin = run["admin"].as_str().unwrap().parse().unwrap();
+        eventually("the gateway to be ready", || (self.admin_get("/readyz").status == 200).then_some(()));
+        self.key = std::fs::read_to_string(self.data_dir().join("quickstart.key")).unwrap();
+    }
+
+    /// `kill -9`, and a new life on the same data.
+    pub fn kill_and_restart(&mut self) {
+        self.child.kill().unwrap();
+        self.child.wait().unwrap();
+        self.restart();
+    }
+
+    /// A new life after the process has ended.
+    pub fn restart(&mut self) {
+        self.life += 1;
+        self.child = spawn(self.folder.path(), self.life);
+        self.wait_ready();
+    }
+
+    pub fn terminate(&self) {
+        let status = Command::new("kill").arg("-TERM").arg(self.child.id().to_string()).status().unwrap();
+        assert!(status.success());
+    }
+
+    /// SIGTERM, and waits for the end, after which everything is on disk.
+    pub fn stop(&mut self) {
+        self.terminate();
+        self.wait_end();
+    }
+
+    pub fn wait_end(&mut self) {
+        let status = eventually("the gateway to end", || self.child.try_wait().unwrap());
+        assert!(status.success(), "{status}:\n{}", self.stderr());
+    }
+
+    pub fn config(&self, name: &str) -> PathBuf {
+        self.folder.path().join("configs").join(name)
+    }
+    pub fn data_dir(&self) -> PathBuf {
+        self.folder.path().join("data")
+    }
+    pub fn stderr(&self) -> String {
+        std::fs::read_to_string(self.folder.path().join(format!("stderr.{}", self.life))).unwrap_or_default()
+    }
+    /// The access log of this life.
+    pub fn stdout(&self) -> String {
+        std::fs::read_to_string(self.folder.path().join(format!("stdout.{}", self.life))).unwrap_or_default()
+    }
+
+    /// Runs another command beside the running gateway.
+    pub fn run(&self, args: &[&str]) -> Output {
+        run(self.folder.path(), args)
+    }
+
+    /// Runs another command, which must succeed, and gives what it printed.
+    pub fn cli(&self, args: &[&str]) -> String {
+        let output = self.run(args);
+        assert!(output.status.success(), "{args:?}: {}", String::from_utf8_lossy(&output.stderr));
+        String::from_utf8(output.stdout).unwrap()
+    }
+
+    pub fn admin_get(&self, path: &str) -> Response {
+        http::raw(self.admin, &http::get(path, None)).expect("the admin listener answers").finish()
+    }
+
+    /// A request to /admin with the token.
+    pub fn admin(&self, method: &str, path: &str) -> Response {
+        let token = std::fs::read_to_string(self.data_dir().join("admin.token")).unwrap();
+        let request = format!(
+            "{method} {path} HTTP/1.1\r\nhost: a\r\nauthorization: Bearer {token}\r\ncontent-length: 0\r\n\r\n"
+        );
+        http::raw(self.admin, request.as_bytes()).expect("the admin listener answers").finish()
+    }
+
+    pub fn metrics(&self) -> String {
+        String::from_utf8(self.admin_get("/metrics").body).unwrap()
+    }
+
+    /// The sum of a family over all series whose labels contain every given text.
+    pub fn metric(&self, family: &str, labels: &[&str]) -> f64 {
+        metric(&self.metrics(), family, labels)
+    }
+
+    /// Sends bytes, checks what every response must have, and gives the body.
+    pub fn send(&self, bytes: &[u8]) -> Response {
+        let response = self.open(bytes).finish();
+        check(&response);
+        response
+    }
+
+    /// Sends bytes and reads the head only.
+    pub fn open(&self, bytes: &[u8]) -> Open {
+        http::raw(self.data, bytes).expect("the gateway answers")
+    }
+
+    pub fn post(&self, body: &Value) -> Response {
+        self.send(&self.chat_bytes(body, &[]))
+    }
+
+    pub fn chat_bytes(&self, body: &Value, headers: &[(&str, &str)]) -> Vec<u8> {
+        http::post("/v1/chat/completions", Some(&self.key), headers, body.to_string().as_bytes())
+    }
+
+    /// A greedy answer to one question, as text.
+    pub fn ask(&self, question: &str) -> String {
+        let response = self.post(&chat(question));
+        assert_eq!(response.status, 200, "{}", String::from_utf8_lossy(&response.body));
+        response.json()["choices"][0]["message"]["content"].as_str().unwrap().to_owned()
+    }
+}
+
+/// A greedy chat request.
+pub fn chat(question: &str) -> Value {
+    json!({"model": "assistant", "temperature": 0, "messages": [{"role": "user", "content": question}]})
+}
+
+/// A chat request with more fields.
+pub fn chat_with(question: &str, more: Value) -> Value {
+    let mut request = chat(question);
+    for (name, value) in more.as_object().unwrap() {
+        request[name] = value.clone();
+    }
+    request
+}
+
+/// A stream of exactly so many tokens.
+pub fn long(tokens: u32) -> Value {
+    chat_with("Count up from 1 to 99.", json!({"stream": true, "max_tokens": tokens, "ignore_eos": true}))
+}
+
+pub fn metric(text: &str, family: &str, labels: &[&str]) -> f64 {
+    text.lines()
+        .filter(|line| line.starts_with(&format!("{family}{{")) || line.starts_with(&format!("{family} ")))
+        .filter(|line| labels.iter().all(|label| line.contains(label)))
+        .map(|line| line.rsplit(' ').next().unwrap().parse::<f64>().unwrap())
+        .sum()
+}
+
+/// What holds for every response: an id, a trace, and for errors OpenAI's shape.
+pub fn check(response: &Response) {
+    assert!(response.header("x-request-id").is_some_and(|id| id.len() == 32), "no x-request-id: {response:?}");
+    assert!(response.header("traceparent").is_some_and(|trace| trace.len() == 55), "no traceparent: {response:?}");
+    if response.status >= 400 && !response.body.is_empty() {
+        let body = response.json();
+        if body.get("status").is_some() {
+            return; // /health has a shape of its own
+        }
+        let error = &body["error"];
+        for field in ["message", "type", "code"] {
+            assert!(error[field].is_string(), "the error has no {field}: {body}");
+        }
+        assert!(error.as_object().unwrap().contains_key("param"));
+    }
+}
+
+impl Drop for TestGateway {
+    fn drop(&mut self) {
+        // It may have ended already.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+fn spawn(folder: &Path, life: u32) -> Child {
+    let file = |name: &str| File::create(folder.join(format!("{name}.{life}"))).unwrap();
+    binary()
+        .args(["serve", "--listen", "127.0.0.1:0", "--admin", "127.0.0.1:0", "--config"])
+        .arg(folder.join("configs/gateway.toml"))
+        .arg("--data-dir")
+        .arg(folder.join("data"))
+        .stdout(Stdio::from(file("stdout")))
+        .stderr(Stdio::from(file("stderr")))
+        .stdin(Stdio::null())
+        .spawn()
+        .expect("the binary starts")
+}
+
+/// A kept-alive connection.
+pub fn connect(address: SocketAddr) -> (std::net::TcpStream, BufReader<std::net::TcpStream>) {
+    let stream = std::net::TcpStream::connect(address).unwrap();
+    let reader = BufReader::new(stream.try_clone().unwrap());
+    (stream, reader)
+}

@@ -1,0 +1,24 @@
+//! What every test uses: a gateway of its own, and a client that checks each answer.
+
+pub mod evidence;
+pub mod gateway;
+pub mod http;
+
+use std::time::{Duration, Instant};
+
+/// Waits for a condition to hold and returns what it gives; fails loudly when it never does.
+pub fn eventually<T>(what: &str, mut ready: impl FnMut() -> Option<T>) -> T {
+    let deadline = Instant::now() + Duration::from_secs(20);
+    loop {
+        if let Some(value) = ready() {
+            return value;
+        }
+        assert!(Instant::now() < deadline, "waited in vain: {what}");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
+
+/// The repository.
+pub fn root() -> &'static std::path::Path {
+    std::path::Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/.."))
+}
