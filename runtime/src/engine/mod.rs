@@ -1,0 +1,167 @@
+//! One thread per device: receive → schedule → forward → sample → emit, round-robin over the models on it.
+//!
+//! Nobody waits for the engine and the engine waits for nobody: requests come in through a channel that is read between
+//! steps, events leave through channels that have room for all there can be.
+
+pub(crate) mod events;
+pub(crate) mod forward;
+pub(crate) mod request;
+pub(crate) mod scheduler;
+pub(crate) mod sequence;
+pub(crate) mod stats;
+pub(crate) mod stepper;
+#[cfg(test)]
+mod tests;
+
+use crate::{kernels::cpu::use_threads, report::Sink};
+use sequence::Sequence;
+use stats::Stats;
+use std::{
+    sync::{
+        Arc, Mutex, PoisonError,
+        mpsc::{Receiver, RecvTimeoutError, Sender, channel},
+    },
+    thread::JoinHandle,
+    time::Duration,
+};
+use stepper::Stepper;
+
+pub(crate) type ModelId = u64;
+
+pub(crate) enum Command {
+    /// Warms the model and takes it into service; answers on `ready`.
+    Add {
+        id: ModelId,
+        stepper: Box<Stepper>,
+        ready: Sender<Result<(), String>>,
+    },
+    Submit {
+        id: ModelId,
+        sequence: Box<Sequence>,
+    },
+    /// No more requests will come; free the model when the last one is answered.
+    Retire {
+        id: ModelId,
+    },
+    Stop,
+}
+
+/// The models in service, for reports; also those that are draining.
+pub(crate) type Roster = Arc<Mutex<Vec<Arc<Stats>>>>;
+
+/// How long the thread sleeps if sequences wait and none can run. There is no such state; this keeps a mistake from
+/// burning a core.
+const STUCK_PAUSE: Duration = Duration::from_millis(1);
+
+struct Served {
+    id: ModelId,
+    stepper: Box<Stepper>,
+    retired: bool,
+}
+
+struct Engine {
+    commands: Receiver<Command>,
+    served: Vec<Served>,
+    roster: Roster,
+    sink: Option<Arc<dyn Sink>>,
+}
+
+/// Starts the engine's thread. It ends at `Stop`, or when every sender is gone.
+pub(crate) fn start(
+    threads: usize,
+    sink: Option<Arc<dyn Sink>>,
+    roster: Roster,
+) -> std::io::Result<(Sender<Command>, JoinHandle<()>)> {
+    let (sender, commands) = channel();
+    let thread = std::thread::Builder::new().name("engine".to_owned()).spawn(move || {
+        if let Err(error) = use_threads(threads) {
+            tracing::warn!(%error, "no worker threads: kernels stay on the engine's");
+        }
+        Engine { commands, served: Vec::new(), roster, sink }.run();
+    })?;
+    Ok((sender, thread))
+}
+
+impl Engine {
+    fn run(&mut self) {
+        let mut progress = true;
+        while self.receive(progress) {
+            progress = false;
+            for served in &mut self.served {
+                progress |= served.stepper.step(self.sink.as_ref());
+            }
+            self.free_retired();
+        }
+        for served in &mut self.served {
+            served.stepper.cancel_all();
+        }
+        // A request that came in together with the end is answered too.
+        for command in self.commands.try_iter() {
+            if let Command::Submit { sequence, .. } = command {
+                sequence.end(sequence::Ending::Finished(events::FinishReason::Cancelled));
+            }
+        }
+        self.served.clear();
+        self.roster.lock().unwrap_or_else(PoisonError::into_inner).clear();
+    }
+
+    /// Takes in all commands there are; sleeps for the first one if there is nothing to do. False: stop.
+    fn receive(&mut self, progress: bool) -> bool {
+        let idle = self.served.iter().all(|served| served.stepper.is_idle());
+        let first = if idle {
+            self.commands.recv().map_err(|_| RecvTimeoutError::Disconnected)
+        } else if progress {
+            Err(RecvTimeoutError::Timeout)
+        } else {
+            self.commands.recv_timeout(STUCK_PAUSE)
+        };
+        let go_on = match first {
+            Ok(command) => self.obey(command),
+            Err(RecvTimeoutError::Timeout) => true,
+            Err(RecvTimeoutError::Disconnected) => false,
+        };
+        if !go_on {
+            return false;
+        }
+        while let Ok(command) = self.commands.try_recv() {
+            if !self.obey(command) {
+                return false;
+            }
+        }
+        true
+    }
+
+    /// False: stop.
+    fn obey(&mut self, command: Command) -> bool {
+        match command {
+            Command::Add { id, mut stepper, ready } => {
+                let outcome = stepper.warm();
+                if outcome.is_ok() {
+                    self.roster.lock().unwrap_or_else(PoisonError::into_inner).push(Arc::clone(stepper.stats()));
+                    self.served.push(Served { id, stepper, retired: false });
+                }
+                let _ = ready.send(outcome);
+            }
+            Command::Submit { id, sequence } => match self.served.iter_mut().find(|served| served.id == id) {
+                Some(served) => served.stepper.submit(*sequence),
+                // Only a handle submits, and a model outlives its handles.
+                None => sequence.end(sequence::Ending::Failed(events::Failure::EngineStopped)),
+            },
+            Command::Retire { id } => {
+                if let Some(served) = self.served.iter_mut().find(|served| served.id == id) {
+                    served.retired = true;
+                }
+                self.free_retired();
+            }
+            Command::Stop => return false,
+        }
+        true
+    }
+
+    fn free_retired(&mut self) {
+        for gone in self.served.extract_if(.., |served| served.retired && served.stepper.is_idle()) {
+            let stats = gone.stepper.stats();
+            self.roster.lock().unwrap_or_else(PoisonError::into_inner).retain(|other| !Arc::ptr_eq(other, stats));
+        }
+    }
+}

@@ -1,0 +1,174 @@
+//! One request inside the engine: its tokens, how the next one is chosen, how tokens become text, and what the client
+//! is told.
+
+use super::{
+    events::{Event, Failure, FinishReason, Flags},
+    request::Request,
+    scheduler::Ask,
+};
+use crate::{
+    report::Timeline,
+    sampling::{NotFinite, Sampler, stop::StopScanner},
+    text::detokenize::{Detokenizer, TokenBytes},
+};
+use std::{
+    sync::{Arc, atomic::Ordering},
+    time::{Duration, Instant},
+};
+use tokio::sync::mpsc;
+
+/// What a model's text side gives to every one of its sequences.
+pub(crate) struct Vocabulary {
+    pub bytes: Arc<TokenBytes>,
+    /// Tokens that end an answer.
+    pub end: Vec<u32>,
+}
+
+/// How an answer ends.
+pub(crate) enum Ending {
+    Finished(FinishReason),
+    Failed(Failure),
+}
+
+pub(crate) struct Sequence {
+    /// Prompt and output.
+    pub tokens: Vec<u32>,
+    pub flags: Arc<Flags>,
+    ask: Ask,
+    ignore_eos: bool,
+    sampler: Sampler,
+    detokenizer: Detokenizer,
+    stops: StopScanner,
+    events: mpsc::Sender<Event>,
+    admitted: Option<Instant>,
+    first_token: Option<Instant>,
+    pub prefill_chunks: u32,
+    pub steps: u32,
+    pub batch_max: u32,
+    pub compute: Duration,
+}
+
+/// Events beyond one for each token: the ending.
+const EVENTS_EXTRA: usize = 1;
+
+impl Sequence {
+    /// The sequence and the channel's other end. The channel holds every event there can ever be, so sending never
+    /// waits, however slow the client; tokio allocates its places as they are used.
+    pub fn new(request: Request, submitted: Instant) -> (Sequence, mpsc::Receiver<Event>) {
+        let (events, receiver) = mpsc::channel(request.max_tokens as usize + EVENTS_EXTRA);
+        let ask = Ask {
+            prompt_tokens: request.prompt.len(),
+            max_tokens: request.max_tokens as usize,
+            tenant: request.tenant,
+            class: request.class,
+            submitted,
+            deadline: request.deadline,
+        };
+        let sequence = Sequence {
+            sampler: Sampler::new(request.params, &request.prompt),
+            tokens: request.prompt,
+            flags: Arc::default(),
+            ignore_eos: request.ignore_eos,
+            ask,
+            detokenizer: Detokenizer::default(),
+            stops: StopScanner::new(request.stop),
+            events,
+            admitted: None,
+            first_token: None,
+            prefill_chunks: 0,
+            steps: 0,
+            batch_max: 0,
+            compute: Duration::ZERO,
+        };
+        (sequence, receiver)
+    }
+
+    pub fn ask(&self) -> Ask {
+        self.ask
+    }
+
+    pub fn admit(&mut self, now: Instant) {
+        self.admitted = Some(now);
+    }
+
+    pub fn is_admitted(&self) -> bool {
+        self.admitted.is_some()
+    }
+
+    /// Tokens of the prompt that lie in `first..first + count`: what is not decoding.
+    pub fn prompt_part(&self, first: usize, count: usize) -> usize {
+        (first + count).min(self.ask.prompt_tokens).saturating_sub(first)
+    }
+
+    /// The client asked to stop, or is gone.
+    pub fn is_cancelled(&self) -> bool {
+        self.flags.cancelled.load(Ordering::Acquire) || self.events.is_closed()
+    }
+
+    /// Chooses the next token and counts it. `logits` is scratch afterwards.
+    pub fn sample(&mut self, logits: &mut [f32]) -> Result<u32, NotFinite> {
+        let id = self.sampler.sample(logits)?;
+        self.tokens.push(id);
+        self.flags.produced.fetch_add(1, Ordering::AcqRel);
+        Ok(id)
+    }
+
+    /// Hands the newest token's text to the client. Some: the answer is over.
+    pub fn emit(&mut self, id: u32, vocabulary: &Vocabulary, now: Instant) -> Option<Ending> {
+        self.first_token.get_or_insert(now);
+        let mut shown = String::new();
+        let ending = self.advance_text(id, vocabulary, &mut shown);
+        if shown.is_empty() {
+            return ending;
+        }
+        // There is room for every event, so an error means that the client is gone.
+        let sent = self.events.try_send(Event::Text { text: shown, produced: self.produced() });
+        if sent.is_ok() { ending } else { Some(Ending::Finished(FinishReason::Cancelled)) }
+    }
+
+    fn advance_text(&mut self, id: u32, vocabulary: &Vocabulary, shown: &mut String) -> Option<Ending> {
+        let stop = Some(Ending::Finished(FinishReason::Stop));
+        let ended = !self.ignore_eos && vocabulary.end.contains(&id);
+        let full = self.produced() as usize >= self.ask.max_tokens;
+        let mut text = String::new();
+        if !ended {
+            self.detokenizer.push(vocabulary.bytes.of(id), &mut text);
+        }
+        if ended || full {
+            self.detokenizer.finish(&mut text);
+        }
+        if self.stops.push(&text, shown) {
+            return stop;
+        }
+        if !ended && !full {
+            return None;
+        }
+        self.stops.finish(shown);
+        if ended { stop } else { Some(Ending::Finished(FinishReason::Length)) }
+    }
+
+    /// Tells the client how it ended. A client that is gone is not told.
+    pub fn end(self, ending: Ending) {
+        let timeline = Timeline {
+            submitted: self.ask.submitted,
+            admitted: self.admitted,
+            first_token: self.first_token,
+            finished: Instant::now(),
+            prompt_tokens: self.ask.prompt_tokens as u32,
+            output_tokens: self.produced(),
+            prefill_chunks: self.prefill_chunks,
+            steps: self.steps,
+            batch_max: self.batch_max,
+            compute: self.compute,
+        };
+        let event = match ending {
+            Ending::Finished(reason) => Event::Finished { reason, timeline },
+            Ending::Failed(failure) => Event::Failed { failure, timeline },
+        };
+        let _ = self.events.try_send(event);
+    }
+
+    fn produced(&self) -> u32 {
+        self.flags.produced.load(Ordering::Acquire)
+    }
+}

@@ -1,0 +1,260 @@
+//! The engine with a fake model: what happens when a step goes wrong.
+
+use super::{
+    Command, Roster,
+    events::{Event, Failure, FinishReason, Generation},
+    forward::Forward,
+    request::{Class, Request},
+    scheduler::Limits,
+    sequence::{Sequence, Vocabulary},
+    stats::Stats,
+    stepper::Stepper,
+};
+use crate::{
+    kernels::batch::StepBatch, report::Timeline, sampling::params::SamplingParams, text::detokenize::TokenBytes,
+};
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicU32, Ordering},
+        mpsc::{Receiver, Sender, channel},
+    },
+    thread::JoinHandle,
+    time::{Duration, Instant},
+};
+
+const VOCAB: usize = 16;
+/// In a prompt: the step that reads it panics, fails, or gives no numbers.
+const PANIC: u32 = 13;
+const ERROR: u32 = 14;
+const NAN: u32 = 15;
+
+/// Answers every token with the next one, 1..=9 in a circle, and remembers what it was shown in its pool: an answer is
+/// right only if every earlier token of the sequence is still there.
+struct Fake {
+    /// slot → token
+    pool: Vec<u32>,
+    resets: Arc<AtomicU32>,
+    /// Fail this many resets.
+    bad_resets: u32,
+    /// Every step waits for one; all may go when the other end is gone.
+    permits: Receiver<()>,
+    /// Told when a step begins to wait.
+    entered: Sender<()>,
+}
+
+impl Forward for Fake {
+    fn forward(&mut self, batch: StepBatch) -> Result<Vec<f32>, String> {
+        let _ = self.entered.send(());
+        let _ = self.permits.recv();
+        for (t, &id) in batch.ids.iter().enumerate() {
+            match id {
+                PANIC => panic!("told to"),
+                ERROR => return Err("told to".to_owned()),
+                _ => self.pool[batch.slot[t] as usize] = id,
+            }
+        }
+        let mut logits = Vec::new();
+        for &row in &batch.sel {
+            let row = row as usize;
+            for at in 0..batch.pos[row] {
+                let slot = batch.table_of(row)[at as usize / 32] * 32 + at % 32;
+                assert_ne!(self.pool[slot as usize], 0, "a token's keys are missing");
+            }
+            let next = batch.ids[row] % 9 + 1;
+            let fill = if batch.ids[row] == NAN { f32::NAN } else { 0.0 };
+            logits.extend((0..VOCAB as u32).map(|id| if id == next { 1.0 } else { fill }));
+        }
+        Ok(logits)
+    }
+
+    fn reset(&mut self) -> Result<(), String> {
+        self.resets.fetch_add(1, Ordering::SeqCst);
+        self.pool.fill(0);
+        if self.bad_resets > 0 {
+            self.bad_resets -= 1;
+            return Err("not now".to_owned());
+        }
+        Ok(())
+    }
+
+    fn vocab(&self) -> usize {
+        VOCAB
+    }
+}
+
+struct Bench {
+    commands: Sender<Command>,
+    thread: Option<JoinHandle<()>>,
+    stats: Arc<Stats>,
+    resets: Arc<AtomicU32>,
+    entered: Receiver<()>,
+}
+
+impl Bench {
+    fn new(limits: Limits) -> Bench {
+        Bench::with_permits(limits, 0).0
+    }
+
+    /// The engine takes one step for each permit, and as it likes when the sender is dropped.
+    fn with_permits(limits: Limits, bad_resets: u32) -> (Bench, Sender<()>) {
+        let (gate, permits) = channel();
+        gate.send(()).expect("for the warm-up");
+        let resets = Arc::new(AtomicU32::new(0));
+        let (enter, entered) = channel();
+        let fake = Fake { pool: vec![0; 64 * 32], resets: Arc::clone(&resets), bad_resets, permits, entered: enter };
+        let stats = Arc::new(Stats::new("fake", "", 64, 0, 0, Duration::ZERO));
+        let letters = (0..VOCAB as u8).map(|id| vec![b'a' + id]);
+        let vocabulary = Vocabulary { bytes: Arc::new(TokenBytes::new(letters)), end: vec![12] };
+        let stepper = Box::new(Stepper::new(Box::new(fake), limits, vocabulary, Arc::clone(&stats)));
+        let (commands, thread) = super::start(1, None, Roster::default()).expect("a thread");
+        let (ready, answer) = channel();
+        commands.send(Command::Add { id: 0, stepper, ready }).expect("the engine runs");
+        assert_eq!(answer.recv(), Ok(Ok(())));
+        entered.recv().expect("the warm-up");
+        (Bench { commands, thread: Some(thread), stats, resets, entered }, gate)
+    }
+
+    fn submit(&self, prompt: &[u32], max_tokens: u32) -> Generation {
+        let request = Request {
+            prompt: prompt.to_vec(),
+            max_tokens,
+            params: SamplingParams { temperature: 0.0, ..SamplingParams::default() },
+            stop: Vec::new(),
+            ignore_eos: false,
+            tenant: 0,
+            class: Class::Interactive,
+            deadline: None,
+        };
+        assert!(self.stats.enter_queue(100));
+        let submitted = Instant::now();
+        let (sequence, events) = Sequence::new(request, submitted);
+        let flags = Arc::clone(&sequence.flags);
+        self.commands.send(Command::Submit { id: 0, sequence: Box::new(sequence) }).expect("the engine runs");
+        Generation { events, flags, submitted, prompt_tokens: prompt.len() as u32, ended: false }
+    }
+
+    fn assert_nothing_leaked(&self) {
+        let report = self.stats.report();
+        assert_eq!((report.running, report.waiting, report.kv_blocks_used), (0, 0, 0));
+    }
+}
+
+impl Drop for Bench {
+    fn drop(&mut self) {
+        let _ = self.commands.send(Command::Stop);
+        let _ = self.thread.take().map(JoinHandle::join);
+    }
+}
+
+async fn collect(mut generation: Generation) -> (String, Result<FinishReason, Failure>, Timeline) {
+    let mut text = String::new();
+    loop {
+        match generation.next().await.expect("an ending") {
+            Event::Text { text: piece, .. } => text += &piece,
+            Event::Finished { reason, timeline } => return (text, Ok(reason), timeline),
+            Event::Failed { failure, timeline } => return (text, Err(failure), timeline),
+        }
+    }
+}
+
+fn limits(step_tokens: usize, prefill_chunk: usize) -> Limits {
+    Limits { step_tokens, prefill_chunk, running_max: 8, block_tokens: 32 }
+}
+
+/// What the fake answers after a prompt that ends in token 1.
+fn circle(count: usize) -> String {
+    (0..count).map(|n| char::from(b'a' + 1 + ((n + 1) % 9) as u8)).collect()
+}
+
+#[tokio::test]
+async fn a_panic_fails_the_requests_of_its_step_and_nobody_elses() {
+    for (bad, bad_resets) in [(PANIC, 0), (ERROR, 0), (PANIC, 1)] {
+        let (bench, gate) = Bench::with_permits(limits(100, 4), bad_resets);
+        let beside = bench.submit(&[2, 1], 500);
+        let guilty = bench.submit(&[3, 3, 3, 3, bad, 1], 5);
+        drop(gate);
+        let (_, guilty, timeline) = collect(guilty).await;
+        let Err(Failure::Step(why)) = guilty else { panic!("{guilty:?}") };
+        assert!(why.contains("told to"), "{why}");
+        assert_eq!((timeline.output_tokens, timeline.prefill_chunks), (0, 1));
+        let (text, beside, _) = collect(beside).await;
+        assert!(matches!(beside, Err(Failure::Step(_))), "{beside:?}");
+        assert!(circle(3).starts_with(&text), "{text}");
+
+        // Later ones are none the worse.
+        assert_eq!(collect(bench.submit(&[4, 1], 50)).await.0, circle(50));
+        assert_eq!(bench.resets.load(Ordering::SeqCst), 1 + bad_resets);
+        assert_eq!(bench.stats.report().failures, 2);
+        bench.assert_nothing_leaked();
+    }
+}
+
+/// A half-read prompt that had no place in the bad step is read again from its beginning, and answered.
+#[tokio::test]
+async fn a_sequence_that_sat_the_bad_step_out_goes_on() {
+    let (bench, gate) = Bench::with_permits(limits(9, 8), 0);
+    let entered = || bench.entered.recv().expect("the engine runs");
+    let first = bench.submit(&[1], 1);
+    entered();
+    // Both come in while the engine is in its first step, and share the second: eight tokens and one.
+    let guilty = bench.submit(&[[3; 14].as_slice(), &[PANIC, 1]].concat(), 5);
+    let waiting = bench.submit(&[[5; 31].as_slice(), &[1]].concat(), 20);
+    gate.send(()).expect("the engine runs");
+    assert_eq!(collect(first).await.0, circle(1));
+    entered();
+    // This one decodes at once, so the third step has no room for the waiting one.
+    let decoding = bench.submit(&[2], 100);
+    drop(gate);
+    assert!(matches!(collect(guilty).await.1, Err(Failure::Step(_))));
+    assert!(matches!(collect(decoding).await.1, Err(Failure::Step(_))));
+    let (text, ending, timeline) = collect(waiting).await;
+    assert_eq!((text, ending), (circle(20), Ok(FinishReason::Length)));
+    // One token before, all 32 in four chunks after.
+    assert_eq!((timeline.prefill_chunks, timeline.output_tokens), (5, 20));
+    bench.assert_nothing_leaked();
+}
+
+#[tokio::test]
+async fn logits_that_are_no_numbers_fail_their_own_request_only() {
+    let bench = Bench::new(limits(100, 100));
+    let beside = bench.submit(&[2, 1], 500);
+    let (_, broken, timeline) = collect(bench.submit(&[1, NAN], 5)).await;
+    assert_eq!((broken, timeline.output_tokens), (Err(Failure::NotFinite), 0));
+    assert_eq!(collect(beside).await.0, circle(500));
+    bench.assert_nothing_leaked();
+}
+
+#[tokio::test]
+async fn the_end_token_ends_an_answer_and_is_counted() {
+    let bench = Bench::new(limits(100, 100));
+    // 11 % 9 + 1 = 3: never 12, so it runs to its length; the end token itself is never shown.
+    let (text, ending, timeline) = collect(bench.submit(&[11], 3)).await;
+    assert_eq!((text.as_str(), ending, timeline.output_tokens), ("def", Ok(FinishReason::Length), 3));
+}
+
+/// Nobody reads, and everybody else is served all the same.
+#[tokio::test]
+async fn receivers_that_never_read_cost_nobody_anything() {
+    let bench = Bench::new(limits(100, 100));
+    let unread: Vec<Generation> = (0..7).map(|_| bench.submit(&[1], 250)).collect();
+    assert_eq!(collect(bench.submit(&[1], 250)).await.0, circle(250));
+    for generation in unread {
+        assert_eq!(collect(generation).await.0, circle(250));
+    }
+    let mut closed: Vec<Generation> = (0..7).map(|_| bench.submit(&[1], 250)).collect();
+    closed.iter_mut().for_each(|generation| generation.events.close());
+    assert_eq!(collect(bench.submit(&[1], 250)).await.0, circle(250));
+    bench.assert_nothing_leaked();
+}
+
+#[tokio::test]
+async fn an_engine_that_is_gone_still_gives_an_ending() {
+    let bench = Bench::new(limits(100, 100));
+    let mut generation = bench.submit(&[1], 5);
+    // As if the engine's thread had vanished with its end of the channel.
+    let (_, empty) = tokio::sync::mpsc::channel(1);
+    generation.events = empty;
+    let (_, ending, timeline) = collect(generation).await;
+    assert_eq!((ending, timeline.prompt_tokens), (Err(Failure::EngineStopped), 1));
+}

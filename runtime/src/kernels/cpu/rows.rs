@@ -1,0 +1,83 @@
+//! Lets several threads fill one matrix, each its own part. The two functions are safe to call: they hand out parts
+//! that cannot overlap.
+
+#![allow(unsafe_code)] // Safe slices cannot express columns of a row-major matrix in several hands.
+
+use super::{pool::share, simd::LANES};
+use candle_core::Result;
+use std::{marker::PhantomData, ops::Range};
+
+/// As many as a kernel has in hand at a time: fewer would load every input once more.
+const TILES_MIN: usize = 8;
+
+/// Calls `each(index, part)` for every run of `part_len` numbers in `out`. `work`: multiply-adds in total.
+pub(crate) fn fill_parts(
+    out: &mut [f32],
+    part_len: usize,
+    work: usize,
+    each: impl Fn(usize, &mut [f32]) + Sync,
+) -> Result<()> {
+    let shared = Shared::new(out);
+    share(shared.len / part_len.max(1), 1, work, |range| {
+        for index in range {
+            // SAFETY: `share` gives every index to one call only, and parts of different indices are disjoint.
+            each(index, unsafe { shared.cells(index * part_len, part_len) });
+        }
+    })
+}
+
+/// Calls `each` with ranges of column tiles ([`LANES`] wide, the last one narrower) of the row-major `out`, and with the
+/// right to write to these columns in every row.
+pub(crate) fn fill_tiles(
+    out: &mut [f32],
+    width: usize,
+    work: usize,
+    each: impl Fn(Range<usize>, &mut Tiles<'_>) + Sync,
+) -> Result<()> {
+    let shared = Shared::new(out);
+    share(width.div_ceil(LANES), TILES_MIN, work, |range| {
+        each(range.clone(), &mut Tiles { shared: &shared, width, range });
+    })
+}
+
+/// The right to write some column tiles of a matrix.
+pub(crate) struct Tiles<'a> {
+    shared: &'a Shared<'a>,
+    width: usize,
+    range: Range<usize>,
+}
+
+impl Tiles<'_> {
+    /// Writes one row of one tile; lanes beyond the matrix are dropped.
+    pub fn put(&mut self, row: usize, tile: usize, values: &[f32; LANES]) {
+        assert!(self.range.contains(&tile), "a tile that belongs to another thread");
+        let column = tile * LANES;
+        let count = LANES.min(self.width - column);
+        // SAFETY: only this value may write to this tile (`share` gives each to one call), and `self` is borrowed mutably.
+        unsafe { self.shared.cells(row * self.width + column, count) }.copy_from_slice(&values[..count]);
+    }
+}
+
+struct Shared<'a> {
+    start: *mut f32,
+    len: usize,
+    borrow: PhantomData<&'a mut [f32]>,
+}
+
+// SAFETY: the only access is `cells`, whose callers above never let two threads hold overlapping cells.
+unsafe impl Sync for Shared<'_> {}
+
+impl<'a> Shared<'a> {
+    fn new(numbers: &'a mut [f32]) -> Self {
+        Shared { start: numbers.as_mut_ptr(), len: numbers.len(), borrow: PhantomData }
+    }
+
+    /// # Safety
+    /// No other live slice may overlap `at..at + count`.
+    #[allow(clippy::mut_from_ref)]
+    unsafe fn cells(&self, at: usize, count: usize) -> &mut [f32] {
+        assert!(at + count <= self.len, "cells outside the matrix");
+        // SAFETY: in bounds by the assertion, unaliased by the caller's promise, alive by the borrow.
+        unsafe { std::slice::from_raw_parts_mut(self.start.add(at), count) }
+    }
+}

@@ -1,0 +1,12 @@
+//! What the decoder is made of. Every function takes and gives candle tensors and keeps no state; `cpu` holds the
+//! arithmetic, `reference` says the same in plain candle ops and is what `cpu` is tested against.
+//!
+//! Each output is summed in an order that depends on nothing but its own row: results are bit-identical whatever else
+//! is in the batch, however it is chunked and however many threads work on it.
+
+pub(crate) mod batch;
+pub(crate) mod cpu;
+#[cfg(test)]
+pub(crate) mod reference;
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,9 @@
+//! The model as data and the one decoder that runs it. Nothing here keeps anything about a request: state comes in as
+//! a `StepBatch` and the KV pools.
+
+pub(crate) mod decoder;
+pub(crate) mod kv_pools;
+mod rope;
+pub(crate) mod spec;
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,101 @@
+//! What the engine tells about itself and about each request: plain structs, and the one trait that receives them.
+
+use std::time::{Duration, Instant};
+
+/// Receives every step's record on the engine thread. Must return quickly and never block.
+pub trait Sink: Send + Sync {
+    fn step(&self, model: &str, step: &StepRecord);
+}
+
+/// One step of one model. The five durations are disjoint and follow each other.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct StepRecord {
+    /// Since this engine's last step ended, or since work arrived if it was idle: other models' steps and bookkeeping.
+    pub gap: Duration,
+    /// Choosing what to run and laying out the batch.
+    pub build: Duration,
+    pub forward: Duration,
+    pub sample: Duration,
+    /// Detokenising, scanning for stop strings, handing text to clients.
+    pub emit: Duration,
+    pub prefill_tokens: u32,
+    pub decode_tokens: u32,
+    /// Tokens that were chosen: one for each sequence whose prompt is computed.
+    pub sampled_tokens: u32,
+    /// Sequences that took part.
+    pub sequences: u32,
+    /// Sequences that hold KV blocks after the step.
+    pub running: u32,
+    pub waiting: u32,
+    pub kv_blocks_used: u32,
+    pub kv_blocks_total: u32,
+    /// Sequences that this step failed: 0, or all that took part.
+    pub failed: u32,
+}
+
+/// What happened to one request, and when.
+#[derive(Clone, Debug)]
+pub struct Timeline {
+    pub submitted: Instant,
+    /// When it got its KV blocks. None: it never left the queue.
+    pub admitted: Option<Instant>,
+    pub first_token: Option<Instant>,
+    pub finished: Instant,
+    pub prompt_tokens: u32,
+    /// All sampled tokens, the end token included.
+    pub output_tokens: u32,
+    /// Steps in which part of the prompt was computed.
+    pub prefill_chunks: u32,
+    /// Steps it took part in.
+    pub steps: u32,
+    /// The largest number of sequences it shared a step with, itself included.
+    pub batch_max: u32,
+    /// Its share of the steps' time, by tokens.
+    pub compute: Duration,
+}
+
+impl Timeline {
+    /// From submission until admission (or the end, if it never was admitted).
+    pub fn queue(&self) -> Duration {
+        self.admitted.unwrap_or(self.finished).saturating_duration_since(self.submitted)
+    }
+
+    /// From admission until the first token; None before it.
+    pub fn prefill(&self) -> Option<Duration> {
+        Some(self.first_token?.saturating_duration_since(self.admitted?))
+    }
+
+    /// From the first token until the end; None without a token.
+    pub fn decode(&self) -> Option<Duration> {
+        Some(self.finished.saturating_duration_since(self.first_token?))
+    }
+}
+
+/// The state of the runtime at one moment.
+#[derive(Clone, Debug)]
+pub struct Report {
+    /// In the order in which they were loaded; a draining model stays until its memory is free.
+    pub models: Vec<ModelReport>,
+    /// The instruction set the kernels chose on this machine.
+    pub kernel: &'static str,
+}
+
+#[derive(Clone, Debug)]
+pub struct ModelReport {
+    pub name: String,
+    pub digest: String,
+    pub running: u32,
+    pub waiting: u32,
+    pub kv_blocks_used: u32,
+    pub kv_blocks_total: u32,
+    /// Prompt tokens of admitted requests, since the load.
+    pub prompt_tokens: u64,
+    /// Sampled tokens since the load.
+    pub generated_tokens: u64,
+    pub steps: u64,
+    /// Requests that ended in `Failed` since the load.
+    pub failures: u64,
+    pub weights_bytes: u64,
+    pub kv_bytes: u64,
+    pub load_seconds: f64,
+}

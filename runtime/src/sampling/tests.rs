@@ -1,0 +1,144 @@
+//! What the filters keep, how often it is drawn, and that nothing else has a say in it.
+
+use super::{NotFinite, Sampler, params::SamplingParams, philox};
+use std::collections::HashMap;
+
+/// A distribution over ids 0.. with these probabilities.
+fn logits_of(probabilities: &[f64]) -> Vec<f32> {
+    probabilities.iter().map(|p| p.ln() as f32).collect()
+}
+
+/// Draws from the same row over and over: every draw is the first of its own seed.
+fn counts(params: &SamplingParams, logits: &[f32], draws: u64) -> Vec<u64> {
+    let mut counts = vec![0; logits.len()];
+    for seed in 0..draws {
+        let mut sampler = Sampler::new(SamplingParams { seed, ..params.clone() }, &[]);
+        counts[sampler.sample(&mut logits.to_vec()).expect("a token") as usize] += 1;
+    }
+    counts
+}
+
+/// Pearson's statistic over the expected ones; whatever is expected never to come must not come.
+fn chi_square(counts: &[u64], expected: &[f64]) -> f64 {
+    let draws: u64 = counts.iter().sum();
+    let total: f64 = expected.iter().sum();
+    counts
+        .iter()
+        .zip(expected)
+        .map(|(&count, &p)| {
+            let want = p / total * draws as f64;
+            if want == 0.0 {
+                assert_eq!(count, 0, "a filtered token was drawn");
+                return 0.0;
+            }
+            (count as f64 - want).powi(2) / want
+        })
+        .sum()
+}
+
+#[test]
+fn every_filter_draws_its_distribution() {
+    let p = [0.05, 0.3, 0.15, 0.2, 0.02, 0.18, 0.1];
+    let base = SamplingParams::default();
+    let square = |p: &[f64]| p.iter().map(|p| p * p).collect::<Vec<_>>();
+    let keep = |ids: &[usize]| (0..p.len()).map(|id| if ids.contains(&id) { p[id] } else { 0.0 }).collect::<Vec<_>>();
+    let cases = [
+        ("plain", base.clone(), p.to_vec()),
+        ("temperature 1/2", SamplingParams { temperature: 0.5, ..base.clone() }, square(&p)),
+        ("top_k 3", SamplingParams { top_k: 3, ..base.clone() }, keep(&[1, 3, 5])),
+        ("top_k beyond all", SamplingParams { top_k: 99, ..base.clone() }, p.to_vec()),
+        // 0.3 + 0.2 + 0.18 = 0.68 is not enough for 0.7; with 0.15 it is.
+        ("top_p 0.7", SamplingParams { top_p: 0.7, ..base.clone() }, keep(&[1, 3, 5, 2])),
+        ("top_p tiny", SamplingParams { top_p: 1e-6, ..base.clone() }, keep(&[1])),
+        ("min_p 0.4", SamplingParams { min_p: 0.4, ..base.clone() }, keep(&[1, 2, 3, 5])),
+        // Among the best four, 0.3 + 0.2 reach 0.6 of 0.83.
+        ("top_k 4, top_p 0.6", SamplingParams { top_k: 4, top_p: 0.6, ..base.clone() }, keep(&[1, 3])),
+        ("all", SamplingParams { top_k: 5, top_p: 0.95, min_p: 0.55, ..base }, keep(&[1, 3, 5])),
+    ];
+    for (name, params, expected) in cases {
+        let statistic = chi_square(&counts(&params, &logits_of(&p), 20_000), &expected);
+        // Six degrees of freedom at most: 27.9 is passed by chance once in ten thousand.
+        assert!(statistic < 27.9, "{name}: {statistic}");
+    }
+}
+
+/// The draws of one seed are as good as those of many.
+#[test]
+fn a_sequence_of_draws_is_independent() {
+    let p = [0.4, 0.1, 0.3, 0.2];
+    let mut sampler = Sampler::new(SamplingParams { seed: 42, ..SamplingParams::default() }, &[]);
+    let ids: Vec<u32> = (0..20_000).map(|_| sampler.sample(&mut logits_of(&p)).expect("a token")).collect();
+    let mut pairs = vec![0; 16];
+    for pair in ids.chunks(2) {
+        pairs[(pair[0] * 4 + pair[1]) as usize] += 1;
+    }
+    let expected: Vec<f64> = (0..16).map(|i| p[i / 4] * p[i % 4]).collect();
+    let statistic = chi_square(&pairs, &expected);
+    assert!(statistic < 44.3, "{statistic}");
+    let mean = (0..100_000).map(|n| philox::uniform(7, n)).sum::<f64>() / 1e5;
+    assert!((mean - 0.5).abs() < 0.005, "{mean}");
+}
+
+#[test]
+fn a_large_vocabulary_is_cut_like_a_small_one() {
+    // A slow decay, so that the cut lies far beyond the first look.
+    let p: Vec<f64> = (0..5000).map(|id| 0.999f64.powi((id * 7919) % 5000)).collect();
+    let params = SamplingParams { top_p: 0.5, ..SamplingParams::default() };
+    let total: f64 = p.iter().sum();
+    let mut order: Vec<usize> = (0..p.len()).collect();
+    order.sort_by(|&a, &b| p[b].total_cmp(&p[a]));
+    let mut sum = 0.0;
+    let kept: Vec<usize> = order
+        .into_iter()
+        .take_while(|&id| {
+            let before = sum;
+            sum += p[id];
+            before < 0.5 * total
+        })
+        .collect();
+    let counts = counts(&params, &logits_of(&p), 3000);
+    let drawn: Vec<usize> = (0..p.len()).filter(|&id| counts[id] > 0).collect();
+    assert!(drawn.iter().all(|id| kept.contains(id)));
+    assert!(drawn.len() > kept.len() / 3, "{} of {}", drawn.len(), kept.len());
+}
+
+#[test]
+fn greedy_takes_the_best_and_the_lowest_among_equals() {
+    let mut sampler = Sampler::new(SamplingParams { temperature: 0.0, ..SamplingParams::default() }, &[]);
+    assert_eq!(sampler.sample(&mut [0.0, 3.0, 3.0, -1.0]), Ok(1));
+    assert_eq!(sampler.sample(&mut [f32::NEG_INFINITY, -5.0]), Ok(1));
+}
+
+#[test]
+fn a_row_without_a_number_is_an_error() {
+    for temperature in [0.0, 1.0] {
+        for bad in [[f32::NAN, 1.0], [f32::INFINITY, 1.0], [f32::NEG_INFINITY; 2]] {
+            let mut sampler = Sampler::new(SamplingParams { temperature, ..SamplingParams::default() }, &[]);
+            assert_eq!(sampler.sample(&mut bad.clone()), Err(NotFinite), "{bad:?}");
+        }
+    }
+    let tiny = SamplingParams { temperature: f32::MIN_POSITIVE, ..SamplingParams::default() };
+    assert_eq!(Sampler::new(tiny, &[]).sample(&mut [1.0, 2.0, -3e38]), Ok(1));
+}
+
+#[test]
+fn penalties_are_those_of_the_field() {
+    let params = SamplingParams {
+        repetition_penalty: 2.0,
+        frequency_penalty: 0.5,
+        presence_penalty: 0.25,
+        ..SamplingParams::default()
+    };
+    // Token 0: prompt only. 1: once in the output. 2: thrice, negative. 3: never.
+    let seen = HashMap::from([(0, 0), (1, 1), (2, 3)]);
+    let mut logits = [4.0, 4.0, -1.0, 4.0];
+    super::penalties::apply(&params, &seen, &mut logits);
+    assert_eq!(logits, [2.0, 2.0 - 0.5 - 0.25, -2.0 - 1.5 - 0.25, 4.0]);
+
+    // Over several steps, greedily: each choice makes itself less likely.
+    let repeat = SamplingParams { temperature: 0.0, presence_penalty: 1.0, ..SamplingParams::default() };
+    let mut sampler = Sampler::new(repeat, &[0]);
+    let row = [1.0, 0.9, 0.5, -1.0];
+    let chosen: Vec<u32> = (0..4).map(|_| sampler.sample(&mut row.clone()).expect("a token")).collect();
+    assert_eq!(chosen, [0, 1, 2, 0]);
+}

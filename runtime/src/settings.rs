@@ -1,0 +1,86 @@
+//! What the operator decides about the engine, checked once at start. Nothing here is read again while serving.
+
+use crate::{StartError, report::Sink};
+use std::sync::Arc;
+
+/// Keeps candle's own pools small; the kernels' threads are [`Settings::threads`]. Must be the first thing `main` does,
+/// before any other thread exists: candle reads these variables once, at first use, and changing the environment beside
+/// other threads is undefined.
+#[allow(unsafe_code)]
+pub fn set_threads(engine_threads: usize) {
+    let threads = engine_threads.max(1).to_string();
+    for name in ["CANDLE_NUM_THREADS", "RAYON_NUM_THREADS"] {
+        // SAFETY: the caller promises that no other thread exists yet.
+        unsafe { std::env::set_var(name, &threads) };
+    }
+}
+
+/// The type in which keys and values are kept between steps. Arithmetic is f32 with either.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum KvDtype {
+    F32,
+    Bf16,
+}
+
+#[derive(Clone)]
+pub struct Settings {
+    /// Threads a step may use, the engine's own included. On a machine that others use too, fewer than its cores.
+    pub threads: usize,
+    /// Bytes of KV pool for each model.
+    pub kv_bytes: usize,
+    pub kv_dtype: KvDtype,
+    /// Most tokens (decode and prefill together) in one step.
+    pub step_tokens: usize,
+    /// Most prompt tokens of one sequence in one step: bounds how long a long prompt delays its neighbours' next token.
+    pub prefill_chunk: usize,
+    /// Most sequences of one model that hold KV blocks at a time.
+    pub running_max: usize,
+    /// Most sequences of one model that wait for blocks. Beyond it a request is refused as overloaded.
+    pub waiting_max: usize,
+    /// Told about every step, on the engine thread: must return quickly and never block.
+    pub sink: Option<Arc<dyn Sink>>,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        let cores = std::thread::available_parallelism().map_or(1, usize::from);
+        Settings {
+            // One core is left to whoever feeds the engine.
+            threads: cores.saturating_sub(1).max(1),
+            kv_bytes: 64 << 20,
+            kv_dtype: KvDtype::Bf16,
+            step_tokens: 256,
+            prefill_chunk: 128,
+            running_max: 64,
+            waiting_max: 256,
+            sink: None,
+        }
+    }
+}
+
+impl Settings {
+    /// Says by name which setting is wrong and why.
+    pub fn validate(&self) -> Result<(), StartError> {
+        let bad = |name, why: &str| Err(StartError::BadSetting { name, why: why.to_owned() });
+        if !(1..=1024).contains(&self.threads) {
+            return bad("threads", "must lie between 1 and 1024");
+        }
+        if self.kv_bytes == 0 {
+            return bad("kv_bytes", "must not be zero");
+        }
+        if self.prefill_chunk == 0 {
+            return bad("prefill_chunk", "must not be zero");
+        }
+        if self.running_max == 0 {
+            return bad("running_max", "must not be zero");
+        }
+        if self.waiting_max == 0 {
+            return bad("waiting_max", "must not be zero");
+        }
+        // Every running sequence may decode one token a step; without a rest no prompt would ever advance.
+        if self.step_tokens <= self.running_max {
+            return bad("step_tokens", "must be larger than running_max");
+        }
+        Ok(())
+    }
+}

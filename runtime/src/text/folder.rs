@@ -1,0 +1,95 @@
+//! A model folder's text side: tokenizer and chat template.
+
+use super::{Message, TemplateError, TextError, template::Template, tokenizer::Tokenizer};
+use crate::weights::{WeightError, folder};
+use serde_json::{Map, Value};
+use std::path::{Path, PathBuf};
+
+const TOKENIZER: &str = "tokenizer.json";
+const CONFIG: &str = "tokenizer_config.json";
+/// Where newer folders keep the template; it wins over the one in the configuration.
+const TEMPLATE: &str = "chat_template.jinja";
+
+pub(crate) struct TextSide {
+    tokenizer: Tokenizer,
+    /// None: the folder brings no chat template.
+    template: Option<Template>,
+}
+
+impl TextSide {
+    /// The files that this reads.
+    pub fn files(folder: &Path) -> Vec<PathBuf> {
+        [TOKENIZER, CONFIG, TEMPLATE].map(|name| folder.join(name)).into()
+    }
+
+    /// `vocab`: how many ids the model knows. A template is tried on a short conversation, so that one that cannot work
+    /// is found now.
+    pub fn read(folder: &Path, vocab: usize) -> Result<TextSide, WeightError> {
+        let path = folder.join(TOKENIZER);
+        let json = folder::read_text(&path)?.ok_or_else(|| WeightError::new(&path, "is missing"))?;
+        let tokenizer = Tokenizer::new(&json, vocab).map_err(|why| WeightError::new(&path, why))?;
+
+        let mut path = folder.join(CONFIG);
+        let config = folder::read_json(&path)?.unwrap_or(Value::Null);
+        let mut source = chat_template(&config).map_err(|why| WeightError::new(&path, why))?;
+        if let Some(text) = folder::read_text(&folder.join(TEMPLATE))? {
+            path = folder.join(TEMPLATE);
+            source = Some(text);
+        }
+        let bad = |error: TemplateError| WeightError::new(&path, format!("its chat template does not work: {error}"));
+        let template = source.map(|source| Template::new(source, &special_tokens(&config))).transpose().map_err(bad)?;
+        let text = TextSide { tokenizer, template };
+        if text.template.is_some() {
+            let hello = Message { role: "user".to_owned(), content: "Hello".to_owned() };
+            let prompt = text.prompt(&[hello]).map_err(bad)?;
+            text.encode(&prompt).map_err(|error| bad(TemplateError(error.0)))?;
+        }
+        Ok(text)
+    }
+
+    pub fn prompt(&self, messages: &[Message]) -> Result<String, TemplateError> {
+        let Some(template) = &self.template else {
+            return Err(TemplateError("this model has no chat template".to_owned()));
+        };
+        let safe = |text: &String| self.tokenizer.guarded(text).unwrap_or_else(|| text.clone());
+        let messages: Vec<Message> = messages
+            .iter()
+            .map(|message| Message { role: safe(&message.role), content: safe(&message.content) })
+            .collect();
+        template.render(&messages)
+    }
+
+    pub fn encode(&self, rendered: &str) -> Result<Vec<u32>, TextError> {
+        self.tokenizer.encode(rendered)
+    }
+
+    pub fn tokenizer(&self) -> &Tokenizer {
+        &self.tokenizer
+    }
+}
+
+/// The template itself, or the one called `default` in a list of named ones.
+fn chat_template(config: &Value) -> Result<Option<String>, String> {
+    match config.get("chat_template") {
+        None | Some(Value::Null) => Ok(None),
+        Some(Value::String(source)) => Ok(Some(source.clone())),
+        Some(Value::Array(named)) => {
+            let default = named.iter().find(|entry| entry.get("name").and_then(Value::as_str) == Some("default"));
+            let source = default.and_then(|entry| entry.get("template")).and_then(Value::as_str);
+            source
+                .map(|source| Some(source.to_owned()))
+                .ok_or_else(|| "its chat templates have no `default`".to_owned())
+        }
+        Some(_) => Err("`chat_template` must be a string or a list".to_owned()),
+    }
+}
+
+/// `bos_token`, `eos_token` and their like; each is a string or an object with its `content`.
+fn special_tokens(config: &Value) -> Map<String, Value> {
+    let fields = config.as_object().into_iter().flatten();
+    let tokens = fields.filter(|(name, _)| name.ends_with("_token")).filter_map(|(name, value)| {
+        let text = value.as_str().or_else(|| value.get("content")?.as_str())?;
+        Some((name.clone(), Value::from(text)))
+    });
+    tokens.collect()
+}

@@ -1,0 +1,139 @@
+//! Chat templates: the Jinja that a model folder brings, rendered as the Python side would.
+
+use super::{Message, TemplateError, strftime};
+use minijinja::{
+    Environment, Error, ErrorKind, Value, context,
+    syntax::SyntaxConfig,
+    value::{Kwargs, Serde},
+};
+use serde::Serialize;
+use serde_json::{Map, Serializer, ser::Formatter};
+
+/// Instructions one rendering may take; a thousand messages need about a tenth. Beyond it the rendering fails.
+const FUEL: u64 = 2_000_000;
+
+pub(crate) struct Template {
+    environment: Environment<'static>,
+    /// `bos_token`, `eos_token` and their like, by name.
+    special: Value,
+}
+
+const NAME: &str = "chat";
+
+impl Template {
+    /// Compiles the template. `special`: the special tokens that it may name.
+    pub fn new(source: String, special: &Map<String, serde_json::Value>) -> Result<Template, TemplateError> {
+        let mut environment = Environment::new();
+        environment.set_fuel(Some(FUEL));
+        // As the Python side configures Jinja.
+        let syntax = SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build();
+        environment.set_syntax(syntax.map_err(|error| describe(&error))?);
+        environment.set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
+        environment.add_function("raise_exception", |why: String| -> Result<Value, Error> {
+            Err(Error::new(ErrorKind::InvalidOperation, why))
+        });
+        environment.add_function("strftime_now", |format: String| strftime::now(&format));
+        environment.add_filter("tojson", to_json);
+        environment.add_template_owned(NAME, source).map_err(|error| describe(&error))?;
+        Ok(Template { environment, special: Value::from(Serde(special)) })
+    }
+
+    /// The conversation as the model was trained to read it, up to where its answer begins.
+    pub fn render(&self, messages: &[Message]) -> Result<String, TemplateError> {
+        let values = context! {
+            messages => Value::from(Serde(messages)),
+            add_generation_prompt => true,
+            tools => (),
+            documents => (),
+            ..self.special.clone()
+        };
+        let template = self.environment.get_template(NAME).map_err(|error| describe(&error))?;
+        template.render(values).map_err(|error| describe(&error))
+    }
+}
+
+/// What a template says with `raise_exception` is meant for the caller; the rest of an error is ours.
+fn describe(error: &Error) -> TemplateError {
+    TemplateError(error.detail().map_or_else(|| error.to_string(), str::to_owned))
+}
+
+/// Python's `json.dumps(value, ensure_ascii=False, indent=…)`. The built-in filter escapes for HTML instead.
+fn to_json(value: &Value, options: Kwargs) -> Result<String, Error> {
+    let indent: Option<usize> = options.get("indent")?;
+    let fail = |error: serde_json::Error| Error::new(ErrorKind::BadSerialization, error.to_string());
+    let mut out = Vec::new();
+    match indent {
+        None => value.serialize(&mut Serializer::with_formatter(&mut out, OneLine)).map_err(fail)?,
+        Some(indent) => {
+            let spaces = " ".repeat(indent.min(16));
+            let formatter = serde_json::ser::PrettyFormatter::with_indent(spaces.as_bytes());
+            value.serialize(&mut Serializer::with_formatter(&mut out, formatter)).map_err(fail)?;
+        }
+    }
+    String::from_utf8(out).map_err(|error| Error::new(ErrorKind::BadSerialization, error.to_string()))
+}
+
+/// `", "` and `": "` between values, as Python writes them.
+struct OneLine;
+
+impl Formatter for OneLine {
+    fn begin_array_value<W: ?Sized + std::io::Write>(&mut self, out: &mut W, first: bool) -> std::io::Result<()> {
+        if first { Ok(()) } else { out.write_all(b", ") }
+    }
+    fn begin_object_key<W: ?Sized + std::io::Write>(&mut self, out: &mut W, first: bool) -> std::io::Result<()> {
+        if first { Ok(()) } else { out.write_all(b", ") }
+    }
+    fn begin_object_value<W: ?Sized + std::io::Write>(&mut self, out: &mut W) -> std::io::Result<()> {
+        out.write_all(b": ")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{Map, Message, Template, TemplateError};
+
+    fn render(source: &str, messages: &[(&str, &str)]) -> Result<String, TemplateError> {
+        let mut special = Map::new();
+        special.insert("bos_token".to_owned(), "<s>".into());
+        let messages: Vec<Message> = messages
+            .iter()
+            .map(|&(role, content)| Message { role: role.to_owned(), content: content.to_owned() })
+            .collect();
+        Template::new(source.to_owned(), &special)?.render(&messages)
+    }
+
+    #[test]
+    fn templates_may_use_what_python_would_give_them() {
+        let chat = [("user", " Hi, it's <you> "), ("assistant", "한국어")];
+        let cases = [
+            (
+                "{{ bos_token }}{% for m in messages %}\n    {{ m['role'].upper() }}:{{ m.content | trim }};{% endfor %}\n",
+                "<s>    USER:Hi, it's <you>;    ASSISTANT:한국어;",
+            ),
+            (
+                "{{ messages | tojson }}",
+                r#"[{"role": "user", "content": " Hi, it's <you> "}, {"role": "assistant", "content": "한국어"}]"#,
+            ),
+            (
+                "{{ {'a': [1, true, none], 'b': {}} | tojson(indent=2) }}",
+                "{\n  \"a\": [\n    1,\n    true,\n    null\n  ],\n  \"b\": {}\n}",
+            ),
+            ("{{ messages[0].content.strip().split(' ')[0].startswith('Hi') }} {{ tools is none }}", "True True"),
+            ("{%- for m in messages -%}{%- if loop.index0 == 1 -%}{%- break -%}{%- endif -%}x{%- endfor -%}", "x"),
+            ("{% if add_generation_prompt %}go{% endif %}{{ undefined_name }}", "go"),
+            ("{{ strftime_now('%Y') | length }}", "4"),
+        ];
+        for (source, want) in cases {
+            assert_eq!(render(source, &chat).as_deref(), Ok(want), "{source}");
+        }
+    }
+
+    #[test]
+    fn a_template_may_refuse_in_its_own_words_and_may_not_run_for_ever() {
+        let refused = render("{{ raise_exception('Roles must alternate') }}", &[("user", "x")]);
+        assert_eq!(refused, Err(TemplateError("Roles must alternate".to_owned())));
+        let endless = "{% for a in range(9999) %}{% for b in range(9999) %}{% endfor %}{% endfor %}";
+        assert!(render(endless, &[]).is_err());
+        assert!(render("{% for %}", &[]).is_err());
+    }
+}

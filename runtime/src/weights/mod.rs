@@ -1,0 +1,27 @@
+//! From files to owned numbers. A file is read, never trusted: whatever it claims is checked before it is believed.
+
+pub(crate) mod folder;
+pub(crate) mod safetensors;
+
+use std::path::{Path, PathBuf};
+
+/// What is wrong with which file.
+#[derive(Debug)]
+pub(crate) struct WeightError {
+    pub file: PathBuf,
+    /// Reads after the file's name.
+    pub why: String,
+}
+
+impl WeightError {
+    pub fn new(file: &Path, why: impl Into<String>) -> WeightError {
+        WeightError { file: file.to_owned(), why: why.into() }
+    }
+}
+
+impl From<candle_core::Error> for WeightError {
+    /// Packing fails only on shapes that were checked before, so no file is to blame.
+    fn from(error: candle_core::Error) -> WeightError {
+        WeightError { file: PathBuf::new(), why: error.to_string() }
+    }
+}

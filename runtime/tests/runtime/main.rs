@@ -1,0 +1,12 @@
+//! The runtime as its caller sees it. One binary, so that it links once.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
+mod cancel;
+mod equality;
+mod folders;
+mod goldens;
+mod lifecycle;
+mod refusals;
+mod speed;
+mod support;

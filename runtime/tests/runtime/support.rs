@@ -1,0 +1,108 @@
+//! What the tests share: the bundled models, a runtime with a test's own settings, and whole answers.
+
+use glassgate_runtime::{
+    Class, Event, Failure, FinishReason, Generation, KvDtype, Message, Model, Request, Runtime, SamplingParams,
+    Settings, Timeline,
+};
+use std::path::PathBuf;
+
+pub const MODELS: [&str; 2] = ["glimmer-1", "glimmer-2"];
+
+pub fn folder(name: &str) -> PathBuf {
+    [env!("CARGO_MANIFEST_DIR"), "..", "models", name].iter().collect()
+}
+
+pub fn golden_text() -> serde_json::Value {
+    let path: PathBuf = [env!("CARGO_MANIFEST_DIR"), "tests", "golden", "text.json"].iter().collect();
+    serde_json::from_str(&std::fs::read_to_string(path).expect("golden/text.json")).expect("valid JSON")
+}
+
+/// Small and quick to start; tests change what they care about.
+pub fn settings() -> Settings {
+    Settings { threads: 1, kv_bytes: 32 << 20, kv_dtype: KvDtype::F32, ..Settings::default() }
+}
+
+pub fn serve(settings: Settings, name: &str) -> (Runtime, Model) {
+    let runtime = Runtime::start(settings).expect("valid settings");
+    let model = runtime.load(name, &folder(name)).expect("the bundled model");
+    (runtime, model)
+}
+
+pub fn glimmer() -> (Runtime, Model) {
+    serve(settings(), "glimmer-2")
+}
+
+pub fn messages(turns: &serde_json::Value) -> Vec<Message> {
+    let text = |turn: &serde_json::Value, name: &str| turn[name].as_str().expect("text").to_owned();
+    let turns = turns.as_array().expect("a list of turns");
+    turns.iter().map(|turn| Message { role: text(turn, "role"), content: text(turn, "content") }).collect()
+}
+
+pub fn chat(model: &Model, question: &str) -> Vec<u32> {
+    let message = Message { role: "user".to_owned(), content: question.to_owned() };
+    model.tokenize(&model.prompt(&[message]).expect("a prompt")).expect("ids")
+}
+
+pub fn greedy(prompt: Vec<u32>, max_tokens: u32) -> Request {
+    Request {
+        prompt,
+        max_tokens,
+        params: SamplingParams { temperature: 0.0, ..SamplingParams::default() },
+        stop: Vec::new(),
+        ignore_eos: false,
+        tenant: 0,
+        class: Class::Interactive,
+        deadline: None,
+    }
+}
+
+/// A request that keeps sampling for long: at this temperature the end token is as likely as any other.
+pub fn endless(prompt: Vec<u32>, max_tokens: u32) -> Request {
+    let params = SamplingParams { temperature: 50.0, seed: 7, ..SamplingParams::default() };
+    Request { params, ..greedy(prompt, max_tokens) }
+}
+
+#[derive(Debug)]
+pub struct Answer {
+    pub text: String,
+    /// `produced` of every piece of text.
+    pub counts: Vec<u32>,
+    pub ending: Result<FinishReason, Failure>,
+    pub timeline: Timeline,
+}
+
+/// Reads an answer to its end, checking what every stream promises.
+pub async fn collect(mut generation: Generation) -> Answer {
+    let (mut text, mut counts) = (String::new(), Vec::new());
+    let (ending, timeline) = loop {
+        match generation.next().await.expect("an ending before the end of the stream") {
+            Event::Text { text: piece, produced } => {
+                assert!(!piece.is_empty(), "empty text");
+                assert!(counts.last().is_none_or(|&last| last < produced), "two pieces for one token");
+                counts.push(produced);
+                text.push_str(&piece);
+            }
+            Event::Finished { reason, timeline } => break (Ok(reason), timeline),
+            Event::Failed { failure, timeline } => break (Err(failure), timeline),
+        }
+    };
+    assert!(generation.next().await.is_none(), "an event after the ending");
+    assert_eq!(generation.produced(), timeline.output_tokens);
+    assert!(counts.last().is_none_or(|&last| last <= timeline.output_tokens));
+    assert!(
+        timeline.queue() + timeline.prefill().unwrap_or_default() + timeline.decode().unwrap_or_default()
+            <= timeline.finished.duration_since(timeline.submitted)
+    );
+    Answer { text, counts, ending, timeline }
+}
+
+pub async fn ask(model: &Model, request: Request) -> Answer {
+    collect(model.generate(request).expect("accepted")).await
+}
+
+/// Waits until nothing runs and nothing waits, and checks that nothing leaked.
+pub async fn settled(runtime: &Runtime) {
+    for model in runtime.report().models {
+        assert_eq!((model.running, model.waiting, model.kv_blocks_used), (0, 0, 0), "{}", model.name);
+    }
+}
