@@ -180,6 +180,9 @@ fn a_client_that_hangs_up_before_the_first_byte_is_noticed_too() {
     let row = eventually("the aborted row", || crate::support::evidence::ledger(&gateway).pop());
     assert_eq!(row.outcome, "aborted");
     assert!(row.output < 1000);
+    let line = eventually("the log line", || gateway.stdout().lines().next().map(str::to_owned));
+    let line: Value = serde_json::from_str(&line).unwrap();
+    assert_eq!([&line["status"], &line["error_type"]], [&json!(499), &json!("client_closed_request")]);
 }
 
 #[test]

@@ -45,7 +45,7 @@ fn client(number: usize, data: std::net::SocketAddr, key: &str, shared: &Shared)
     let mut round = 0;
     while !shared.stop.load(Ordering::Relaxed) {
         round += 1;
-        let body = if (number + round) % 3 == 0 {
+        let body = if (number + round).is_multiple_of(3) {
             chat_with("What is Glassgate?", json!({"seed": round}))
         } else {
             long(64 + (round % 5) as u32 * 40)

@@ -13,6 +13,7 @@ use uuid::Uuid;
 use crate::accounting::core::{NanoUsd, Usage};
 use crate::accounting::settlement::Receipt;
 use crate::answer::{EngineTimes, Finish};
+use crate::api::openai::chat::Sampling;
 use crate::ports::Clock;
 use crate::refusal::Refusal;
 
@@ -104,22 +105,11 @@ pub struct Record {
     /// Present exactly if the request was admitted; then it equals the ledger's row.
     pub receipt: Option<Receipt>,
     pub engine: Option<EngineTimes>,
-    pub params: Params,
+    pub max_tokens: Option<u64>,
+    pub sampling: Sampling,
+    pub stop: Vec<String>,
     pub bytes_in: u64,
     pub bytes_out: u64,
-}
-
-/// The request's sampling parameters, for its span.
-#[derive(Clone, Debug, Default, PartialEq)]
-pub struct Params {
-    pub max_tokens: Option<u64>,
-    pub temperature: Option<f64>,
-    pub top_p: Option<f64>,
-    pub top_k: Option<u64>,
-    pub frequency_penalty: Option<f64>,
-    pub presence_penalty: Option<f64>,
-    pub seed: Option<i64>,
-    pub stop: Vec<String>,
 }
 
 impl Record {
@@ -203,7 +193,9 @@ impl Exchange {
             finish: None,
             receipt: None,
             engine: None,
-            params: Params::default(),
+            max_tokens: None,
+            sampling: Sampling::default(),
+            stop: Vec::new(),
             bytes_in: 0,
             bytes_out: 0,
         };

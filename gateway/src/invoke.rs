@@ -13,7 +13,7 @@ use crate::answer::{Answer, End, Ended};
 use crate::api::openai::chat::ChatRequest;
 use crate::app::{App, Snapshot};
 use crate::auth::Caller;
-use crate::exchange::{Exchange, Params, Record, TraceParent};
+use crate::exchange::{Exchange, Record, TraceParent};
 use crate::ports::Inbound;
 use crate::refusal::Refusal;
 use crate::routing::{self, Measure, Route};
@@ -162,17 +162,9 @@ fn note_request(exchange: &mut Exchange, request: &ChatRequest) {
     exchange.note(|record| {
         record.response_id = Some(format!("chatcmpl-{}", record.request_id));
         record.stream = request.stream;
-        let sampling = &request.sampling;
-        record.params = Params {
-            max_tokens: request.max_tokens,
-            temperature: sampling.temperature,
-            top_p: sampling.top_p,
-            top_k: sampling.top_k,
-            frequency_penalty: sampling.frequency_penalty,
-            presence_penalty: sampling.presence_penalty,
-            seed: sampling.seed,
-            stop: request.stop.clone(),
-        };
+        record.max_tokens = request.max_tokens;
+        record.sampling = request.sampling.clone();
+        record.stop.clone_from(&request.stop);
     });
 }
 

@@ -81,8 +81,9 @@ impl ProxyHttp for Gateway {
     }
 
     async fn fail_to_proxy(&self, session: &mut Session, error: &Error, exchange: &mut Exchange) -> FailToProxy {
+        use ErrorType::{ConnectionClosed, ReadError, ReadTimedout, WriteError, WriteTimedout};
         if session.response_written().is_none() {
-            if *error.esource() == pingora_core::ErrorSource::Downstream {
+            if matches!(error.etype(), ConnectionClosed | ReadError | ReadTimedout | WriteError | WriteTimedout) {
                 exchange.refused(&Refusal::ClientGone);
             } else {
                 tracing::error!(%error, "a request failed inside the gateway");

@@ -72,7 +72,7 @@ fn server_span(record: &Record) -> SpanData {
 /// The logical call, INTERNAL because the model runs in this process.
 fn inference_span(record: &Record, admitted: Duration) -> SpanData {
     let usage = record.usage();
-    let params = &record.params;
+    let params = &record.sampling;
     let mut attributes = vec![
         KeyValue::new("gen_ai.operation.name", record.op),
         KeyValue::new("gen_ai.provider.name", "glassgate"),
@@ -95,14 +95,14 @@ fn inference_span(record: &Record, admitted: Duration) -> SpanData {
         |name: &'static str, value: Option<Value>| attributes.extend(value.map(|value| KeyValue::new(name, value)));
     add("gen_ai.response.id", record.response_id.clone().map(Value::from));
     add("gen_ai.conversation.id", record.session.clone().map(Value::from));
-    add("gen_ai.request.max_tokens", params.max_tokens.map(|n| integer(n).into()));
+    add("gen_ai.request.max_tokens", record.max_tokens.map(|n| integer(n).into()));
     add("gen_ai.request.temperature", params.temperature.map(Value::from));
     add("gen_ai.request.top_p", params.top_p.map(Value::from));
     add("gen_ai.request.top_k", params.top_k.map(|k| (k as f64).into()));
     add("gen_ai.request.frequency_penalty", params.frequency_penalty.map(Value::from));
     add("gen_ai.request.presence_penalty", params.presence_penalty.map(Value::from));
     add("gen_ai.request.seed", params.seed.map(Value::from));
-    add("gen_ai.request.stop_sequences", (!params.stop.is_empty()).then(|| strings(params.stop.clone())));
+    add("gen_ai.request.stop_sequences", (!record.stop.is_empty()).then(|| strings(record.stop.clone())));
     // The convention wants it only where it is true.
     add("gen_ai.request.stream", record.stream.then_some(Value::from(true)));
     add(
