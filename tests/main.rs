@@ -17,4 +17,5 @@ mod golden;
 mod keys;
 mod kill;
 mod oracle;
+mod panics;
 mod tidy;

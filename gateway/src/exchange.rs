@@ -159,6 +159,7 @@ pub struct Exchange {
 
 impl Exchange {
     pub fn open(observer: Arc<dyn Observer>, clock: Arc<dyn Clock>) -> Exchange {
+        let began = clock.instant();
         observer.opened();
         let random = Uuid::now_v7();
         let noise = Uuid::new_v4();
@@ -199,7 +200,7 @@ impl Exchange {
             bytes_in: 0,
             bytes_out: 0,
         };
-        Exchange { record: Some(record), began: clock.instant(), receipt: Arc::default(), observer, clock }
+        Exchange { record: Some(record), began, receipt: Arc::default(), observer, clock }
     }
 
     /// Adds facts. Does nothing once closed.
@@ -245,10 +246,12 @@ impl Exchange {
 
     /// The end. Everything that watches learns of the request here, once.
     pub fn close(&mut self) {
-        let closed = self.elapsed();
-        let Some(mut record) = self.record.take() else {
+        if self.record.is_none() {
             return;
-        };
+        }
+        // Before the record is taken: whatever fails here, the drop still has it to close.
+        let closed = self.elapsed();
+        let Some(mut record) = self.record.take() else { return };
         record.marks.closed = closed;
         record.receipt = self.receipt.get().copied();
         let panicked = std::thread::panicking();
@@ -256,18 +259,17 @@ impl Exchange {
             record.status = if panicked { 500 } else { 499 };
         }
         record.outcome = match (&record.receipt, panicked) {
-            (_, true) => "panicked",
+            // The ledger's word stands, also when the panic came after it was given.
             (Some(receipt), _) => receipt.outcome.as_str(),
+            (None, true) => "panicked",
             (None, _) if record.status == 499 => "aborted",
             (None, _) if record.status >= 400 => "refused",
             (None, _) => "answered",
         };
-        if record.error_type.is_empty() {
-            record.error_type = match record.outcome {
-                "panicked" => "panic",
-                "aborted" => "client_closed_request",
-                _ => "",
-            };
+        if panicked {
+            record.error_type = "panic";
+        } else if record.error_type.is_empty() && record.outcome == "aborted" {
+            record.error_type = Refusal::ClientGone.describe().code;
         }
         self.observer.closed(record);
     }

@@ -4,7 +4,7 @@ mod check;
 mod client;
 mod keys;
 mod routes;
-mod serve;
+pub mod serve;
 mod spend;
 mod trace;
 

@@ -23,7 +23,7 @@ use crate::observe::spans::FileSink;
 use crate::ports::{Clock, SystemClock};
 use crate::server;
 
-pub fn run(place: &Place, listen: Option<SocketAddr>, admin: Option<SocketAddr>) -> Outcome {
+pub(super) fn run(place: &Place, listen: Option<SocketAddr>, admin: Option<SocketAddr>) -> Outcome {
     let overrides = Overrides { data_dir: place.data_dir.clone(), listen, admin };
     let config = Config::load(&place.config, &overrides)
         .map_err(|problems| format!("the configuration cannot be used:\n{problems}"))?;
@@ -39,7 +39,7 @@ pub fn run(place: &Place, listen: Option<SocketAddr>, admin: Option<SocketAddr>)
     let token = admin_token(&data_dir)?;
     let key = quickstart(&data_dir)?;
 
-    let app = build(config, overrides, &place.config, &data_dir)?;
+    let app = build(config, overrides, &place.config, &data_dir, Arc::new(SystemClock))?;
     let run = Run { pid: std::process::id(), data: data.1, admin: admin.1 };
     let addresses = (data.1, admin.1);
     let outcome = server::run(&app, data, admin, token, || {
@@ -53,9 +53,18 @@ pub fn run(place: &Place, listen: Option<SocketAddr>, admin: Option<SocketAddr>)
     outcome.map_err(text)
 }
 
-fn build(config: Config, overrides: Overrides, path: &Path, data_dir: &DataDir) -> Result<Arc<App>, String> {
+/// Everything that serves, short of a listener.
+///
+/// # Errors
+/// The first thing that keeps it from serving, in words for the operator.
+pub fn build(
+    config: Config,
+    overrides: Overrides,
+    path: &Path,
+    data_dir: &DataDir,
+    clock: Arc<dyn Clock>,
+) -> Result<Arc<App>, String> {
     let metrics = Arc::new(Metrics::new());
-    let clock: Arc<dyn Clock> = Arc::new(SystemClock);
     let (ledger, recovery) =
         Ledger::open(data_dir.path(), config.gateway.wal_bytes_max, metrics.clone()).map_err(text)?;
     metrics.ledger_recovered("settled", recovery.shipped);

@@ -52,7 +52,7 @@ impl Observe {
         if matches!(record.outcome, "refused" | "released") {
             metrics.rejection(record.error_type);
         }
-        if record.outcome == "panicked" {
+        if record.error_type == "panic" {
             metrics.panicked();
         }
         // Last, so that whoever sees nobody in flight sees everybody counted.
