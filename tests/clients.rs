@@ -11,14 +11,16 @@ fn the_official_python_client_streams_asks_and_reads_errors() {
         .expect("GLASSGATE_CLIENTS names the venv; `make test` makes it and sets this");
     let gateway = TestGateway::start();
     let limited = gateway.cli(&["keys", "create", "limited", "--rpm", "1"]);
+    let patient = gateway.cli(&["keys", "create", "patient", "--rpm", "30"]);
     let output = Command::new(format!("{venv}/bin/python"))
         .arg(root().join("tests/clients/openai_client.py"))
         .env("OPENAI_BASE_URL", format!("http://{}/v1", gateway.data))
         .env("OPENAI_API_KEY", &gateway.key)
         .env("LIMITED_KEY", limited.trim())
+        .env("PATIENT_KEY", patient.trim())
         .output()
         .expect("the venv has a python");
     let (stdout, stderr) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
     assert!(output.status.success(), "{stdout}\n{stderr}");
-    assert!(stdout.trim_end().ends_with("8 checks passed"), "{stdout}");
+    assert!(stdout.trim_end().ends_with("9 checks passed"), "{stdout}");
 }

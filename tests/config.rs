@@ -75,6 +75,19 @@ fn an_edited_split_counts_after_saving_and_a_broken_edit_changes_nothing() {
 }
 
 #[test]
+fn an_edited_limit_counts_after_saving_without_giving_anybody_a_fresh_minute() {
+    let gateway = TestGateway::start();
+    let ask = || gateway.post(&chat_with("Hello!", json!({"max_tokens": 1})));
+    assert_eq!(ask().header("x-ratelimit-limit-requests"), Some("600"));
+    replace(&gateway.config("prices.toml"), "2026-11-01", "2026-11-02");
+    eventually("the new prices", || (ask().json()["glassgate"]["price_version"] == "2026-11-02").then_some(()));
+    let left: u32 = ask().header("x-ratelimit-remaining-requests").unwrap().parse().unwrap();
+    assert!(left < 598, "a reload must not forgive: {left}");
+    replace(&gateway.config("gateway.toml"), "requests_per_minute = 600", "requests_per_minute = 60");
+    eventually("the new limit", || (ask().header("x-ratelimit-limit-requests") == Some("60")).then_some(()));
+}
+
+#[test]
 fn admin_needs_its_token() {
     let gateway = TestGateway::start();
     assert_eq!(gateway.admin_get("/admin/config").status, 401);

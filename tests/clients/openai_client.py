@@ -57,4 +57,11 @@ while True:
         check("a limit says when to return", int(error.response.headers["retry-after"]) > 0)
         break
 
+# With retries on, as users have it, the client waits as long as it is told and then gets its answer.
+patient = openai.OpenAI(api_key=os.environ["PATIENT_KEY"], max_retries=2)
+began = time.monotonic()
+while patient.chat.completions.with_raw_response.create(model="assistant", messages=question, max_tokens=1).retries_taken == 0:
+    assert time.monotonic() - began < 30, "the limit was never reached"
+check("a limited client retries and is answered", True)
+
 print(f"{checks} checks passed")
