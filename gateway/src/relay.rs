@@ -87,14 +87,15 @@ impl Waits {
     async fn next(&mut self, session: &mut Session, chunks: &mut dyn Chunks) -> Next {
         let (deadline, what, limit) = self.deadline();
         tokio::select! {
+            // Chunks come last: an engine that is always ahead must not hide a hang-up or a passed deadline.
             biased;
+            // Resolves only when the client hangs up or resets: the body is read, and pipelining is on.
+            _ = session.as_downstream_mut().read_body_or_idle(true) => Next::Gone,
+            () = tokio::time::sleep_until(deadline.into()) => Next::TimedOut(what, limit),
             chunk = next(chunks) => {
                 self.last_chunk = Some(Instant::now());
                 Next::Chunk(chunk)
             }
-            // Resolves only when the client hangs up or resets: the body is read, and pipelining is on.
-            _ = session.as_downstream_mut().read_body_or_idle(true) => Next::Gone,
-            () = tokio::time::sleep_until(deadline.into()) => Next::TimedOut(what, limit),
         }
     }
 }

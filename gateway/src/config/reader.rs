@@ -15,6 +15,9 @@ use toml::de::{DeTable, DeValue};
 
 use super::problem::{Problems, did_you_mean};
 
+/// Nothing here waits longer; more would overflow clocks.
+const DURATION_MAX: Duration = Duration::from_secs(24 * 3600);
+
 /// One file's text, and where its problems go.
 pub struct Source<'t> {
     path: PathBuf,
@@ -185,12 +188,12 @@ impl<'s, 't> Section<'s, 't> {
     /// A span of time such as "250ms", "5s", "10m" or "1h".
     pub fn duration(&self, key: &str) -> Option<Duration> {
         let text = self.string(key)?;
-        let duration = parse_duration(&text.value);
+        let duration = parse_duration(&text.value).filter(|duration| *duration <= DURATION_MAX);
         if duration.is_none() {
             self.source.problem(
                 text.at,
                 format!(
-                    "`{}` must be a time such as \"250ms\", \"5s\" or \"10m\", not \"{}\"",
+                    "`{}` must be a time such as \"250ms\", \"5s\" or \"10m\", at most \"24h\", not \"{}\"",
                     join(&self.path, key),
                     text.value
                 ),
