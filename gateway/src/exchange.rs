@@ -131,11 +131,13 @@ impl Record {
         }
     }
 
-    /// (last token − first token) / (output tokens − 1), where there are two or more.
+    /// (last token − first token) / (output tokens − 1), where there are two or more; by the engine's clock if it is
+    /// ours, because a relay that is behind sees several tokens at once.
     pub fn time_per_output_token(&self) -> Option<Duration> {
-        let (first, last) = (self.marks.first_token?, self.marks.last_token?);
         let gaps = u32::try_from(self.usage().completion()).ok()?.checked_sub(1)?;
-        last.saturating_sub(first).checked_div(gaps)
+        let decode = self.engine.and_then(|engine| engine.decode);
+        let seen = || Some(self.marks.last_token?.saturating_sub(self.marks.first_token?));
+        decode.or_else(seen)?.checked_div(gaps)
     }
 
     pub fn ended_ns(&self) -> i64 {

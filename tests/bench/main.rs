@@ -32,6 +32,7 @@ fn main() {
             "tokens_per_s_1": gateway.tokens_per_s(1),
             "tokens_per_s_8": gateway.tokens_per_s(8),
             "engine_tokens_per_s_8": engine.tokens_per_s(8),
+            "engine_prefill_tokens_per_s": engine.prefill_tokens_per_s(),
             "tokens_per_s_32": gateway.tokens_per_s(32),
             "cpu_us_models": gateway.cpu_us(&gateway.get("/v1/models", &gateway.key)),
             "cpu_us_refused": gateway.cpu_us(&gateway.get("/v1/models", "gg-nobody")),
@@ -56,6 +57,7 @@ fn main() {
         ("tokens/s at 1 client", spread(of("tokens_per_s_1"))),
         ("tokens/s at 8 clients", spread(of("tokens_per_s_8"))),
         ("tokens/s at 32 clients", spread(of("tokens_per_s_32"))),
+        ("engine prefill, tokens/s", spread(of("engine_prefill_tokens_per_s"))),
         ("CPU µs, GET models", spread(of("cpu_us_models"))),
         ("CPU µs, chat of 1 token, engine included", spread(of("cpu_us_chat_1_token"))),
     ];
@@ -280,8 +282,9 @@ impl Engine {
         let began = Instant::now();
         self.executor.block_on(async {
             for _ in 0..each {
-                let mut generations: Vec<_> =
-                    (0..clients).map(|_| self.model.generate(self.request()).unwrap()).collect();
+                let mut generations: Vec<_> = (0..clients)
+                    .map(|_| self.model.generate(self.request(self.prompt.clone(), TOKENS)).unwrap())
+                    .collect();
                 for generation in &mut generations {
                     while generation.next().await.is_some() {}
                 }
@@ -290,10 +293,23 @@ impl Engine {
         (clients * each) as f64 * f64::from(TOKENS) / began.elapsed().as_secs_f64()
     }
 
-    fn request(&self) -> runtime::Request {
+    /// Prompts of a thousand tokens, and one token of answer each.
+    fn prefill_tokens_per_s(&self) -> f64 {
+        let prompt: Vec<u32> = self.prompt.iter().copied().cycle().take(1000).collect();
+        let began = Instant::now();
+        self.executor.block_on(async {
+            for _ in 0..4 {
+                let mut generation = self.model.generate(self.request(prompt.clone(), 1)).unwrap();
+                while generation.next().await.is_some() {}
+            }
+        });
+        4000.0 / began.elapsed().as_secs_f64()
+    }
+
+    fn request(&self, prompt: Vec<u32>, max_tokens: u32) -> runtime::Request {
         runtime::Request {
-            prompt: self.prompt.clone(),
-            max_tokens: TOKENS,
+            prompt,
+            max_tokens,
             params: runtime::SamplingParams { temperature: 0.0, ..self.model.defaults().clone() },
             stop: Vec::new(),
             ignore_eos: true,

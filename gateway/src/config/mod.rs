@@ -209,7 +209,7 @@ fn gateway(root: Section<'_, '_>, folder: &Path) -> (GatewayConfig, PathBuf, Pat
         data_dir: folder.join("../data"),
         wal_bytes_max: 64 << 20,
         model_roots: vec![folder.join("../models")],
-        engine: EngineConfig { threads: spare_cores(), kv_bytes: 64 << 20, waiting_max: 256 },
+        engine: EngineConfig { threads: spare_cores(), kv_bytes: 32 << 20, waiting_max: 256 },
         requests_per_minute: 600,
         access_log: AccessLogTo::Stdout,
         traces: Vec::new(),

@@ -135,24 +135,3 @@ fn greedy_ids_equal_transformers() {
         }
     }
 }
-
-/// Figures, not promises: `cargo nextest run -p glassgate-runtime --run-ignored only forward_times --no-capture`.
-#[test]
-#[ignore = "a measurement"]
-fn forward_times() {
-    let mut model = load("glimmer-2", KvDtype::Bf16);
-    for (sequences, count, first) in [(1, 1, 100), (1, 1, 1000), (8, 1, 100), (32, 1, 40), (1, 128, 0), (1, 128, 900)] {
-        let times = (0..200).map(|_| {
-            let mut batch = StepBatch::default();
-            for s in 0..sequences {
-                let table: Vec<u32> = (0..33).map(|block| (block + 2 * s) % BLOCKS as u32).collect();
-                batch.push(&vec![300; count], first, &table, true);
-            }
-            let started = std::time::Instant::now();
-            model.forward(batch).expect("forward");
-            started.elapsed()
-        });
-        // The machine has other work too: the best run is the one that was left alone.
-        println!("{sequences} sequences of {count} tokens after {first}: {:?}", times.min().expect("some runs"));
-    }
-}

@@ -8,5 +8,4 @@ mod folders;
 mod goldens;
 mod lifecycle;
 mod refusals;
-mod speed;
 mod support;
