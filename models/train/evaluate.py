@@ -12,12 +12,12 @@ from .data import draw_training, turn
 
 BATCH = 10
 
-# A second look at every fifth case, deep in a chat of about 1,400 tokens: is the model sane at late positions?
+# A second look at every fifth case, deep in a chat of about 1,500 tokens: is the model sane at late positions?
 DEEP_EVERY, DEEP_TURNS = 5, 45
 
 
-def load(folder: Path, dtype: torch.dtype = torch.float32):
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, attn_implementation="eager")
+def load(folder: Path, attention: str = "sdpa"):
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation=attention)
     return AutoTokenizer.from_pretrained(folder), model.eval()
 
 

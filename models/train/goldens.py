@@ -104,7 +104,7 @@ def write(folders: dict[str, Path], target: Path) -> None:
     target.mkdir(parents=True, exist_ok=True)
     continuations = []
     for name, folder in folders.items():
-        tokenizer, model = load(folder)
+        tokenizer, model = load(folder, "eager")
         write_logits(tokenizer, model, target / f"{name}.safetensors")
         continuations.append(f"{json.dumps(name)}: {lines(greedy(tokenizer, model))}")
     # Both versions share the tokenizer, so either one speaks for it.
