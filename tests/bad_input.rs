@@ -139,6 +139,47 @@ fn expect_100_continue_is_answered_after_the_key_was_checked() {
 }
 
 #[test]
+fn a_connection_whose_framing_broke_takes_no_second_request() {
+    let gateway = TestGateway::start();
+    let head = format!(
+        "POST /v1/chat/completions HTTP/1.1\r\nhost: g\r\nauthorization: Bearer {}\r\ncontent-type: application/json\r\ntransfer-encoding: chunked\r\n\r\n",
+        gateway.key
+    );
+    // What follows the bad chunk looks like a request; nobody can know whether it is one.
+    let hidden = String::from_utf8(http::get("/v1/models", Some(&gateway.key))).unwrap();
+    let (mut stream, mut reader) = connect(gateway.data);
+    stream.write_all(format!("{head}zz\r\n{hidden}").as_bytes()).unwrap();
+    let mut everything = String::new();
+    // A reset instead of an end would be fine too.
+    let _ = reader.read_to_string(&mut everything);
+    assert_eq!(everything.matches("HTTP/1.1 ").count(), 1, "{everything}");
+    assert!(
+        everything.starts_with("HTTP/1.1 400") && everything.to_lowercase().contains("connection: close"),
+        "{everything}"
+    );
+}
+
+#[test]
+fn a_client_of_http_1_0_gets_its_answer_and_the_end_of_the_connection() {
+    let gateway = TestGateway::start();
+    for stream in [false, true] {
+        let body = chat_with("12 + 34 = ?", json!({"stream": stream})).to_string();
+        let (mut connection, mut reader) = connect(gateway.data);
+        let head = format!(
+            "POST /v1/chat/completions HTTP/1.0\r\nauthorization: Bearer {}\r\ncontent-type: application/json\r\ncontent-length: {}\r\n\r\n",
+            gateway.key,
+            body.len()
+        );
+        connection.write_all(format!("{head}{body}").as_bytes()).unwrap();
+        let began = std::time::Instant::now();
+        let mut everything = String::new();
+        reader.read_to_string(&mut everything).unwrap();
+        assert!(began.elapsed() < std::time::Duration::from_secs(10), "the connection stayed open");
+        assert!(everything.contains(if stream { "[DONE]" } else { "\"usage\"" }), "{everything}");
+    }
+}
+
+#[test]
 fn a_prompt_cannot_forge_turns_with_the_templates_own_words() {
     let gateway = TestGateway::start();
     let plain = gateway.post(&chat("hi"));

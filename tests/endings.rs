@@ -6,30 +6,44 @@ use crate::support::eventually;
 use crate::support::evidence::ledger;
 use crate::support::gateway::{Setup, TestGateway, chat_with, long};
 
-#[test]
-fn a_stream_over_its_total_time_ends_with_an_error_event_and_no_clean_end() {
+/// A gateway whose answers may be long and must be quick.
+fn hurried(total: &str) -> TestGateway {
     let setup = Setup::shipped();
-    setup.replace("routes.toml", "total = \"120s\"", "total = \"60ms\"");
-    let gateway = setup.start();
-    let response = gateway.open(&gateway.chat_bytes(&long(1000), &[])).finish();
-    assert_eq!(response.status, 200);
-    assert!(!response.complete, "a cut stream must not look complete");
-    let events = response.events();
-    let last: serde_json::Value = serde_json::from_str(events.last().unwrap()).unwrap();
-    assert_eq!(last["error"]["code"], "timeout");
-    assert!(!events.iter().any(|event| event == "[DONE]" || event.contains("glassgate\":{")));
-    let row = eventually("the row", || ledger(&gateway).pop());
-    assert_eq!(row.outcome, "timed_out");
-    assert!((1..1000).contains(&row.output), "what was delivered is owed: {}", row.output);
-    assert_eq!(gateway.metric("gateway_requests_total", &["code_class=\"5xx\"", "error_type=\"timeout\""]), 1.0);
+    setup.replace("routes.toml", "total = \"120s\"", &format!("total = \"{total}\""));
+    setup.replace("routes.toml", "source = \"glimmer-1\"", "source = \"glimmer-1\"\noutput_max = 2000");
+    setup.replace("routes.toml", "source = \"glimmer-2\"", "source = \"glimmer-2\"\noutput_max = 2000");
+    setup.start()
 }
 
 #[test]
-fn an_answer_that_never_begins_in_time_is_a_504_that_costs_nothing() {
-    let setup = Setup::shipped();
-    setup.replace("routes.toml", "total = \"120s\"", "total = \"60ms\"");
-    let gateway = setup.start();
-    let response = gateway.post(&chat_with("Count.", json!({"max_tokens": 1000, "ignore_eos": true})));
+fn a_stream_over_its_total_time_ends_with_an_error_event_and_no_clean_end() {
+    let gateway = hurried("200ms");
+    // Eight at once take far longer than one, and each begins at once.
+    let bytes = gateway.chat_bytes(&long(1900), &[]);
+    let responses: Vec<_> = std::thread::scope(|scope| {
+        let clients: Vec<_> = (0..8).map(|_| scope.spawn(|| gateway.open(&bytes).finish())).collect();
+        clients.into_iter().map(|client| client.join().unwrap()).collect()
+    });
+    for response in &responses {
+        assert_eq!(response.status, 200);
+        assert!(!response.complete, "a cut stream must not look complete");
+        let events = response.events();
+        let last: serde_json::Value = serde_json::from_str(events.last().unwrap()).unwrap();
+        assert_eq!(last["error"]["code"], "timeout");
+        assert!(!events.iter().any(|event| event == "[DONE]" || event.contains("glassgate\":{")));
+    }
+    let rows = eventually("the rows", || Some(ledger(&gateway)).filter(|rows| rows.len() == 8));
+    for row in rows {
+        assert_eq!(row.outcome, "timed_out");
+        assert!((1..1900).contains(&row.output), "what was delivered is owed: {}", row.output);
+    }
+    assert_eq!(gateway.metric("gateway_requests_total", &["code_class=\"5xx\"", "error_type=\"timeout\""]), 8.0);
+}
+
+#[test]
+fn a_whole_answer_that_is_not_ready_in_time_is_a_504_that_costs_nothing() {
+    let gateway = hurried("20ms");
+    let response = gateway.post(&chat_with("Count.", json!({"max_tokens": 1900, "ignore_eos": true})));
     assert_eq!(response.status, 504);
     assert_eq!(response.json()["error"]["code"], "timeout");
     let row = eventually("the row", || ledger(&gateway).pop());
@@ -52,8 +66,9 @@ fn a_full_ledger_refuses_new_requests_and_the_running_ones_end_well() {
 
 #[test]
 fn sigterm_lets_running_streams_finish() {
-    let mut gateway = TestGateway::start();
-    let mut running = gateway.open(&gateway.chat_bytes(&long(300), &[]));
+    // Far more than fits into the sockets' buffers: it cannot end before we read.
+    let mut gateway = hurried("120s");
+    let mut running = gateway.open(&gateway.chat_bytes(&long(1900), &[]));
     running.chunk().unwrap();
     gateway.terminate();
     eventually("readiness to turn", || (gateway.admin_get("/readyz").status == 503).then_some(()));

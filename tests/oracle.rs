@@ -96,7 +96,7 @@ fn traffic() -> Evidence {
 type Fault = (&'static str, fn(&mut Evidence));
 
 /// Every leg, and a fault that only it is there to find.
-const FAULTS: [Fault; 14] = [
+const FAULTS: [Fault; 16] = [
     ("record", |e| drop(e.log.pop())),
     ("record", |e| e.log.push(e.log[0].clone())),
     ("client", |e| e.seen.iter_mut().find_map(|seen| seen.usage.as_mut()).unwrap().1 += 1),
@@ -125,6 +125,8 @@ const FAULTS: [Fault; 14] = [
     }),
     ("metric", |e| e.metrics = e.metrics.replacen("gateway_tokens_total{", "gateway_tokens_lost{", 1)),
     ("metric", |e| e.metrics = e.metrics.replacen("gateway_requests_total{", "gateway_requests_lost{", 1)),
+    ("metric", |e| e.metrics = e.metrics.replacen("gateway_cost_usd_total{", "gateway_cost_lost{", 1)),
+    ("metric", |e| e.metrics = e.metrics.replace("reason=\"model_not_found\"", "reason=\"lost\"")),
     ("engine", |e| e.metrics = e.metrics.replacen("runtime_generated_tokens_total{", "runtime_generated_lost{", 1)),
     ("price", |e| e.rows.iter_mut().find(|row| row.billed > 0).unwrap().billed += 1),
 ];

@@ -42,7 +42,9 @@ pub struct App {
     pub draining: AtomicBool,
     pub config_path: PathBuf,
     pub overrides: Overrides,
-    /// Held while reloading: one at a time. Keeps why the last one was rejected, to be shown.
+    /// Held while reloading: one at a time.
+    pub reloading: Mutex<()>,
+    /// Why the last reload was rejected, to be shown.
     pub rejected: Mutex<Option<String>>,
 }
 
@@ -61,9 +63,9 @@ impl App {
     /// # Errors
     /// Every problem of the files, or the first model that cannot be loaded. Nothing has changed then.
     pub fn reload(&self) -> Result<String, ReloadError> {
-        let mut rejected = self.rejected.lock();
+        let _one_at_a_time = self.reloading.lock();
         let outcome = self.try_reload();
-        *rejected = outcome.as_ref().err().map(ToString::to_string);
+        *self.rejected.lock() = outcome.as_ref().err().map(ToString::to_string);
         self.metrics.reload(outcome.is_ok());
         match &outcome {
             Ok(hash) => tracing::info!(%hash, "configuration applied"),
@@ -75,7 +77,8 @@ impl App {
     fn try_reload(&self) -> Result<String, ReloadError> {
         let config = Config::load(&self.config_path, &self.overrides)?;
         let current = self.snapshot.load();
-        if config.hash == current.config.hash {
+        // The same files again may still mend something: a model that could not be loaded the last time.
+        if config.hash == current.config.hash && current.backends.0.len() == config.models.len() {
             return Ok(config.hash);
         }
         for (what, changed) in [
@@ -113,6 +116,7 @@ impl App {
         let hash = config.hash.clone();
         let next = Snapshot::build(config, &loaded, self.clock.now_ns() / 1_000_000_000);
         self.models.retain(&next.config.models);
+        self.models.show(&loaded);
         self.metrics.config(&hash);
         self.snapshot.store(Arc::new(next));
         Ok(hash)
@@ -138,6 +142,9 @@ impl App {
 
 impl Snapshot {
     pub fn build(config: Config, loaded: &Loaded, since: i64) -> Snapshot {
+        for model in config.unpriced() {
+            tracing::warn!(%model, "this model has no price, so it is free");
+        }
         let mut backends = Backends::default();
         for (name, outcome) in loaded {
             if let Ok(model) = outcome {

@@ -27,8 +27,7 @@ pub trait Observer: Send + Sync {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct TraceParent {
     pub trace_id: TraceId,
-    pub parent: Option<SpanId>,
-    pub sampled: bool,
+    pub parent: SpanId,
 }
 
 impl TraceParent {
@@ -49,12 +48,7 @@ impl TraceParent {
         }
         let trace_id = TraceId::from_hex(trace).ok()?;
         let parent = SpanId::from_hex(span).ok()?;
-        let flags = u8::from_str_radix(flags, 16).ok()?;
-        (trace_id != TraceId::INVALID && parent != SpanId::INVALID).then_some(TraceParent {
-            trace_id,
-            parent: Some(parent),
-            sampled: flags & 1 == 1,
-        })
+        (trace_id != TraceId::INVALID && parent != SpanId::INVALID).then_some(TraceParent { trace_id, parent })
     }
 }
 
@@ -326,7 +320,7 @@ mod tests {
     #[test]
     fn only_a_valid_traceparent_is_followed() {
         let good = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01";
-        assert!(TraceParent::parse(good).is_some_and(|parent| parent.sampled));
+        assert!(TraceParent::parse(good).is_some());
         for bad in [
             "",
             "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7",

@@ -88,7 +88,7 @@ pub fn settle(
             record.finish = Some(finish);
         }
     });
-    running.settle(outcome, usage, compute).map_err(|_| Refusal::LedgerFull)
+    running.settle(outcome, usage, compute, delivered).map_err(|_| Refusal::LedgerFull)
 }
 
 /// Ends the record. By now everything is settled: what `relay` did not settle, the drop of `Running` did.
@@ -153,7 +153,7 @@ pub fn note_caller(exchange: &mut Exchange, caller: &Caller, inbound: &impl Inbo
         record.session = session;
         if let Some(parent) = parent {
             record.trace_id = parent.trace_id;
-            record.parent_span_id = parent.parent;
+            record.parent_span_id = Some(parent.parent);
         }
     });
 }

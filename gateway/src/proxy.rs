@@ -13,7 +13,7 @@ use pingora_proxy::{FailToProxy, ProxyHttp, Session};
 use serde_json::json;
 
 use crate::api::openai::models;
-use crate::app::{App, Snapshot};
+use crate::app::App;
 use crate::exchange::Exchange;
 use crate::invoke;
 use crate::ports::Inbound;
@@ -22,8 +22,6 @@ use crate::relay::{self, Stop};
 
 /// Idle connections are closed after this; pingora would keep them for ever.
 const KEEPALIVE_SECONDS: u64 = 60;
-/// A client that takes none of our bytes for this long is gone.
-const WRITE_STALL: Duration = Duration::from_secs(30);
 /// A body must be complete by then.
 const BODY_DEADLINE: Duration = Duration::from_secs(30);
 /// What is left of a refused request's body is read up to here, so that its connection can be used again.
@@ -63,8 +61,11 @@ impl ProxyHttp for Gateway {
     }
 
     async fn request_filter(&self, session: &mut Session, exchange: &mut Exchange) -> PingoraResult<bool> {
-        session.set_keepalive(Some(KEEPALIVE_SECONDS));
-        session.set_write_timeout(Some(WRITE_STALL));
+        // pingora has switched it off where a connection must not be used again; where it has not, it would wait for ever.
+        if session.as_downstream().get_keepalive().is_some() {
+            session.set_keepalive(Some(KEEPALIVE_SECONDS));
+        }
+        session.set_write_timeout(Some(relay::WRITE_STALL));
         session.set_total_drain_timeout(Some(BODY_DEADLINE));
         // Otherwise a pipelined byte would be taken for a hang-up.
         session.as_downstream_mut().set_pipelining_enabled(true);
@@ -108,7 +109,7 @@ impl Gateway {
     async fn serve(&self, session: &mut Session, exchange: &mut Exchange) -> Result<(), Stop> {
         let (method, path) = (session.req_header().method.clone(), session.req_header().uri.path().to_owned());
         exchange.note(|record| {
-            record.method = method.as_str().to_owned();
+            record.method = method.as_str().chars().take(16).collect();
             record.path = path.chars().take(128).collect();
         });
         let snapshot = self.app.snapshot.load_full();
@@ -133,10 +134,9 @@ impl Gateway {
                 let caller = self.app.auth.identify(&inbound.head().headers)?;
                 invoke::note_caller(exchange, &caller, &inbound);
                 let body = match endpoint {
-                    Endpoint::Model(id) => match snapshot.routing.names().find(|name| *name == id) {
-                        Some(name) => serde_json::to_vec(&models::model(name, snapshot.since)),
-                        None => return Err(unknown_model(&snapshot, id).into()),
-                    },
+                    Endpoint::Model(id) => {
+                        serde_json::to_vec(&models::model(snapshot.routing.find(id)?, snapshot.since))
+                    }
                     _ => serde_json::to_vec(&models::list(snapshot.routing.names(), snapshot.since)),
                 };
                 json_answer(session, exchange, body.map_err(|_| Refusal::Internal)?).await
@@ -159,13 +159,6 @@ impl Gateway {
                 json_answer(session, exchange, body.to_string().into_bytes()).await
             }
         }
-    }
-}
-
-fn unknown_model(snapshot: &Snapshot, id: &str) -> Refusal {
-    Refusal::UnknownModel {
-        model: id.chars().take(64).collect(),
-        available: snapshot.routing.names().map(str::to_owned).collect(),
     }
 }
 
@@ -200,18 +193,7 @@ async fn refuse(session: &mut Session, exchange: &mut Exchange, refusal: Refusal
     if refusal == Refusal::ClientGone {
         return Err(Error::explain(ErrorType::ConnectionClosed, "the client hung up"));
     }
-    let announced = session
-        .req_header()
-        .headers
-        .get(http::header::CONTENT_LENGTH)
-        .and_then(|value| value.to_str().ok()?.parse::<usize>().ok());
-    let small = announced.is_some_and(|bytes| bytes <= DRAIN_BYTES_MAX) || session.as_downstream_mut().is_body_done();
-    let waiting = session.req_header().headers.contains_key(http::header::EXPECT);
-    let mut keep = small && !waiting;
-    if keep {
-        keep = session.as_downstream_mut().drain_request_body().await.is_ok();
-    }
-    if !keep {
+    if !is_reusable(session, &refusal) || session.as_downstream_mut().drain_request_body().await.is_err() {
         session.set_keepalive(None);
     }
     let body = refusal.body();
@@ -224,6 +206,20 @@ async fn refuse(session: &mut Session, exchange: &mut Exchange, refusal: Refusal
     relay::common_headers(&mut response, exchange)?;
     exchange.mark(|record, now| (record.marks.sent, record.bytes_out) = (Some(now), body.len() as u64));
     send(session, response, body.into()).await
+}
+
+/// Whether the connection may take another request after a refusal: what the client still sends must be small, and its
+/// framing sound. After a broken body nobody knows where the next request begins.
+fn is_reusable(session: &mut Session, refusal: &Refusal) -> bool {
+    if matches!(refusal, Refusal::BodyCut | Refusal::BodyTooSlow | Refusal::Draining) {
+        return false;
+    }
+    let headers = &session.req_header().headers;
+    let waiting = headers.contains_key(http::header::EXPECT);
+    let announced =
+        headers.get(http::header::CONTENT_LENGTH).and_then(|value| value.to_str().ok()?.parse::<usize>().ok());
+    let small = announced.is_some_and(|bytes| bytes <= DRAIN_BYTES_MAX) || session.as_downstream_mut().is_body_done();
+    small && !waiting
 }
 
 /// pingora's session as the stages see it.

@@ -282,22 +282,14 @@ impl Refusal {
         if let Some(should) = self.describe().should_retry {
             headers.push(("x-should-retry", should.to_string()));
         }
+        if let Refusal::RequestsLimited { limit, retry_after } = self {
+            headers.push(("x-ratelimit-limit-requests", limit.to_string()));
+            headers.push(("x-ratelimit-remaining-requests", "0".to_owned()));
+            headers.push(("x-ratelimit-reset-requests", format!("{}ms", retry_after.as_millis())));
+        }
         if let Refusal::WrongMethod { allowed, .. } = self {
             headers.push(("allow", (*allowed).to_owned()));
         }
         headers
-    }
-
-    /// Whether the caller proved who they are before we said no; if not, only metrics and a sampled log line remain.
-    pub fn is_unauthenticated(&self) -> bool {
-        matches!(
-            self,
-            Refusal::UnknownPath { .. }
-                | Refusal::WrongMethod { .. }
-                | Refusal::MissingKey
-                | Refusal::MalformedKey
-                | Refusal::UnknownKey
-                | Refusal::RevokedKey
-        )
     }
 }

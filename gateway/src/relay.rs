@@ -11,7 +11,7 @@ use crate::accounting::core::NanoUsd;
 use crate::accounting::row::Outcome;
 use crate::accounting::settlement::{Receipt, Running};
 use crate::admission::Door;
-use crate::answer::{Answer, Chunk, Chunks, End, Ended, next};
+use crate::answer::{Answer, Chunk, Chunks, End, Ended, EngineTimes, next};
 use crate::api::glassgate::Glassgate;
 use crate::api::openai::chat::{self, Head, Piece};
 use crate::api::sse;
@@ -23,6 +23,8 @@ use crate::observe::metrics::Served;
 use crate::refusal::Refusal;
 use crate::routing::Route;
 
+/// A client that takes none of our bytes for this long is gone.
+pub const WRITE_STALL: Duration = Duration::from_secs(30);
 /// How long a cancelled backend may take to say what it had produced. The engine needs one step.
 const WIND_DOWN: Duration = Duration::from_secs(5);
 
@@ -66,20 +68,22 @@ enum Next {
 struct Waits {
     limits: Timeouts,
     began: Instant,
-    last_chunk: Option<Instant>,
+    begun: bool,
 }
 
 impl Waits {
     fn begin(limits: Timeouts) -> Self {
-        Waits { limits, began: Instant::now(), last_chunk: None }
+        Waits { limits, began: Instant::now(), begun: false }
     }
 
     /// When waiting ends, and for want of what.
     fn deadline(&self) -> (Instant, &'static str, Duration) {
         let total = (self.began + self.limits.total, "whole answer", self.limits.total);
-        let chunk = match self.last_chunk {
-            None => (self.began + self.limits.first_token, "first token", self.limits.first_token),
-            Some(last) => (last + self.limits.idle, "next token", self.limits.idle),
+        // Idle time counts from here, where we wait for the model: a client that reads slowly is not its fault.
+        let chunk = if self.begun {
+            (Instant::now() + self.limits.idle, "next token", self.limits.idle)
+        } else {
+            (self.began + self.limits.first_token, "first token", self.limits.first_token)
         };
         if chunk.0 < total.0 { chunk } else { total }
     }
@@ -93,7 +97,7 @@ impl Waits {
             _ = session.as_downstream_mut().read_body_or_idle(true) => Next::Gone,
             () = tokio::time::sleep_until(deadline.into()) => Next::TimedOut(what, limit),
             chunk = next(chunks) => {
-                self.last_chunk = Some(Instant::now());
+                self.begun = true;
                 Next::Chunk(chunk)
             }
         }
@@ -116,14 +120,19 @@ async fn wind_down(
             }
         }
     };
-    // If the backend never answers, dropping `running` settles by its own count.
-    if let Ok(end) = tokio::time::timeout(WIND_DOWN, rest).await {
-        // It may have finished while the client left: then the whole answer was produced, and is owed.
-        let outcome = match end.how {
-            Ended::Finished(_) => Outcome::Answered,
-            _ => outcome,
-        };
-        let _ = invoke::settle(exchange, running, &end, Some(outcome), delivered);
+    match tokio::time::timeout(WIND_DOWN, rest).await {
+        Ok(end) => {
+            // It may have finished while the client left: then the whole answer was produced, and is owed.
+            let finished = outcome == Outcome::Aborted && matches!(end.how, Ended::Finished(_));
+            let outcome = if finished { Outcome::Answered } else { outcome };
+            let _ = invoke::settle(exchange, running, &end, Some(outcome), delivered);
+        }
+        // A backend that does not even stop is settled by the count we have.
+        Err(_) => {
+            let usage = running.usage_so_far();
+            let end = End { how: Ended::Cancelled, usage, engine: EngineTimes::default() };
+            let _ = invoke::settle(exchange, running, &end, Some(outcome), delivered);
+        }
     }
 }
 
@@ -148,7 +157,9 @@ async fn whole(session: &mut Session, exchange: &mut Exchange, reply: Reply) -> 
             }
         }
     };
-    note_chunk(exchange);
+    if matches!(end.how, Ended::Finished(_)) {
+        note_chunk(exchange);
+    }
     let receipt = invoke::settle(exchange, running, &end, None, false)?;
     let finish = match end.how {
         Ended::Finished(finish) => finish,
@@ -189,7 +200,6 @@ async fn stream(app: &App, session: &mut Session, exchange: &mut Exchange, reply
                 return Err(broken_off(session, exchange, sent, Refusal::TimedOut { what, limit }).await);
             }
         };
-        note_chunk(exchange);
         // The first chunk is looked at before the head is sent: a failure until then is an ordinary error answer.
         if let Chunk::End(End { how: Ended::Failed(_) | Ended::Cancelled, .. }) = &chunk {
             let Chunk::End(end) = chunk else { continue };
@@ -200,6 +210,7 @@ async fn stream(app: &App, session: &mut Session, exchange: &mut Exchange, reply
             };
             return Err(broken_off(session, exchange, sent, refusal).await);
         }
+        note_chunk(exchange);
         let Some(record) = exchange.record() else { return Err(Stop::Refused(Refusal::Internal)) };
         let head = head(record, &request.model);
         out.clear();
@@ -286,10 +297,15 @@ async fn begin_stream(
     if session.req_header().version == http::Version::HTTP_11 {
         // Without it the end of the connection would be the end of the answer, and a cut would look complete.
         response.insert_header("transfer-encoding", "chunked")?;
+    } else if session.req_header().version == http::Version::HTTP_10 {
+        // It knows no chunks: there the end of the connection has to be the end of the answer.
+        session.set_keepalive(None);
     }
     answer_headers(&mut response, exchange, route, door)?;
     exchange.mark(|record, now| (record.status, record.marks.sent) = (200, Some(now)));
-    session.write_response_header(Box::new(response), false).await
+    // Unlike a body, a head is written without a time limit of its own; here it is flushed.
+    let written = tokio::time::timeout(WRITE_STALL, session.write_response_header(Box::new(response), false));
+    written.await.unwrap_or_else(|_| Err(Error::explain(ErrorType::WriteTimedout, "the client does not read")))
 }
 
 async fn write(session: &mut Session, exchange: &mut Exchange, out: &[u8]) -> PingoraResult<()> {

@@ -1,12 +1,13 @@
 //! Listeners, signals, and the end: what turns an `App` into a process that serves.
 
+use std::collections::HashSet;
 use std::io;
 use std::net::{SocketAddr, TcpListener};
 use std::os::fd::IntoRawFd;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::sync::mpsc::{RecvTimeoutError, channel};
+use std::sync::mpsc::channel;
 use std::time::{Duration, Instant};
 
 use notify::Watcher;
@@ -35,6 +36,10 @@ const DRAIN_MAX: Duration = Duration::from_secs(30);
 const DRAIN_LOOK: Duration = Duration::from_millis(20);
 /// Editors write a file in several steps; reading waits until they are done.
 const SETTLE: Duration = Duration::from_millis(300);
+/// … but not for ever: a busy folder must not keep a change from counting.
+const SETTLE_MAX: Duration = Duration::from_secs(2);
+/// Long prompts are tokenised beside the proxy's threads, so many at a time.
+const TOKENIZING_MAX: usize = 2;
 
 /// What the process says of itself, on stderr: stdout belongs to the access log. pingora reports every hang-up as an
 /// error; those are in the records.
@@ -69,6 +74,7 @@ pub fn run(
     let threads = app.snapshot.load().config.gateway.threads;
     let data_runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(threads)
+        .max_blocking_threads(TOKENIZING_MAX)
         .thread_name("proxy")
         .enable_all()
         .build()?;
@@ -82,7 +88,7 @@ pub fn run(
     listen(&data_runtime, proxy, data, stopped.clone());
     let console = Service::new("admin".to_owned(), HttpServer::new_app(Admin { app: app.clone(), token }));
     listen(&admin_runtime, console, admin, stopped);
-    watch_files(app.clone());
+    watch_files(app);
     ready();
 
     admin_runtime.block_on(async {
@@ -149,9 +155,9 @@ fn listen<A: ServerApp + Send + Sync + 'static>(
     runtime.spawn(async move { service.start_service(Some(fds), stopped, 1).await });
 }
 
-/// Reads the configuration again when one of its files changes. Folders are watched, because editors and ConfigMaps
-/// replace files instead of writing to them.
-fn watch_files(app: Arc<App>) {
+/// Reads the configuration again when one of its files changes. Folders are watched, because editors replace files
+/// instead of writing to them, and ConfigMaps replace the `..data` link beside them.
+fn watch_files(app: &Arc<App>) {
     let (changed, changes) = channel();
     let watcher = notify::recommended_watcher(move |event: notify::Result<notify::Event>| {
         if let Ok(event) = event
@@ -167,38 +173,46 @@ fn watch_files(app: Arc<App>) {
             return;
         }
     };
-    let files: Vec<PathBuf> = app.snapshot.load().config.files.clone();
-    let mut folders: Vec<_> = files
-        .iter()
-        .filter_map(|file| {
-            file.parent()
-                .map(|folder| if folder.as_os_str().is_empty() { PathBuf::from(".") } else { folder.to_owned() })
-        })
-        .collect();
-    folders.sort();
-    folders.dedup();
-    for folder in &folders {
-        if let Err(error) = watcher.watch(folder, notify::RecursiveMode::NonRecursive) {
-            tracing::warn!(%error, folder = %folder.display(), "this folder is not watched; use SIGHUP or POST /admin/reload");
-        }
-    }
-    let names: Vec<_> = files.iter().filter_map(|file| file.file_name().map(ToOwned::to_owned)).collect();
+    let mut files = app.snapshot.load().config.files.clone();
+    let mut watched = HashSet::new();
+    watch_folders(&mut watcher, &files, &mut watched);
+    // The thread must not keep the gateway alive.
+    let app = Arc::downgrade(app);
     let follow = move || {
-        let _watcher = watcher;
-        loop {
-            let Ok(paths) = changes.recv() else { return };
-            if !paths.iter().any(|path| path.file_name().is_some_and(|name| names.iter().any(|known| known == name))) {
+        while let Ok(paths) = changes.recv() {
+            let ours = |path: &PathBuf| {
+                let name = path.file_name();
+                name.is_some_and(|name| name == "..data") || files.iter().any(|file| file.file_name() == name)
+            };
+            if !paths.iter().any(ours) {
                 continue;
             }
-            while !matches!(
-                changes.recv_timeout(SETTLE),
-                Err(RecvTimeoutError::Timeout | RecvTimeoutError::Disconnected)
-            ) {}
+            let enough = Instant::now() + SETTLE_MAX;
+            while Instant::now() < enough && changes.recv_timeout(SETTLE).is_ok() {}
+            let Some(app) = app.upgrade() else { return };
             // The outcome is logged and counted there.
             let _ = app.reload();
+            // It may name other files now.
+            files.clone_from(&app.snapshot.load().config.files);
+            watch_folders(&mut watcher, &files, &mut watched);
         }
     };
     if let Err(error) = std::thread::Builder::new().name("config".into()).spawn(follow) {
         tracing::warn!(%error, "configuration files are not watched");
+    }
+}
+
+fn watch_folders(watcher: &mut notify::RecommendedWatcher, files: &[PathBuf], watched: &mut HashSet<PathBuf>) {
+    for file in files {
+        let folder = match file.parent() {
+            Some(folder) if !folder.as_os_str().is_empty() => folder,
+            _ => Path::new("."),
+        };
+        if !watched.insert(folder.to_owned()) {
+            continue;
+        }
+        if let Err(error) = watcher.watch(folder, notify::RecursiveMode::NonRecursive) {
+            tracing::warn!(%error, folder = %folder.display(), "this folder is not watched; use SIGHUP or POST /admin/reload");
+        }
     }
 }

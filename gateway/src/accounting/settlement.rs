@@ -36,8 +36,11 @@ pub trait Journal: Send + Sync {
     /// Writes the terminal row into the reserved room.
     ///
     /// # Errors
-    /// When the disk failed: the row is not durable, so no usage may leave.
-    fn close(&self, slot: Slot, row: Row) -> Result<(), JournalClosed>;
+    /// The row, when the disk failed: it is not durable, so no usage may leave.
+    fn close(&self, slot: Slot, row: Row) -> Result<(), Box<Row>>;
+
+    /// Takes a row that the log would not take, for the store alone.
+    fn store(&self, row: Row);
 }
 
 /// How a request was settled. The record, the span, the log line and the metrics all read it.
@@ -61,29 +64,53 @@ struct Debt {
 }
 
 impl Debt {
-    fn end(
-        mut self,
-        outcome: Outcome,
-        usage: Usage,
-        usage_source: UsageSource,
-        compute: Duration,
-    ) -> Result<Receipt, JournalClosed> {
-        let receipt = Receipt {
-            outcome,
-            usage,
-            usage_source,
-            billed: self.price.cost(&usage),
-            provider_cost: self.price.device_cost(compute),
-        };
+    /// `delivered`: whether any of the answer has left. What nobody got is not charged if its row is in doubt.
+    fn end(mut self, outcome: Outcome, used: Used, delivered: bool) -> Result<Receipt, JournalClosed> {
         self.row.ended_ns = self.clock.now_ns().max(self.row.started_ns);
-        self.row.outcome = outcome;
-        self.row.usage = usage;
-        self.row.usage_source = usage_source;
-        self.row.billed = receipt.billed;
-        self.row.provider_cost = receipt.provider_cost;
-        // The receipt stands even if the disk failed: the row still reaches the store, only its durability is in doubt.
-        let _ = self.receipt.set(receipt);
-        self.journal.close(self.slot, self.row).map(|()| receipt)
+        let receipt = fill(&mut self.row, &self.price, outcome, used);
+        match self.journal.close(self.slot, self.row) {
+            Ok(()) => {
+                let _ = self.receipt.set(receipt);
+                Ok(receipt)
+            }
+            Err(mut row) => {
+                let used = if delivered { used } else { Used::NOTHING };
+                let _ = self.receipt.set(fill(&mut row, &self.price, Outcome::Failed, used));
+                self.journal.store(*row);
+                Err(JournalClosed)
+            }
+        }
+    }
+}
+
+/// What a settlement is about.
+#[derive(Clone, Copy)]
+struct Used {
+    usage: Usage,
+    source: UsageSource,
+    compute: Duration,
+}
+
+impl Used {
+    const NOTHING: Used = Used {
+        usage: Usage { input: 0, cache_read: 0, cache_write: 0, output: 0, reasoning: 0 },
+        source: UsageSource::Counted,
+        compute: Duration::ZERO,
+    };
+}
+
+fn fill(row: &mut Row, price: &Price, outcome: Outcome, used: Used) -> Receipt {
+    row.outcome = outcome;
+    row.usage = used.usage;
+    row.usage_source = used.source;
+    row.billed = price.cost(&used.usage);
+    row.provider_cost = price.device_cost(used.compute);
+    Receipt {
+        outcome,
+        usage: used.usage,
+        usage_source: used.source,
+        billed: row.billed,
+        provider_cost: row.provider_cost,
     }
 }
 
@@ -145,7 +172,7 @@ fn release(debt: Debt) {
     // A panic before any work still ends as `panicked`, so that the row tells the same story as the log.
     let outcome = if std::thread::panicking() { Outcome::Panicked } else { Outcome::Released };
     // A drop has nobody to tell about a failed disk; the journal itself stops admitting.
-    let _ = debt.end(outcome, Usage::default(), UsageSource::Counted, Duration::ZERO);
+    let _ = debt.end(outcome, Used::NOTHING, false);
 }
 
 /// Work under way. It must be settled; dropped, it settles itself.
@@ -162,20 +189,34 @@ impl Running {
         self
     }
 
-    /// The most that this request can cost its caller.
-    pub fn cost_max(&self) -> NanoUsd {
-        self.debt.as_ref().map_or(NanoUsd(0), |debt| debt.row.billed)
+    /// What is owed if it ends here: the prompt and what was counted, else the reservation.
+    pub fn usage_so_far(&self) -> Usage {
+        self.debt.as_ref().map_or(Usage::default(), |debt| self.counted(debt).usage)
     }
 
-    /// Writes the terminal row. Only after this may bytes that carry usage leave.
+    fn counted(&self, debt: &Debt) -> Used {
+        let reserved = debt.row.usage;
+        let (usage, source) = match &self.meter {
+            Some(meter) => (Usage { output: meter.produced(), reasoning: 0, ..reserved }, UsageSource::Counted),
+            None => (reserved, UsageSource::Reserved),
+        };
+        Used { usage, source, compute: Duration::ZERO }
+    }
+
+    /// Writes the terminal row. Only after this may bytes that carry usage leave. `delivered`: whether any of the answer
+    /// has left already.
     ///
     /// # Errors
     /// When the row is not durable: the answer must not pretend that it is.
-    pub fn settle(mut self, outcome: Outcome, usage: Usage, compute: Duration) -> Result<Receipt, JournalClosed> {
-        match self.debt.take() {
-            Some(debt) => debt.end(outcome, usage, UsageSource::Counted, compute),
-            None => Err(JournalClosed),
-        }
+    pub fn settle(
+        mut self,
+        outcome: Outcome,
+        usage: Usage,
+        compute: Duration,
+        delivered: bool,
+    ) -> Result<Receipt, JournalClosed> {
+        let used = Used { usage, source: UsageSource::Counted, compute };
+        self.debt.take().map_or(Err(JournalClosed), |debt| debt.end(outcome, used, delivered))
     }
 
     /// The backend would not take it: nothing was produced, nothing is owed.
@@ -190,11 +231,8 @@ impl Drop for Running {
     fn drop(&mut self) {
         let Some(debt) = self.debt.take() else { return };
         let outcome = if std::thread::panicking() { Outcome::Panicked } else { Outcome::Aborted };
-        let (usage, source) = match &self.meter {
-            Some(meter) => (Usage { output: meter.produced(), reasoning: 0, ..debt.row.usage }, UsageSource::Counted),
-            None => (debt.row.usage, UsageSource::Reserved),
-        };
-        let _ = debt.end(outcome, usage, source, Duration::ZERO);
+        let used = self.counted(&debt);
+        let _ = debt.end(outcome, used, true);
     }
 }
 

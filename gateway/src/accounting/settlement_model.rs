@@ -27,6 +27,7 @@ struct PaperState {
     reserved: u64,
     sequence: u64,
     broken: bool,
+    stored: Vec<Row>,
 }
 
 impl Journal for Paper {
@@ -45,11 +46,11 @@ impl Journal for Paper {
         Ok(Slot { segment: 0, bytes: slot })
     }
 
-    fn close(&self, slot: Slot, row: Row) -> Result<(), JournalClosed> {
+    fn close(&self, slot: Slot, row: Row) -> Result<(), Box<Row>> {
         let mut state = self.inner.lock().unwrap();
         state.reserved -= slot.bytes;
         if state.broken {
-            return Err(JournalClosed);
+            return Err(Box::new(row));
         }
         let sequence = state.sequence;
         let length = wal::encode(sequence, Kind::Terminal, &row, &mut state.bytes);
@@ -57,6 +58,10 @@ impl Journal for Paper {
         assert!(length as u64 <= slot.bytes, "a terminal row outgrew its slot");
         assert!(state.bytes.len() as u64 + state.reserved <= self.bytes_max, "the bound does not hold");
         Ok(())
+    }
+
+    fn store(&self, row: Row) {
+        self.inner.lock().unwrap().stored.push(row);
     }
 }
 
@@ -139,7 +144,7 @@ fn expected(fate: Fate) -> (Outcome, Usage, UsageSource) {
 fn play(ticket: Ticket, fate: Fate) -> Option<Running> {
     let metered = |ticket: Ticket, tokens| ticket.start().measured_by(Arc::new(Count(AtomicU64::new(tokens))));
     let settle = |running: Running, outcome, tokens| {
-        let receipt = running.settle(outcome, Usage::tokens(PROMPT, tokens), Duration::ZERO);
+        let receipt = running.settle(outcome, Usage::tokens(PROMPT, tokens), Duration::ZERO, true);
         assert!(receipt.is_ok(), "settling found no room");
     };
     match fate {
@@ -266,7 +271,7 @@ proptest! {
         }
         let count = admitted.len();
         for running in admitted {
-            prop_assert!(running.settle(Outcome::Answered, Usage::tokens(PROMPT, u64::MAX), Duration::ZERO).is_ok());
+            prop_assert!(running.settle(Outcome::Answered, Usage::tokens(PROMPT, u64::MAX), Duration::ZERO, true).is_ok());
         }
         let bytes = paper.inner.lock().unwrap().bytes.clone();
         let rows = wal::standing(wal::scan(&bytes).records);
@@ -275,14 +280,21 @@ proptest! {
 }
 
 #[test]
-fn a_disk_that_fails_is_said_and_the_receipt_still_stands() {
-    let paper = Arc::new(Paper { bytes_max: 1 << 20, ..Paper::default() });
-    let receipt = Arc::new(OnceLock::new());
-    let terms = Terms { row: row("r"), price: price(), reservation: Usage::tokens(PROMPT, OUTPUT_MAX) };
-    let clock: Arc<dyn Clock> = Arc::new(Tick(AtomicU64::new(1)));
-    let running = Ticket::admit(terms, paper.clone(), clock, receipt.clone()).expect("room").start();
-    paper.inner.lock().unwrap().broken = true;
-    let settled = running.settle(Outcome::Answered, Usage::tokens(PROMPT, 3), Duration::ZERO);
-    assert_eq!(settled, Err(JournalClosed), "usage must not leave before it is durable");
-    assert_eq!(receipt.get().map(|receipt| receipt.usage.output), Some(3), "the record must not lie");
+fn a_disk_that_fails_is_said_and_what_nobody_got_is_not_charged() {
+    for delivered in [false, true] {
+        let paper = Arc::new(Paper { bytes_max: 1 << 20, ..Paper::default() });
+        let receipt = Arc::new(OnceLock::new());
+        let terms = Terms { row: row("r"), price: price(), reservation: Usage::tokens(PROMPT, OUTPUT_MAX) };
+        let clock: Arc<dyn Clock> = Arc::new(Tick(AtomicU64::new(1)));
+        let running = Ticket::admit(terms, paper.clone(), clock, receipt.clone()).expect("room").start();
+        paper.inner.lock().unwrap().broken = true;
+        let usage = Usage::tokens(PROMPT, 3);
+        let settled = running.settle(Outcome::Answered, usage, Duration::ZERO, delivered);
+        assert_eq!(settled, Err(JournalClosed), "usage must not leave before it is durable");
+        let receipt = receipt.get().expect("the record has its receipt");
+        let stored = &paper.inner.lock().unwrap().stored[0];
+        let owed = if delivered { usage } else { Usage::default() };
+        assert_eq!((receipt.outcome, receipt.usage), (Outcome::Failed, owed));
+        assert_eq!((stored.outcome, stored.usage, stored.billed), (Outcome::Failed, owed, price().cost(&owed)));
+    }
 }

@@ -73,15 +73,25 @@ impl Admission {
     /// Entries are made for keys that proved themselves, so there are never more than there are keys.
     fn limiter(&self, key_id: &str, per_minute: u32) -> Arc<Limiter> {
         let mut limiters = self.requests.lock();
-        match limiters.get(key_id) {
-            Some((limit, limiter)) if *limit == per_minute => limiter.clone(),
-            _ => {
-                let quota = Quota::per_minute(NonZeroU32::new(per_minute).unwrap_or(NonZeroU32::MIN));
-                let limiter = Arc::new(RateLimiter::direct(quota).with_middleware::<StateInformationMiddleware>());
-                limiters.insert(key_id.to_owned(), (per_minute, limiter.clone()));
-                limiter
-            }
+        let known = limiters.get(key_id);
+        if let Some((limit, limiter)) = known
+            && *limit == per_minute
+        {
+            return limiter.clone();
         }
+        let quota = Quota::per_minute(NonZeroU32::new(per_minute).unwrap_or(NonZeroU32::MIN));
+        let limiter = Arc::new(RateLimiter::direct(quota).with_middleware::<StateInformationMiddleware>());
+        // What was used under the old limit stays used under the new one.
+        let used = known.map_or(0, |(limit, old)| match old.check() {
+            Ok(state) => limit.saturating_sub(state.remaining_burst_capacity()).saturating_sub(1),
+            Err(_) => *limit,
+        });
+        if let Some(used) = NonZeroU32::new(used.min(per_minute)) {
+            // It has the capacity: no more than its whole burst is taken.
+            let _ = limiter.check_n(used);
+        }
+        limiters.insert(key_id.to_owned(), (per_minute, limiter.clone()));
+        limiter
     }
 
     /// Writes the intent and hands out leave to start.

@@ -73,28 +73,33 @@ fn word(length: usize) -> Result<String, getrandom::Error> {
 pub struct Pepper([u8; 32]);
 
 impl Pepper {
-    /// Reads the pepper beside the store, or makes it (0600) the first time.
+    /// Reads the pepper beside the store, or makes it (0600) the first time. Two processes that make it at once agree.
     ///
     /// # Errors
     /// When the file cannot be read or written, or has been cut.
     pub fn load(path: &Path) -> std::io::Result<Pepper> {
-        match std::fs::read(path) {
-            Ok(bytes) => bytes.try_into().map(Pepper).map_err(|_| {
-                std::io::Error::new(
-                    std::io::ErrorKind::InvalidData,
-                    "the file must hold exactly 32 bytes; without the original, no key can be checked",
-                )
-            }),
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
-                let mut bytes = [0; 32];
-                getrandom::fill(&mut bytes).map_err(std::io::Error::other)?;
-                let mut file = std::fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(path)?;
-                file.write_all(&bytes)?;
-                file.sync_all()?;
-                Ok(Pepper(bytes))
+        if !path.exists() {
+            let mut bytes = [0; 32];
+            getrandom::fill(&mut bytes).map_err(std::io::Error::other)?;
+            let new = path.with_extension(format!("new-{}", std::process::id()));
+            let mut file =
+                std::fs::OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&new)?;
+            file.write_all(&bytes)?;
+            file.sync_all()?;
+            // A link appears whole or not at all, and never replaces the file that another process was quicker to make.
+            let linked = std::fs::hard_link(&new, path);
+            std::fs::remove_file(&new)?;
+            match linked {
+                Err(error) if error.kind() != std::io::ErrorKind::AlreadyExists => return Err(error),
+                _ => {}
             }
-            Err(error) => Err(error),
         }
+        std::fs::read(path)?.try_into().map(Pepper).map_err(|_| {
+            std::io::Error::new(
+                std::io::ErrorKind::InvalidData,
+                "the file must hold exactly 32 bytes; without the original, no key can be checked",
+            )
+        })
     }
 
     #[cfg(test)]

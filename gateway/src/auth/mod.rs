@@ -79,15 +79,6 @@ impl Auth {
             _ => Err(Refusal::UnknownKey),
         }
     }
-
-    /// Finds a key by its id or name, for `routes explain`.
-    pub fn find(&self, id_or_name: &str) -> Option<Caller> {
-        self.keys
-            .load()
-            .values()
-            .find(|key| key.id == id_or_name || key.name == id_or_name)
-            .map(|key| Caller { key: key.clone() })
-    }
 }
 
 fn index(rows: Vec<KeyRow>) -> Keys {
@@ -101,7 +92,7 @@ fn watch(store: KeyStore, mut seen: i64, keys: std::sync::Weak<ArcSwap<Keys>>, m
             std::thread::sleep(WATCH_EVERY);
             let Some(keys) = keys.upgrade() else { return };
             match store.version() {
-                Ok(version) if version == seen => {}
+                Ok(version) if version == seen => metrics.store_up("keys", true),
                 Ok(version) => match store.list() {
                     Ok(rows) => {
                         keys.store(Arc::new(index(rows)));

@@ -21,6 +21,9 @@ pub fn run(place: &Place) -> Outcome {
         let split: Vec<String> = route.split.iter().map(|(name, weight)| format!("{name} {weight}")).collect();
         println!("route {}: {}", route.name, split.join(", "));
     }
+    for model in config.unpriced() {
+        println!("model {model}: has no price, so it is free");
+    }
     if !broken.is_empty() {
         return Err(broken.join("\n"));
     }

@@ -36,7 +36,9 @@ pub fn run(place: &Place, command: KeysCommand) -> Outcome {
     let data_dir = place.data_dir()?;
     match command {
         KeysCommand::Create { name, tenant, rpm } => {
-            println!("{}", create(&data_dir, &name, &tenant, rpm)?);
+            let token = generate().map_err(text)?;
+            add(&data_dir, &token, &name, &tenant, rpm)?;
+            println!("{token}");
             Ok(())
         }
         KeysCommand::List { json } => list(&store(&data_dir)?, json),
@@ -54,16 +56,17 @@ pub fn store(data_dir: &DataDir) -> Result<KeyStore, String> {
     KeyStore::open(&data_dir.keys()).map_err(|error| format!("{}: {error}", data_dir.keys().display()))
 }
 
-/// Makes a key and returns its text.
+/// Stores a key, or rather its hash.
 ///
 /// # Errors
 /// A name that is taken or that could not be shown in a list.
-pub fn create(
+pub fn add(
     data_dir: &DataDir,
+    token: &str,
     name: &str,
     tenant: &str,
     requests_per_minute: Option<u32>,
-) -> Result<String, String> {
+) -> Result<(), String> {
     for (what, word) in [("key name", name), ("tenant", tenant)] {
         if word.is_empty() || word.len() > 64 || word.chars().any(char::is_control) {
             return Err(format!("the {what} must have 1 to 64 bytes and no control characters"));
@@ -71,8 +74,7 @@ pub fn create(
     }
     let pepper =
         Pepper::load(&data_dir.pepper()).map_err(|error| format!("{}: {error}", data_dir.pepper().display()))?;
-    let token = generate().map_err(text)?;
-    let key = ApiKey::parse(&token).ok_or("a key was made that does not parse")?;
+    let key = ApiKey::parse(token).ok_or("a key was made that does not parse")?;
     let row = KeyRow {
         id: key.id().to_owned(),
         name: name.to_owned(),
@@ -87,7 +89,7 @@ pub fn create(
             "there is a key named `{name}` already; revoked keys keep their names, so that the ledger stays readable"
         ));
     }
-    Ok(token)
+    Ok(())
 }
 
 fn list(store: &KeyStore, json: bool) -> Outcome {

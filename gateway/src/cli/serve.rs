@@ -49,6 +49,7 @@ pub(super) fn run(place: &Place, listen: Option<SocketAddr>, admin: Option<Socke
         greet(&app, addresses.0, addresses.1, key.as_deref(), &data_dir);
     });
     data_dir.remove_run();
+    app.observe.shut_down();
     app.ledger.shut_down();
     outcome.map_err(text)
 }
@@ -103,6 +104,7 @@ pub fn build(
             TraceSink::File => sinks.push(FileSink::open(&data_dir.traces(), metrics.clone()).map_err(text)?),
         }
     }
+    models.show(&loaded);
     metrics.config(&config.hash);
     let since = clock.now_ns() / 1_000_000_000;
     Ok(Arc::new(App {
@@ -117,6 +119,7 @@ pub fn build(
         draining: AtomicBool::new(false),
         config_path: path.to_owned(),
         overrides,
+        reloading: parking_lot::Mutex::default(),
         rejected: parking_lot::Mutex::default(),
     }))
 }
@@ -132,8 +135,10 @@ fn admin_token(data_dir: &DataDir) -> Result<String, String> {
 fn quickstart(data_dir: &DataDir) -> Result<Option<String>, String> {
     let path: PathBuf = data_dir.quickstart_key();
     if keys::store(data_dir)?.list().map_err(text)?.is_empty() {
-        let key = keys::create(data_dir, "quickstart", "default", None)?;
+        // The file first: a key that nobody was shown would be no use.
+        let key = generate().map_err(text)?;
         write_secret(&path, &key).map_err(text)?;
+        keys::add(data_dir, &key, "quickstart", "default", None)?;
     }
     Ok(std::fs::read_to_string(path).ok().map(|key| key.trim().to_owned()))
 }

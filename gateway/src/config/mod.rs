@@ -128,6 +128,11 @@ pub struct Overrides {
 }
 
 impl Config {
+    /// Models that cost nothing because nobody gave them a price.
+    pub fn unpriced(&self) -> impl Iterator<Item = &str> {
+        self.models.keys().filter(|name| !self.prices.models.contains_key(*name)).map(String::as_str)
+    }
+
     /// Reads the three files.
     ///
     /// # Errors
@@ -175,6 +180,13 @@ impl Config {
         }
         gateway.data = overrides.listen.unwrap_or(gateway.data);
         gateway.admin = overrides.admin.unwrap_or(gateway.admin);
+        if !gateway.admin.ip().is_loopback() {
+            let what = format!(
+                "the admin address {} is not on loopback, but /metrics and the probes are open there",
+                gateway.admin
+            );
+            problems.add(path, 0, what);
+        }
 
         let text = read(&routes_path, &mut problems);
         let source = Source::new(&routes_path, &text);
@@ -232,17 +244,14 @@ fn gateway(root: Section<'_, '_>, folder: &Path) -> (GatewayConfig, PathBuf, Pat
         config.data = address("data").unwrap_or(config.data);
         config.admin = address("admin").unwrap_or(config.admin);
         config.threads = listen.integer("threads", 1..=256).map_or(config.threads, |n| n as usize);
-        config.body_bytes_max = listen.bytes("body_max").map_or(config.body_bytes_max, |n| n as usize);
-        if !config.admin.ip().is_loopback() {
-            listen.problem("`listen.admin` must be a loopback address: /metrics and the probes are open there");
-        }
+        config.body_bytes_max = listen.bytes("body_max", 1 << 10).map_or(config.body_bytes_max, |n| n as usize);
         listen.finish();
     }
     if let Some(storage) = root.section("storage") {
         config.data_dir = storage.string("data_dir").map_or(config.data_dir, |text| folder.join(text.value));
         // Only one kind of durability exists so far; the key is here so that a file can say which it counts on.
         storage.word("durability", &["process"]);
-        config.wal_bytes_max = storage.bytes("wal_max").map_or(config.wal_bytes_max, |n| n);
+        config.wal_bytes_max = storage.bytes("wal_max", 2 << 10).map_or(config.wal_bytes_max, |n| n);
         storage.finish();
     }
     if let Some(models) = root.section("models") {
@@ -251,7 +260,7 @@ fn gateway(root: Section<'_, '_>, folder: &Path) -> (GatewayConfig, PathBuf, Pat
         }
         models.word("device", &["auto", "cpu"]);
         config.engine.threads = models.integer("threads", 1..=256).map_or(config.engine.threads, |n| n as usize);
-        config.engine.kv_bytes = models.bytes("kv_cache").unwrap_or(config.engine.kv_bytes);
+        config.engine.kv_bytes = models.bytes("kv_cache", 1 << 20).unwrap_or(config.engine.kv_bytes);
         config.engine.waiting_max =
             models.integer("queue_max", 1..=100_000).map_or(config.engine.waiting_max, |n| n as usize);
         models.finish();
@@ -268,6 +277,9 @@ fn gateway(root: Section<'_, '_>, folder: &Path) -> (GatewayConfig, PathBuf, Pat
         };
         for sink in telemetry.list("traces") {
             if sink.word("kind", &["file"]).is_some() {
+                if config.traces.contains(&TraceSink::File) {
+                    sink.problem("there is a file for traces already; two would write over each other");
+                }
                 config.traces.push(TraceSink::File);
             } else {
                 sink.problem("a `[[telemetry.traces]]` needs a `kind`");

@@ -16,6 +16,7 @@ use toml::de::{DeTable, DeValue};
 use super::problem::{Problems, did_you_mean};
 
 /// Nothing here waits longer; more would overflow clocks.
+const DURATION_MIN: Duration = Duration::from_millis(1);
 const DURATION_MAX: Duration = Duration::from_secs(24 * 3600);
 
 /// One file's text, and where its problems go.
@@ -188,12 +189,12 @@ impl<'s, 't> Section<'s, 't> {
     /// A span of time such as "250ms", "5s", "10m" or "1h".
     pub fn duration(&self, key: &str) -> Option<Duration> {
         let text = self.string(key)?;
-        let duration = parse_duration(&text.value).filter(|duration| *duration <= DURATION_MAX);
+        let duration = parse_duration(&text.value).filter(|duration| (DURATION_MIN..=DURATION_MAX).contains(duration));
         if duration.is_none() {
             self.source.problem(
                 text.at,
                 format!(
-                    "`{}` must be a time such as \"250ms\", \"5s\" or \"10m\", at most \"24h\", not \"{}\"",
+                    "`{}` must be a time such as \"250ms\", \"5s\" or \"10m\", from \"1ms\" to \"24h\", not \"{}\"",
                     join(&self.path, key),
                     text.value
                 ),
@@ -202,15 +203,15 @@ impl<'s, 't> Section<'s, 't> {
         duration
     }
 
-    /// A size such as "64KiB" or "4MiB".
-    pub fn bytes(&self, key: &str) -> Option<u64> {
+    /// A size such as "64KiB" or "4MiB", at least `min` bytes.
+    pub fn bytes(&self, key: &str, min: u64) -> Option<u64> {
         let text = self.string(key)?;
-        let size = parse_bytes(&text.value);
+        let size = parse_bytes(&text.value).filter(|size| *size >= min);
         if size.is_none() {
             self.source.problem(
                 text.at,
                 format!(
-                    "`{}` must be a size such as \"64KiB\" or \"4MiB\", not \"{}\"",
+                    "`{}` must be a size such as \"64KiB\" or \"4MiB\", at least {min} bytes, not \"{}\"",
                     join(&self.path, key),
                     text.value
                 ),
@@ -374,13 +375,13 @@ mod tests {
             root.integer("port", 1..=9);
             root.duration("wait");
             root.integer("spelling", 1..=9);
-            root.bytes("size");
+            root.bytes("size", 1);
         });
         assert_eq!(
             found,
             "f.toml:1: `port` must be a whole number from 1 to 9\n\
              f.toml:2: `wait` must be a string, not an integer\n\
-             f.toml:4: `size` must be a size such as \"64KiB\" or \"4MiB\", not \"4MB\"\n\
+             f.toml:4: `size` must be a size such as \"64KiB\" or \"4MiB\", at least 1 bytes, not \"4MB\"\n\
              f.toml:3: unknown key `speling`. Did you mean `spelling`?"
         );
     }

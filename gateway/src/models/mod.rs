@@ -53,6 +53,7 @@ impl Models {
                 let outcome = match self.runtime.load(name, &config.source) {
                     Ok(model) => {
                         tracing::info!(model = %name, digest = &model.digest()[..12.min(model.digest().len())], context = model.context(), seconds = began.elapsed().as_secs_f64(), "model is ready");
+                        self.metrics.runtime_load(name, began.elapsed());
                         let model = Arc::new(Embedded::new(model, self.metrics.clone()));
                         loaded.insert(known, model.clone());
                         Ok(model)
@@ -62,10 +63,16 @@ impl Models {
                         Err(error.to_string())
                     }
                 };
-                self.metrics.runtime_model(name, if outcome.is_ok() { "ready" } else { "failed" }, began.elapsed());
                 (name.clone(), outcome)
             })
             .collect()
+    }
+
+    /// Says which of the models that should serve do.
+    pub fn show(&self, loaded: &Loaded) {
+        for (name, outcome) in loaded {
+            self.metrics.runtime_model(name, outcome.is_ok());
+        }
     }
 
     /// Forgets models that no configuration names any more; requests that still run on them end in peace.

@@ -2,12 +2,11 @@
 
 use std::io::Write;
 use std::sync::Arc;
-use std::sync::mpsc::{SyncSender, TrySendError, sync_channel};
-use std::thread::JoinHandle;
 
 use serde::Serialize;
 
 use super::metrics::Metrics;
+use super::writer::Writer;
 use crate::exchange::Record;
 
 /// Lines waiting for the writer.
@@ -109,8 +108,7 @@ pub fn timestamp(unix_ns: i64) -> String {
 }
 
 pub struct AccessLog {
-    queue: Option<SyncSender<Vec<u8>>>,
-    writer: Option<JoinHandle<()>>,
+    writer: Writer<Vec<u8>>,
     metrics: Arc<Metrics>,
 }
 
@@ -120,33 +118,22 @@ impl AccessLog {
     /// # Errors
     /// When no thread can be started.
     pub fn to(mut out: impl Write + Send + 'static, metrics: Arc<Metrics>) -> std::io::Result<AccessLog> {
-        let (queue, lines) = sync_channel::<Vec<u8>>(QUEUE_LINES);
         let counted = metrics.clone();
-        let writer = std::thread::Builder::new().name("access-log".into()).spawn(move || {
-            while let Ok(line) = lines.recv() {
-                // A closed stdout is no reason to stop serving; the loss is counted.
-                let result =
-                    if out.write_all(&line).and_then(|()| out.flush()).is_ok() { "written" } else { "dropped" };
-                counted.log_line(result);
-            }
+        let writer = Writer::start("access-log", QUEUE_LINES, move |line: Vec<u8>| {
+            // A closed stdout is no reason to stop serving; the loss is counted.
+            let written = out.write_all(&line).and_then(|()| out.flush()).is_ok();
+            counted.log_line(if written { "written" } else { "dropped" });
         })?;
-        Ok(AccessLog { queue: Some(queue), writer: Some(writer), metrics })
+        Ok(AccessLog { writer, metrics })
     }
 
     pub fn write(&self, record: &Record) {
-        let Some(queue) = &self.queue else { return };
-        match queue.try_send(line(record)) {
-            Ok(()) => {}
-            Err(TrySendError::Full(_) | TrySendError::Disconnected(_)) => self.metrics.log_line("dropped"),
+        if self.writer.write(line(record)).is_err() {
+            self.metrics.log_line("dropped");
         }
     }
-}
 
-impl Drop for AccessLog {
-    fn drop(&mut self) {
-        drop(self.queue.take());
-        if let Some(writer) = self.writer.take() {
-            let _ = writer.join();
-        }
+    pub fn shut_down(&self) {
+        self.writer.shut_down();
     }
 }

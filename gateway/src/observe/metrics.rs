@@ -301,6 +301,7 @@ impl Metrics {
             self.log_lines.with_label_values(&[result]);
         }
         self.store_up("ledger", true);
+        self.store_up("keys", true);
         self.ledger(0, 0, Duration::ZERO);
     }
 
@@ -455,11 +456,14 @@ impl Metrics {
         self.runtime_failures.with_label_values(&[model]).inc();
     }
 
-    pub fn runtime_model(&self, model: &str, state: &str, load: Duration) {
-        for each in ["ready", "failed"] {
-            self.runtime_models.with_label_values(&[model, each]).set(i64::from(each == state));
+    pub fn runtime_model(&self, model: &str, ready: bool) {
+        for (state, is) in [("ready", ready), ("failed", !ready)] {
+            self.runtime_models.with_label_values(&[model, state]).set(i64::from(is));
         }
-        self.runtime_load.with_label_values(&[model]).set(load.as_secs_f64());
+    }
+
+    pub fn runtime_load(&self, model: &str, took: Duration) {
+        self.runtime_load.with_label_values(&[model]).set(took.as_secs_f64());
     }
 
     /// Prometheus text exposition, version 0.0.4. Bucket edges are written with a decimal point (`le="1.0"`), as

@@ -3,6 +3,7 @@
 pub mod access_log;
 pub mod metrics;
 pub mod spans;
+mod writer;
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -41,6 +42,16 @@ impl Observe {
         recent.iter().rev().find(|record| record.request_id == id || record.trace_id.to_string() == id).cloned()
     }
 
+    /// Writes what is queued. Called once nobody is in flight.
+    pub fn shut_down(&self) {
+        if let Some(log) = &self.log {
+            log.shut_down();
+        }
+        for sink in &self.traces {
+            sink.shut_down();
+        }
+    }
+
     fn count(&self, record: &Record) {
         let served = Served { route: &record.route, model: &record.model, variant: &record.variant };
         let metrics = &self.metrics;
@@ -49,14 +60,12 @@ impl Observe {
             metrics.settled(served, &record.tenant, Role::Primary.as_str(), receipt);
             metrics.admitted(served, record.marks.closed, record.marks.first_token, record.time_per_output_token());
         }
-        if matches!(record.outcome, "refused" | "released") {
+        if matches!(record.outcome, "refused" | "released") && !record.error_type.is_empty() {
             metrics.rejection(record.error_type);
         }
         if record.error_type == "panic" {
             metrics.panicked();
         }
-        // Last, so that whoever sees nobody in flight sees everybody counted.
-        metrics.in_flight(-1);
     }
 
     /// Whether somebody who did not say who they are gets a line: one a second, so that nobody can flood the log.
@@ -92,12 +101,14 @@ impl Observer for Observe {
                 for sink in &self.traces {
                     sink.write(&record);
                 }
+                let mut recent = self.recent.lock();
+                if recent.len() == RECENT_MAX {
+                    recent.pop_front();
+                }
+                recent.push_back(record);
             }
         }
-        let mut recent = self.recent.lock();
-        if recent.len() == RECENT_MAX {
-            recent.pop_front();
-        }
-        recent.push_back(record);
+        // Last, so that whoever sees nobody in flight knows that everything was said.
+        self.metrics.in_flight(-1);
     }
 }

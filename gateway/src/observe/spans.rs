@@ -8,8 +8,6 @@ use std::io::Write;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::mpsc::{SyncSender, TrySendError, sync_channel};
-use std::thread::JoinHandle;
 use std::time::{Duration, SystemTime};
 
 use opentelemetry::trace::{SpanContext, SpanId, SpanKind, Status, TraceFlags, TraceState};
@@ -20,6 +18,7 @@ use opentelemetry_sdk::Resource;
 use opentelemetry_sdk::trace::{SpanData, SpanEvents, SpanLinks};
 
 use super::metrics::Metrics;
+use super::writer::Writer;
 use crate::exchange::Record;
 
 const QUEUE_RECORDS: usize = 4096;
@@ -29,7 +28,9 @@ const FILE_BYTES_MAX: u64 = 64 << 20;
 /// The spans of one request.
 pub fn spans(record: &Record) -> Vec<SpanData> {
     let mut spans = vec![server_span(record)];
-    if let Some(admitted) = record.marks.admitted {
+    // The ledger's row decides, not the mark: a panic may come between the two.
+    if record.receipt.is_some() {
+        let admitted = record.marks.admitted.unwrap_or_default();
         let inference = inference_span(record, admitted);
         let parent = inference.span_context.span_id();
         spans.push(inference);
@@ -202,8 +203,7 @@ fn strings(values: Vec<String>) -> Value {
 
 /// Writes spans to `traces.jsonl`: a line is one `ExportTraceServiceRequest`, as OpenTelemetry's file exporter writes it.
 pub struct FileSink {
-    queue: Option<SyncSender<Arc<Record>>>,
-    writer: Option<JoinHandle<()>>,
+    writer: Writer<Arc<Record>>,
     metrics: Arc<Metrics>,
 }
 
@@ -212,7 +212,6 @@ impl FileSink {
     /// When the file cannot be opened.
     pub fn open(path: &Path, metrics: Arc<Metrics>) -> std::io::Result<FileSink> {
         let mut file = Rotating::open(path)?;
-        let (queue, records) = sync_channel::<Arc<Record>>(QUEUE_RECORDS);
         let counted = metrics.clone();
         let resource = Resource::builder_empty()
             .with_attributes([
@@ -220,41 +219,33 @@ impl FileSink {
                 KeyValue::new("service.version", env!("CARGO_PKG_VERSION")),
             ])
             .build();
-        let writer = std::thread::Builder::new().name("traces".into()).spawn(move || {
-            let resource = (&resource).into();
-            while let Ok(record) = records.recv() {
-                let spans = spans(&record);
-                let count = spans.len() as u64;
-                let request =
-                    ExportTraceServiceRequest { resource_spans: group_spans_by_resource_and_scope(spans, &resource) };
-                let mut json = serde_json::to_vec(&request).unwrap_or_default();
-                json.push(b'\n');
-                match file.write(&json) {
-                    Ok(()) => counted.span("file", "exported", count),
-                    Err(error) => {
-                        tracing::warn!(%error, "spans could not be written");
-                        counted.span("file", "failed", count);
-                    }
+        let resource = (&resource).into();
+        let writer = Writer::start("traces", QUEUE_RECORDS, move |record: Arc<Record>| {
+            let spans = spans(&record);
+            let count = spans.len() as u64;
+            let request =
+                ExportTraceServiceRequest { resource_spans: group_spans_by_resource_and_scope(spans, &resource) };
+            let mut json = serde_json::to_vec(&request).unwrap_or_default();
+            json.push(b'\n');
+            match file.write(&json) {
+                Ok(()) => counted.span("file", "exported", count),
+                Err(error) => {
+                    tracing::warn!(%error, "spans could not be written");
+                    counted.span("file", "failed", count);
                 }
             }
         })?;
-        Ok(FileSink { queue: Some(queue), writer: Some(writer), metrics })
+        Ok(FileSink { writer, metrics })
     }
 
     pub fn write(&self, record: &Arc<Record>) {
-        let Some(queue) = &self.queue else { return };
-        if let Err(TrySendError::Full(record) | TrySendError::Disconnected(record)) = queue.try_send(record.clone()) {
+        if let Err(record) = self.writer.write(record.clone()) {
             self.metrics.span("file", "dropped", spans(&record).len() as u64);
         }
     }
-}
 
-impl Drop for FileSink {
-    fn drop(&mut self) {
-        drop(self.queue.take());
-        if let Some(writer) = self.writer.take() {
-            let _ = writer.join();
-        }
+    pub fn shut_down(&self) {
+        self.writer.shut_down();
     }
 }
 

@@ -49,8 +49,6 @@ pub struct Route {
     target: Target,
     tokenize: Arc<dyn Tokenize>,
     timeouts: Timeouts,
-    /// What made the choice stick: kind and value, such as `header:x-session-id=42`.
-    unit: String,
 }
 
 /// What a request will read and may write, counted exactly.
@@ -97,6 +95,14 @@ impl Routing {
         self.entries.iter().map(|entry| entry.config.name.as_str())
     }
 
+    /// The name itself, if clients can ask for it.
+    ///
+    /// # Errors
+    /// `UnknownModel` with what there is.
+    pub fn find(&self, name: &str) -> Result<&str, Refusal> {
+        self.entry(name).map(|entry| entry.config.name.as_str())
+    }
+
     /// # Errors
     /// `UnknownModel` with what there is; `ModelUnavailable` if no variant is able to answer.
     pub fn choose(&self, caller: &Caller, request: &ChatRequest, headers: &HeaderMap) -> Result<Route, Refusal> {
@@ -121,7 +127,6 @@ impl Routing {
             target: (*target).clone(),
             tokenize: Arc::clone(tokenize),
             timeouts: entry.config.timeouts,
-            unit,
         })
     }
 
@@ -214,9 +219,6 @@ impl Route {
     }
     pub fn timeouts(&self) -> Timeouts {
         self.timeouts
-    }
-    pub fn unit(&self) -> &str {
-        &self.unit
     }
 
     /// Counts the prompt exactly and bounds the answer.

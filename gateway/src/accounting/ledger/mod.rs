@@ -22,7 +22,8 @@ use super::row::Row;
 use super::settlement::{Journal, JournalClosed, Slot};
 use crate::observe::metrics::Metrics;
 
-/// A new segment is begun when one has grown to this.
+/// A new segment is begun when one has grown to this, or to a quarter of a smaller bound: what is shipped is only given
+/// back a whole segment at a time.
 const SEGMENT_BYTES: u64 = 4 << 20;
 
 /// The log and what is still to be shipped, on disk and in memory.
@@ -46,6 +47,8 @@ struct State {
     reserved: u64,
     sequence: u64,
     queue: VecDeque<Unshipped>,
+    /// Rows that are on their way to the store, and since when the oldest of them waits.
+    shipping: Option<(usize, Instant)>,
     /// Set for good when a write failed: a file whose tail is unknown takes no more rows.
     broken: bool,
     closing: bool,
@@ -60,6 +63,12 @@ struct Segment {
     /// Intents without an end.
     open: u64,
     unshipped: u64,
+}
+
+impl Segment {
+    fn is_shipped(&self) -> bool {
+        self.open == 0 && self.unshipped == 0
+    }
 }
 
 struct Unshipped {
@@ -131,7 +140,7 @@ impl Ledger {
 
         let first = old.last().map_or(0, |(number, _)| number + 1);
         let mut state = State { sequence, ..State::default() };
-        open_segment(&folder, first, SEGMENT_BYTES, &mut state).map_err(at(&folder))?;
+        open_segment(&folder, first, SEGMENT_BYTES.min(bytes_max / 4), &mut state).map_err(at(&folder))?;
         let shared = Arc::new(Shared { folder, bytes_max, state: Mutex::new(state), work: Condvar::new(), metrics });
         let shipper = std::thread::Builder::new()
             .name("ledger".into())
@@ -167,6 +176,10 @@ impl Drop for Ledger {
 }
 
 impl Shared {
+    fn segment_bytes(&self) -> u64 {
+        SEGMENT_BYTES.min(self.bytes_max / 4)
+    }
+
     /// A panic under this lock would leave plain counters behind, nothing half-built.
     fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock()
@@ -182,25 +195,51 @@ impl State {
         self.segments.last_key_value().map(|(number, _)| *number)
     }
 
-    /// Writes one record to the current segment.
-    fn append(&mut self, kind: wal::Kind, row: &Row) -> std::io::Result<(u64, usize)> {
-        let mut buffer = std::mem::take(&mut self.buffer);
-        buffer.clear();
-        let length = wal::encode(self.sequence, kind, row, &mut buffer);
-        let wrote = match self.segments.iter_mut().next_back() {
-            Some((number, segment)) => match &mut segment.file {
-                Some(file) => file.write_all(&buffer).map(|()| {
-                    segment.written += length as u64;
-                    *number
-                }),
-                None => Err(std::io::ErrorKind::NotConnected.into()),
-            },
-            None => Err(std::io::ErrorKind::NotFound.into()),
+    /// Claimed bytes that are left in the current segment.
+    fn room(&self) -> u64 {
+        self.segments.last_key_value().map_or(0, |(_, segment)| segment.claimed.saturating_sub(segment.written))
+    }
+
+    fn is_current_shipped(&self) -> bool {
+        self.segments.last_key_value().is_some_and(|(_, segment)| segment.written > 0 && segment.is_shipped())
+    }
+
+    /// Deletes segments that hold nothing that is not in the store. The current one stays.
+    fn delete_shipped(&mut self) {
+        let Some(current) = self.current() else { return };
+        self.segments.retain(|number, segment| {
+            let done = *number != current && segment.is_shipped();
+            if done && let Err(error) = std::fs::remove_file(&segment.path) {
+                tracing::warn!(%error, path = %segment.path.display(), "a shipped segment could not be deleted");
+            }
+            !done
+        });
+    }
+
+    /// Queues a row for the store; its segment stays until it is there.
+    fn enqueue(&mut self, segment: u64, row: Row) {
+        if let Some(segment) = self.segments.get_mut(&segment) {
+            segment.unshipped += 1;
+        }
+        self.queue.push_back(Unshipped { segment, row, since: Instant::now() });
+    }
+
+    /// Encodes one record into the buffer and returns its length.
+    fn encode(&mut self, kind: wal::Kind, row: &Row) -> u64 {
+        self.buffer.clear();
+        wal::encode(self.sequence, kind, row, &mut self.buffer) as u64
+    }
+
+    /// Writes the buffer to the current segment and returns the segment's number.
+    fn append(&mut self) -> std::io::Result<u64> {
+        let Some((number, segment)) = self.segments.iter_mut().next_back() else {
+            return Err(std::io::ErrorKind::NotFound.into());
         };
-        self.buffer = buffer;
-        let number = wrote?;
+        let Some(file) = &mut segment.file else { return Err(std::io::ErrorKind::NotConnected.into()) };
+        file.write_all(&self.buffer)?;
+        segment.written += self.buffer.len() as u64;
         self.sequence += 1;
-        Ok((number, length))
+        Ok(*number)
     }
 }
 
@@ -208,28 +247,30 @@ impl Journal for Ledger {
     fn open(&self, row: &Row) -> Result<Slot, JournalClosed> {
         let shared = &*self.shared;
         let mut state = shared.lock();
-        // The intent is about as long as the row itself; its exact length is known once it is written.
-        let mut probe = std::mem::take(&mut state.buffer);
-        probe.clear();
-        let length = wal::encode(0, wal::Kind::Intent, row, &mut probe) as u64;
-        state.buffer = probe;
+        let length = state.encode(wal::Kind::Intent, row);
         let slot = wal::slot_bytes(length as usize);
-        if state.broken || state.closing || state.total_bytes() + state.reserved + length + slot > shared.bytes_max {
+        let needed = state.reserved + length + slot;
+        if state.broken || state.closing {
             return Err(JournalClosed);
         }
-        let needed = state.reserved + length + slot;
-        let room =
-            state.segments.last_key_value().map_or(0, |(_, segment)| segment.claimed.saturating_sub(segment.written));
-        if room < needed {
+        let is_full = |state: &State| state.total_bytes() + needed > shared.bytes_max;
+        let has_room = state.room() >= needed;
+        // A new segment when this one is full, or when all it holds is in the store and the bound is near.
+        if !has_room || (is_full(&state) && state.is_current_shipped()) {
             let next = state.current().map_or(0, |number| number + 1);
-            if let Err(error) = open_segment(&shared.folder, next, SEGMENT_BYTES.max(needed * 2), &mut state) {
+            let claim = shared.segment_bytes().max(needed * 2);
+            if let Err(error) = open_segment(&shared.folder, next, claim, &mut state) {
                 shared.metrics.ledger_failure();
                 tracing::error!(%error, "the ledger cannot claim disk space; new requests are refused");
                 return Err(JournalClosed);
             }
+            state.delete_shipped();
         }
-        match state.append(wal::Kind::Intent, row) {
-            Ok((segment, _)) => {
+        if is_full(&state) {
+            return Err(JournalClosed);
+        }
+        match state.append() {
+            Ok(segment) => {
                 state.reserved += slot;
                 if let Some(segment) = state.segments.get_mut(&segment) {
                     segment.open += 1;
@@ -243,30 +284,36 @@ impl Journal for Ledger {
         }
     }
 
-    fn close(&self, slot: Slot, row: Row) -> Result<(), JournalClosed> {
+    fn close(&self, slot: Slot, row: Row) -> Result<(), Box<Row>> {
         let shared = &*self.shared;
         let mut state = shared.lock();
         state.reserved = state.reserved.saturating_sub(slot.bytes);
-        let written = if state.broken {
-            Err(JournalClosed)
-        } else {
-            state.append(wal::Kind::Terminal, &row).map(|(segment, _)| segment).map_err(|error| {
-                fail(shared, &mut state, &error);
-                JournalClosed
-            })
-        };
         if let Some(segment) = state.segments.get_mut(&slot.segment) {
             segment.open = segment.open.saturating_sub(1);
         }
-        // Even a row that the log would not take goes to the store; the caller learns that it was not durable in time.
-        let segment = written.unwrap_or(slot.segment);
-        if let Some(segment) = state.segments.get_mut(&segment) {
-            segment.unshipped += 1;
+        if state.broken {
+            return Err(Box::new(row));
         }
-        state.queue.push_back(Unshipped { segment, row, since: Instant::now() });
-        drop(state);
-        shared.work.notify_one();
-        written.map(|_| ())
+        state.encode(wal::Kind::Terminal, &row);
+        match state.append() {
+            Ok(segment) => {
+                state.enqueue(segment, row);
+                shared.work.notify_one();
+                Ok(())
+            }
+            Err(error) => {
+                fail(shared, &mut state, &error);
+                Err(Box::new(row))
+            }
+        }
+    }
+
+    fn store(&self, row: Row) {
+        let mut state = self.shared.lock();
+        if let Some(segment) = state.current() {
+            state.enqueue(segment, row);
+        }
+        self.shared.work.notify_one();
     }
 }
 

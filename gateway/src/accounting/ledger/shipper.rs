@@ -25,18 +25,20 @@ pub(super) fn run(shared: &Shared, mut store: Connection) {
             let count = state.queue.len().min(BATCH_ROWS);
             state.queue.drain(..count).collect()
         };
+        state.shipping = batch.first().map(|oldest| (batch.len(), oldest.since));
         report(shared, &state);
         drop(state);
 
         match sqlite::insert(&mut store, batch.iter().map(|unshipped| &unshipped.row)) {
             Ok(_) => {
                 let mut state = shared.lock();
+                state.shipping = None;
                 for unshipped in &batch {
                     if let Some(segment) = state.segments.get_mut(&unshipped.segment) {
                         segment.unshipped = segment.unshipped.saturating_sub(1);
                     }
                 }
-                delete_shipped(&mut state);
+                state.delete_shipped();
                 shared.metrics.store_up("ledger", true);
                 report(shared, &state);
             }
@@ -45,6 +47,7 @@ pub(super) fn run(shared: &Shared, mut store: Connection) {
                 shared.metrics.ledger_failure();
                 shared.metrics.store_up("ledger", false);
                 let mut state = shared.lock();
+                state.shipping = None;
                 let giving_up = state.closing;
                 for unshipped in batch.into_iter().rev() {
                     state.queue.push_front(unshipped);
@@ -60,21 +63,8 @@ pub(super) fn run(shared: &Shared, mut store: Connection) {
     }
 }
 
-/// Deletes segments that hold nothing that is not in the store. The current one stays.
-fn delete_shipped(state: &mut State) {
-    let Some(current) = state.current() else {
-        return;
-    };
-    state.segments.retain(|number, segment| {
-        let done = *number != current && segment.open == 0 && segment.unshipped == 0;
-        if done && let Err(error) = std::fs::remove_file(&segment.path) {
-            tracing::warn!(%error, path = %segment.path.display(), "a shipped segment could not be deleted");
-        }
-        !done
-    });
-}
-
 fn report(shared: &Shared, state: &State) {
-    let lag = state.queue.front().map_or(Duration::ZERO, |oldest| oldest.since.elapsed());
-    shared.metrics.ledger(state.queue.len(), state.total_bytes(), lag);
+    let oldest = state.shipping.map(|(_, since)| since).or_else(|| state.queue.front().map(|oldest| oldest.since));
+    let rows = state.queue.len() + state.shipping.map_or(0, |(rows, _)| rows);
+    shared.metrics.ledger(rows, state.total_bytes(), oldest.map_or(Duration::ZERO, |since| since.elapsed()));
 }

@@ -11,7 +11,7 @@ use super::super::row::{COLUMNS, Row};
 pub fn open(path: &Path) -> rusqlite::Result<Connection> {
     let db = Connection::open(path)?;
     db.busy_timeout(Duration::from_secs(5))?;
-    // NORMAL survives kill -9; the write-ahead log in front of it holds what a power cut could take.
+    // NORMAL survives kill -9, which is what `durability = "process"` promises. A power cut may take the last commits.
     db.execute_batch("PRAGMA journal_mode = WAL; PRAGMA synchronous = NORMAL;")?;
     let columns: Vec<String> = COLUMNS.iter().map(|(name, kind)| format!("{name} {kind}")).collect();
     db.execute_batch(&format!(

@@ -53,6 +53,16 @@ const UNSUPPORTED: &[(&str, &str)] = &[
     ("guided_regex", "constrained output is not available"),
     ("guided_choice", "constrained output is not available"),
     ("guided_grammar", "constrained output is not available"),
+    ("structured_outputs", "constrained output is not available"),
+    ("bad_words", "banning words is not available"),
+    ("allowed_token_ids", "restricting tokens is not available"),
+    ("stop_token_ids", "stopping at tokens is not available; use `stop`"),
+    ("min_tokens", "a least length is not available"),
+    ("echo", "the prompt is not repeated"),
+    ("continue_final_message", "the last message is not continued"),
+    ("prompt_logprobs", "log probabilities are not available"),
+    ("use_beam_search", "beam search is not available"),
+    ("prediction", "predicted output is not available"),
     ("chat_template", "the model's own template is used"),
     ("chat_template_kwargs", "the model's own template is used"),
 ];
@@ -70,12 +80,15 @@ impl ChatRequest {
     pub fn parse(body: &[u8]) -> Result<ChatRequest, Refusal> {
         let fields = Fields::parse(body)?;
         for (name, why) in UNSUPPORTED {
-            let empty = |value: &Value| match value {
-                Value::Array(items) => items.is_empty(),
-                Value::Object(map) => map.is_empty(),
-                _ => false,
+            // What says "no" in its own words asks for nothing.
+            let asks = |value: &Value| match value {
+                Value::Array(items) => !items.is_empty(),
+                Value::Object(map) => !map.is_empty(),
+                Value::Bool(wanted) => *wanted,
+                Value::Number(number) => number.as_u64() != Some(u64::from(*name == "best_of")),
+                _ => true,
             };
-            if fields.get(name).is_some_and(|value| !empty(value)) {
+            if fields.get(name).is_some_and(asks) {
                 return Err(unsupported(*name, *why));
             }
         }
@@ -378,7 +391,7 @@ mod tests {
         let body = with(
             r#","stream":true,"stream_options":{"include_usage":true},"max_completion_tokens":9,"temperature":0,"top_p":0.5,
             "top_k":3,"min_p":0.1,"repetition_penalty":1.1,"frequency_penalty":-1,"presence_penalty":1,"seed":-7,"stop":["a","b"],"user":"u","n":1,
-            "response_format":{"type":"text"},"tools":[],"metadata":{"x":"y"},"store":false,"service_tier":"auto""#,
+            "response_format":{"type":"text"},"tools":[],"best_of":1,"top_logprobs":0,"echo":false,"metadata":{"x":"y"},"store":false,"service_tier":"auto""#,
         );
         let request = ChatRequest::parse(body.as_bytes()).unwrap();
         assert!(request.stream && request.include_usage);
@@ -409,6 +422,9 @@ mod tests {
             (r#","seed":1.5"#, "seed"),
             (r#","modalities":["audio"]"#, "modalities"),
             (r#","chat_template":"{{ x }}""#, "chat_template"),
+            (r#","best_of":2"#, "best_of"),
+            (r#","echo":true"#, "echo"),
+            (r#","min_tokens":5"#, "min_tokens"),
         ] {
             assert_eq!(refusal(&with(extra)).param(), Some(param), "{extra}");
         }
