@@ -260,6 +260,8 @@ impl Connection {
 
 /// The runtime alone, in this process: what the gateway's throughput is held against.
 struct Engine {
+    /// The last handle ends the engine.
+    _runtime: runtime::Runtime,
     model: runtime::Model,
     prompt: Vec<u32>,
     executor: tokio::runtime::Runtime,
@@ -270,11 +272,16 @@ impl Engine {
         let threads = std::thread::available_parallelism().map_or(1, |cores| cores.get().saturating_sub(1).max(1));
         runtime::set_threads(threads);
         let settings = runtime::Settings { threads, ..runtime::Settings::default() };
-        let model =
-            runtime::Runtime::start(settings).unwrap().load("glimmer-2", &root.join("models/glimmer-2")).unwrap();
+        let runtime = runtime::Runtime::start(settings).unwrap();
+        let model = runtime.load("glimmer-2", &root.join("models/glimmer-2")).unwrap();
         let message = runtime::Message { role: "user".into(), content: PROMPT.into() };
         let prompt = model.tokenize(&model.prompt(&[message]).unwrap()).unwrap();
-        Engine { model, prompt, executor: tokio::runtime::Builder::new_current_thread().build().unwrap() }
+        Engine {
+            _runtime: runtime,
+            model,
+            prompt,
+            executor: tokio::runtime::Builder::new_current_thread().build().unwrap(),
+        }
     }
 
     fn tokens_per_s(&self, clients: usize) -> f64 {
