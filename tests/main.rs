@@ -18,4 +18,5 @@ mod keys;
 mod kill;
 mod oracle;
 mod panics;
+mod readme;
 mod tidy;

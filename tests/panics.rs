@@ -43,6 +43,7 @@ impl Clock for Fused {
 #[test]
 fn a_panic_at_any_moment_leaves_one_record_one_right_row_and_a_gateway_that_serves() {
     let setup = Setup::shipped();
+    setup.replace("gateway.toml", "access_log = \"stdout\"", "access_log = \"off\"");
     let made = setup.run(&["keys", "create", "tester"]);
     let key = String::from_utf8(made.stdout).unwrap().trim().to_owned();
     let path = setup.path("gateway.toml");

@@ -190,6 +190,15 @@ async fn stream(app: &App, session: &mut Session, exchange: &mut Exchange, reply
     let mut out = Vec::with_capacity(512);
     let end = loop {
         let chunk = match waits.next(session, &mut *chunks).await {
+            // The first chunk is looked at before the head is sent: a failure until then is an ordinary error answer.
+            Next::Chunk(Chunk::End(end)) if !matches!(end.how, Ended::Finished(_)) => {
+                let settled = invoke::settle(exchange, running, &end, None, sent);
+                let refusal = match (settled, end.how) {
+                    (Err(refusal), _) | (_, Ended::Failed(refusal)) => refusal,
+                    _ => Refusal::EngineFailed,
+                };
+                return Err(broken_off(session, exchange, sent, refusal).await);
+            }
             Next::Chunk(chunk) => chunk,
             Next::Gone => {
                 wind_down(exchange, running, chunks, Outcome::Aborted, sent).await;
@@ -200,16 +209,6 @@ async fn stream(app: &App, session: &mut Session, exchange: &mut Exchange, reply
                 return Err(broken_off(session, exchange, sent, Refusal::TimedOut { what, limit }).await);
             }
         };
-        // The first chunk is looked at before the head is sent: a failure until then is an ordinary error answer.
-        if let Chunk::End(End { how: Ended::Failed(_) | Ended::Cancelled, .. }) = &chunk {
-            let Chunk::End(end) = chunk else { continue };
-            let settled = invoke::settle(exchange, running, &end, None, sent);
-            let refusal = match (settled, end.how) {
-                (Err(refusal), _) | (_, Ended::Failed(refusal)) => refusal,
-                _ => Refusal::EngineFailed,
-            };
-            return Err(broken_off(session, exchange, sent, refusal).await);
-        }
         note_chunk(exchange);
         let Some(record) = exchange.record() else { return Err(Stop::Refused(Refusal::Internal)) };
         let head = head(record, &request.model);

@@ -1,0 +1,32 @@
+//! What the README shows, works.
+
+use crate::support::gateway::{TestGateway, chat};
+use crate::support::{eventually, root};
+
+#[test]
+fn every_command_that_the_readme_shows_works() {
+    let readme = std::fs::read_to_string(root().join("README.md")).unwrap();
+    let gateway = TestGateway::start();
+    let response = gateway.post(&chat("What is Glassgate?"));
+    let id = response.header("x-request-id").unwrap().to_owned();
+    eventually("the record", || gateway.run(&["trace", &id]).status.success().then_some(()));
+    let mut shown = 0;
+    for line in readme.lines().filter(|line| line.starts_with("glassgate ")) {
+        let command = line.split('#').next().unwrap().replace("REQUEST-ID", &id);
+        let args: Vec<&str> = command.split_whitespace().skip(1).collect();
+        gateway.cli(&args);
+        shown += 1;
+    }
+    assert!(shown >= 5, "the README's commands were not found");
+
+    let curl = readme.split("```sh\n").find(|block| block.starts_with("curl -N")).unwrap();
+    let curl = curl.split("```").next().unwrap().replace("127.0.0.1:8080", &gateway.data.to_string());
+    let output = std::process::Command::new("bash")
+        .arg("-c")
+        .arg(curl)
+        .current_dir(gateway.data_dir().parent().unwrap())
+        .output()
+        .unwrap();
+    let answer = String::from_utf8(output.stdout).unwrap();
+    assert!(answer.contains("Glassgate") && answer.trim_end().ends_with("data: [DONE]"), "{answer}");
+}
