@@ -71,7 +71,8 @@ async fn a_full_queue_refuses_at_once_and_says_when_to_return() {
 async fn a_deadline_that_passes_in_the_queue_fails_the_request() {
     let (runtime, model) = serve(Settings { running_max: 1, ..settings() }, "glimmer-2");
     let first = model.generate(endless(chat(&model, "go"), 400)).expect("accepted");
-    let deadline = Some(Instant::now() + Duration::from_millis(3));
+    // It passes while the first one runs, however slow the machine is: at once.
+    let deadline = Some(Instant::now());
     let late = Request { deadline, ..greedy(chat(&model, "hi"), 5) };
     let late = collect(model.generate(late).expect("accepted")).await;
     assert_eq!(late.ending, Err(Failure::DeadlineExceeded));

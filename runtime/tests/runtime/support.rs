@@ -56,10 +56,10 @@ pub fn greedy(prompt: Vec<u32>, max_tokens: u32) -> Request {
     }
 }
 
-/// A request that keeps sampling for long: at this temperature the end token is as likely as any other.
+/// A request that samples to its bound, and all over the vocabulary.
 pub fn endless(prompt: Vec<u32>, max_tokens: u32) -> Request {
     let params = SamplingParams { temperature: 50.0, seed: 7, ..SamplingParams::default() };
-    Request { params, ..greedy(prompt, max_tokens) }
+    Request { params, ignore_eos: true, ..greedy(prompt, max_tokens) }
 }
 
 #[derive(Debug)]
