@@ -3,14 +3,18 @@
 use crate::{StartError, report::Sink};
 use std::sync::Arc;
 
-/// Keeps candle's own pools small; the kernels' threads are [`Settings::threads`]. Must be the first thing `main` does,
-/// before any other thread exists: candle reads these variables once, at first use, and changing the environment beside
-/// other threads is undefined.
+/// Keeps candle's own pools small; the kernels' threads are [`Settings::threads`]. To be called first thing in `main`:
+/// candle reads these variables once, at first use, and changing the environment beside other threads is undefined.
+/// With another thread about, or where that cannot be seen, nothing is changed.
 #[allow(unsafe_code)]
 pub fn set_threads(engine_threads: usize) {
+    let is_alone = std::fs::read_dir("/proc/self/task").is_ok_and(|threads| threads.count() == 1);
+    if !is_alone {
+        return;
+    }
     let threads = engine_threads.max(1).to_string();
     for name in ["CANDLE_NUM_THREADS", "RAYON_NUM_THREADS"] {
-        // SAFETY: the caller promises that no other thread exists yet.
+        // SAFETY: this is the only thread, so nobody reads the environment meanwhile.
         unsafe { std::env::set_var(name, &threads) };
     }
 }

@@ -62,6 +62,8 @@ impl Stepper {
 
     pub fn submit(&mut self, sequence: Sequence) {
         if self.is_idle() {
+            // A night without work is not how long a place takes to come free.
+            self.last_end = None;
             self.since = Instant::now();
         }
         self.scheduler.submit(self.next_id, sequence.ask());
@@ -106,7 +108,10 @@ impl Stepper {
         record.kv_blocks_total = self.scheduler.blocks_total();
         self.since = Instant::now();
         if let Some(sink) = sink {
-            sink.step(&self.stats.name, &record);
+            // Not our code: it must not end the one thread that serves every model.
+            if catch_unwind(AssertUnwindSafe(|| sink.step(&self.stats.name, &record))).is_err() {
+                tracing::error!(model = %self.stats.name, "whoever receives the engine's records panicked");
+            }
         }
         true
     }

@@ -84,7 +84,7 @@ fn llama(fields: &Fields<'_>) -> Result<ModelSpec, String> {
         return Err(format!("{q_heads} query heads cannot share {kv_heads} key-value heads evenly"));
     }
     for (name, width) in [("hidden_size", hidden), ("intermediate_size", spec.intermediate), ("head_dim", head_dim)] {
-        if width % 16 != 0 {
+        if width == 0 || width % 16 != 0 {
             return Err(format!("`{name}` is {width}; the kernels need a multiple of 16"));
         }
     }
@@ -94,6 +94,7 @@ fn llama(fields: &Fields<'_>) -> Result<ModelSpec, String> {
 
 /// Older files have `rope_theta` at the top and scaling in `rope_scaling`, newer ones both in `rope_parameters`.
 fn rope_theta(fields: &Fields<'_>) -> Result<f64, String> {
+    let mut theta = None;
     for name in ["rope_parameters", "rope_scaling"] {
         let rope = match fields.0.get(name) {
             None | Some(Value::Null) => continue,
@@ -104,11 +105,12 @@ fn rope_theta(fields: &Fields<'_>) -> Result<f64, String> {
         if kind != "default" {
             return Err(format!("rotary positions of type `{kind}` are not supported (supported: default)"));
         }
-        if rope.0.contains_key("rope_theta") {
-            return rope.positive("rope_theta", 1e4);
+        // Both objects are looked at before one is believed: a scaling must not go unseen.
+        if theta.is_none() && rope.0.contains_key("rope_theta") {
+            theta = Some(rope.positive("rope_theta", 1e4)?);
         }
     }
-    fields.positive("rope_theta", 1e4)
+    theta.map_or_else(|| fields.positive("rope_theta", 1e4), Ok)
 }
 
 /// Reads single fields and says by name what is wrong with one.

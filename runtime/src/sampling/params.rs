@@ -50,13 +50,13 @@ impl SamplingParams {
     pub fn validate(&self) -> Result<(), BadParam> {
         let checks = [
             ("temperature", self.temperature, (0.0..=100.0).contains(&self.temperature), "between 0 and 100"),
-            ("top_p", self.top_p, self.top_p > 0.0 && self.top_p <= 1.0, "above 0 and at most at 1"),
+            ("top_p", self.top_p, self.top_p > 0.0 && self.top_p <= 1.0, "above 0 and at most 1"),
             ("min_p", self.min_p, (0.0..=1.0).contains(&self.min_p), "between 0 and 1"),
             (
                 "repetition_penalty",
                 self.repetition_penalty,
-                self.repetition_penalty > 0.0 && self.repetition_penalty <= 10.0,
-                "above 0 and at most at 10",
+                (0.01..=10.0).contains(&self.repetition_penalty),
+                "between 0.01 and 10",
             ),
             (
                 "frequency_penalty",

@@ -36,6 +36,12 @@ impl TextSide {
             path = folder.join(TEMPLATE);
             source = Some(text);
         }
+        // What marks turns must not be something that a user can type; the guard knows special tokens only.
+        let typed = tokenizer.plain_added().find(|token| source.as_ref().is_some_and(|source| source.contains(token)));
+        if let Some(token) = typed {
+            let why = format!("`{token}` marks turns in the chat template and is not declared special");
+            return Err(WeightError::new(&folder.join(TOKENIZER), why));
+        }
         let bad = |error: TemplateError| WeightError::new(&path, format!("its chat template does not work: {error}"));
         let template = source.map(|source| Template::new(source, &special_tokens(&config))).transpose().map_err(bad)?;
         let text = TextSide { tokenizer, template };

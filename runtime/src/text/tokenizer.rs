@@ -19,6 +19,7 @@ pub(crate) struct Tokenizer {
     /// (text, id) of every control token, longest first: at one place the longest wins.
     control: Vec<(String, u32)>,
     control_texts: Vec<String>,
+    plain_added: Vec<String>,
     bytes: Arc<TokenBytes>,
 }
 
@@ -57,8 +58,14 @@ impl Tokenizer {
         }));
         let mut plain = inner.clone();
         plain.set_encode_special_tokens(true);
+        let plain_added = inner
+            .get_added_tokens_decoder()
+            .into_values()
+            .filter(|token| !token.special && token.content.trim().chars().count() > 1)
+            .map(|token| token.content)
+            .collect();
         let control_texts = control.iter().map(|(text, _)| text.clone()).collect();
-        let tokenizer = Tokenizer { inner, plain, control, control_texts, bytes: Arc::new(bytes) };
+        let tokenizer = Tokenizer { inner, plain, control, control_texts, plain_added, bytes: Arc::new(bytes) };
 
         let probe = catch_unwind(AssertUnwindSafe(|| tokenizer.encode("Probe 1 가 <|x|>\n")));
         match probe {
@@ -66,6 +73,11 @@ impl Tokenizer {
             Ok(Err(error)) => Err(format!("cannot encode a short text: {error}")),
             Err(_) => Err("cannot encode a short text".to_owned()),
         }
+    }
+
+    /// Added tokens that are ordinary text to the tokenizer. Those of a letter or none say nothing about turns.
+    pub fn plain_added(&self) -> impl Iterator<Item = &str> {
+        self.plain_added.iter().map(String::as_str)
     }
 
     /// What every token stands for, for the engine.

@@ -157,7 +157,11 @@ struct HeaderEntry {
 /// The tensors of one file, with absolute positions. Afterwards every entry lies inside the file, is as long as its
 /// shape and type say, and overlaps no other.
 fn read_header(file: &File) -> Result<Vec<(String, Entry)>, String> {
-    let file_len = file.metadata().map_err(|error| format!("cannot be read: {error}"))?.len();
+    let metadata = file.metadata().map_err(|error| format!("cannot be read: {error}"))?;
+    if !metadata.is_file() {
+        return Err("is not a regular file".to_owned());
+    }
+    let file_len = metadata.len();
     let mut first = [0; 8];
     let mut reader = file;
     reader.read_exact(&mut first).map_err(|_| format!("is truncated: {file_len} bytes are no safetensors file"))?;
@@ -167,7 +171,7 @@ fn read_header(file: &File) -> Result<Vec<(String, Entry)>, String> {
             "claims a header of {header_len} bytes (at most {HEADER_BYTES_MAX}): not a safetensors file?"
         ));
     }
-    if header_len > file_len - 8 {
+    if header_len > file_len.saturating_sub(8) {
         return Err(format!("is truncated: its header has {header_len} bytes, the file {file_len}"));
     }
     let mut header = vec![0; header_len as usize];

@@ -292,6 +292,8 @@ fn configurations_that_lie_are_found_out() {
         ("hidden_size", json!("32"), "hidden_size"),
         ("num_attention_heads", json!(3), "head_dim"),
         ("num_attention_heads", json!(10_000_000), "num_attention_heads"),
+        // More heads than width: a head of no dimensions.
+        ("num_attention_heads", json!(64), "head_dim"),
         ("num_key_value_heads", json!(7), "evenly"),
         ("num_hidden_layers", json!(1_000_000), "num_hidden_layers"),
         ("vocab_size", json!(u64::MAX), "vocab_size"),
@@ -310,9 +312,6 @@ fn configurations_that_lie_are_found_out() {
     for (name, value, says) in cases {
         let mut tiny = Tiny::new("F32", true);
         tiny.config[name] = value;
-        if name == "rope_scaling" {
-            tiny.config["rope_parameters"] = Value::Null;
-        }
         assert_blamed(&tiny.write().0, "config.json", says);
     }
     for (name, value, says) in [
@@ -345,6 +344,11 @@ fn tokenizers_and_templates_that_cannot_work_are_found_out() {
     let mut tiny = Tiny::new("F32", true);
     tiny.tokenizer["decoder"] = json!({"type": "WordPiece", "prefix": "##", "cleanup": true});
     assert_blamed(&tiny.write().0, "tokenizer.json", "decoder");
+
+    // A marker of turns that a user could type.
+    let mut tiny = Tiny::new("F32", true);
+    tiny.tokenizer["added_tokens"][0]["special"] = false.into();
+    assert_blamed(&tiny.write().0, "tokenizer.json", "<|start|>");
     let mut tiny = Tiny::new("F32", true);
     tiny.tokenizer["model"]["vocab"]["extra"] = json!(VOCAB);
     assert_blamed(&tiny.write().0, "tokenizer.json", "vocab_size");

@@ -48,7 +48,7 @@ pub(crate) fn share(items: usize, grain: usize, work: usize, each: impl Fn(Range
     let portion = items.div_ceil(4 * (pool.workers.len() + 1)).max(grain);
     let next = AtomicUsize::new(0);
     let panicked = AtomicBool::new(false);
-    pool.run(&|| {
+    let work = || {
         loop {
             let start = next.fetch_add(portion, Ordering::Relaxed);
             if start >= items {
@@ -59,9 +59,11 @@ pub(crate) fn share(items: usize, grain: usize, work: usize, each: impl Fn(Range
                 panicked.store(true, Ordering::Relaxed);
             }
         }
-    });
+    };
+    // Whatever happens, the pool goes back: losing it would leave the engine on one thread for good.
+    let ran = catch_unwind(AssertUnwindSafe(|| pool.run(&work)));
     POOL.set(Some(pool));
-    if panicked.into_inner() {
+    if ran.is_err() || panicked.into_inner() {
         bail!("a kernel panicked");
     }
     Ok(())
@@ -118,7 +120,8 @@ impl Pool {
         // SAFETY: the last job is closed and empty (`Close` saw to that), so nobody reads the cell; and there is one
         // caller, because a pool belongs to one thread and is taken out of its place while it runs.
         unsafe { *self.shared.job.get() = (call::<F>, std::ptr::from_ref(work).cast()) };
-        self.shared.state.store((closed + JOB) | OPEN, Ordering::Release);
+        // The job's number wraps; a worker that sees its last one come round again only sits that job out.
+        self.shared.state.store(closed.wrapping_add(JOB) | OPEN, Ordering::Release);
         // Closes and waits also if `work` panics here: the workers must be out before the closure is gone.
         let _close = Close(&self.shared);
         for worker in &self.workers {
