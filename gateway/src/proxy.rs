@@ -25,7 +25,7 @@ const KEEPALIVE_SECONDS: u64 = 60;
 /// A body must be complete by then.
 const BODY_DEADLINE: Duration = Duration::from_secs(30);
 /// What is left of a refused request's body is read up to here, so that its connection can be used again.
-const DRAIN_BYTES_MAX: usize = 64 << 10;
+const DRAIN_BYTES_MAX: u64 = 64 << 10;
 
 pub struct Gateway {
     pub app: Arc<App>,
@@ -139,7 +139,7 @@ impl Gateway {
                     }
                     _ => serde_json::to_vec(&models::list(snapshot.routing.names(), snapshot.since)),
                 };
-                json_answer(session, exchange, body.map_err(|_| Refusal::Internal)?).await
+                answer(session, exchange, 200, body.map_err(|_| Refusal::Internal)?).await
             }
             Endpoint::Health => {
                 exchange.note(|record| record.op = "health");
@@ -156,14 +156,10 @@ impl Gateway {
                     "version": env!("CARGO_PKG_VERSION"),
                     "endpoints": ["POST /v1/chat/completions", "GET /v1/models", "GET /health"],
                 });
-                json_answer(session, exchange, body.to_string().into_bytes()).await
+                answer(session, exchange, 200, body.to_string().into_bytes()).await
             }
         }
     }
-}
-
-async fn json_answer(session: &mut Session, exchange: &mut Exchange, body: Vec<u8>) -> Result<(), Stop> {
-    answer(session, exchange, 200, body).await
 }
 
 async fn answer(session: &mut Session, exchange: &mut Exchange, status: u16, body: Vec<u8>) -> Result<(), Stop> {
@@ -216,10 +212,13 @@ fn is_reusable(session: &mut Session, refusal: &Refusal) -> bool {
     }
     let headers = &session.req_header().headers;
     let waiting = headers.contains_key(http::header::EXPECT);
-    let announced =
-        headers.get(http::header::CONTENT_LENGTH).and_then(|value| value.to_str().ok()?.parse::<usize>().ok());
+    let announced = content_length(headers);
     let small = announced.is_some_and(|bytes| bytes <= DRAIN_BYTES_MAX) || session.as_downstream_mut().is_body_done();
     small && !waiting
+}
+
+fn content_length(headers: &http::HeaderMap) -> Option<u64> {
+    headers.get(http::header::CONTENT_LENGTH)?.to_str().ok()?.parse().ok()
 }
 
 /// pingora's session as the stages see it.
@@ -244,12 +243,7 @@ impl Inbound for PingoraInbound<'_> {
 
     async fn read_body(&mut self, limit: usize) -> Result<Bytes, Refusal> {
         let too_large = Refusal::BodyTooLarge { limit_bytes: limit };
-        let announced = self
-            .head
-            .headers
-            .get(http::header::CONTENT_LENGTH)
-            .and_then(|value| value.to_str().ok()?.parse::<u64>().ok());
-        if announced.is_some_and(|bytes| bytes > limit as u64) {
+        if content_length(&self.head.headers).is_some_and(|bytes| bytes > limit as u64) {
             return Err(too_large);
         }
         if self

@@ -89,11 +89,12 @@ pub fn run(
     let console = Service::new("admin".to_owned(), HttpServer::new_app(Admin { app: app.clone(), token }));
     listen(&admin_runtime, console, admin, stopped);
     watch_files(app);
-    ready();
 
     admin_runtime.block_on(async {
         let mut end = Signals::new()?;
         let mut hangup = signal(SignalKind::hangup())?;
+        // Only now: whoever knows that we are here may also tell us to go.
+        ready();
         loop {
             tokio::select! {
                 () = end.recv() => break,

@@ -180,7 +180,6 @@ impl Shared {
         SEGMENT_BYTES.min(self.bytes_max / 4)
     }
 
-    /// A panic under this lock would leave plain counters behind, nothing half-built.
     fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock()
     }
