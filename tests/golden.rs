@@ -58,10 +58,9 @@ fn golden_ledger_columns() {
         writeln!(text, "{name}  {kind}").unwrap();
     }
     let words = |words: &[&str]| words.join(" ");
-    writeln!(text, "\nrole: {}", words(&[Role::Primary.as_str()])).unwrap();
+    writeln!(text, "\nrole: {}", words(&Role::ALL.map(Role::as_str))).unwrap();
     writeln!(text, "outcome: {}", words(&Outcome::ALL.map(Outcome::as_str))).unwrap();
-    writeln!(text, "usage_source: {}", words(&[UsageSource::Counted.as_str(), UsageSource::Reserved.as_str()]))
-        .unwrap();
+    writeln!(text, "usage_source: {}", words(&UsageSource::ALL.map(UsageSource::as_str))).unwrap();
     golden("ledger_columns.txt", &text);
 }
 

@@ -7,6 +7,7 @@ use std::time::Duration;
 use serde::Serialize;
 
 use crate::accounting::core::Usage;
+use crate::accounting::row::UsageSource;
 use crate::accounting::settlement::Running;
 use crate::refusal::Refusal;
 
@@ -23,6 +24,7 @@ pub enum Chunk {
 pub struct End {
     pub how: Ended,
     pub usage: Usage,
+    pub source: UsageSource,
     pub engine: EngineTimes,
 }
 

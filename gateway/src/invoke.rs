@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use crate::accounting::core::{NanoUsd, Usage};
 use crate::accounting::row::{Outcome, Role, Row, UsageSource};
-use crate::accounting::settlement::{Receipt, Running, Terms};
+use crate::accounting::settlement::{Costs, Receipt, Running, Spent, Terms};
 use crate::admission::Door;
 use crate::answer::{Answer, End, Ended};
 use crate::api::openai::chat::ChatRequest;
@@ -88,7 +88,8 @@ pub fn settle(
             record.finish = Some(finish);
         }
     });
-    running.settle(outcome, usage, compute, delivered).map_err(|_| Refusal::LedgerFull)
+    let spent = Spent { usage, source: end.source, compute };
+    running.settle(outcome, spent, delivered).map_err(|_| Refusal::LedgerFull)
 }
 
 /// Ends the record. By now everything is settled: what `relay` did not settle, the drop of `Running` did.
@@ -136,7 +137,16 @@ fn terms(exchange: &Exchange, caller: &Caller, route: &Route, measure: &Measure)
         price_version: of(|record| record.price_version.clone()),
         config_hash: of(|record| record.config_hash.clone()),
     };
-    Terms { row, price: route.price(), reservation: measure.reservation() }
+    let reservation = measure.reservation();
+    Terms {
+        row,
+        price: route.price(),
+        costs: Costs::DeviceTime,
+        reservation,
+        cost_max: route.price().cost(&reservation),
+        is_charged: true,
+        hold: Box::new(()),
+    }
 }
 
 pub fn note_caller(exchange: &mut Exchange, caller: &Caller, inbound: &impl Inbound) {

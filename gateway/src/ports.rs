@@ -4,6 +4,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
 
+use crate::accounting::row::UsageSource;
 use crate::refusal::Refusal;
 
 /// Wall time for records, monotonic time for waiting. Passed in, so that tests own it.
@@ -43,6 +44,11 @@ pub trait Inbound: Send {
 pub trait Meter: Send + Sync {
     /// Tokens produced, the end token included.
     fn produced(&self) -> u64;
+
+    /// How good the count is.
+    fn source(&self) -> UsageSource {
+        UsageSource::Counted
+    }
 }
 
 /// One message of a conversation, whatever dialect it came in.

@@ -129,8 +129,9 @@ async fn wind_down(
         }
         // A backend that does not even stop is settled by the count we have.
         Err(_) => {
-            let usage = running.usage_so_far();
-            let end = End { how: Ended::Cancelled, usage, engine: EngineTimes::default() };
+            let spent = running.spent_so_far();
+            let end =
+                End { how: Ended::Cancelled, usage: spent.usage, source: spent.source, engine: EngineTimes::default() };
             let _ = invoke::settle(exchange, running, &end, Some(outcome), delivered);
         }
     }

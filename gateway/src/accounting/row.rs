@@ -9,12 +9,23 @@ use super::core::{NanoUsd, Usage};
 #[serde(rename_all = "snake_case")]
 pub enum Role {
     Primary,
+    /// The same target again, on a fresh connection.
+    Retry,
+    /// The next target of the route's fallback order.
+    Fallback,
+    /// A copy for comparison, which nobody pays for.
+    Shadow,
 }
 
 impl Role {
+    pub const ALL: [Role; 4] = [Role::Primary, Role::Retry, Role::Fallback, Role::Shadow];
+
     pub fn as_str(self) -> &'static str {
         match self {
             Role::Primary => "primary",
+            Role::Retry => "retry",
+            Role::Fallback => "fallback",
+            Role::Shadow => "shadow",
         }
     }
 }
@@ -33,6 +44,8 @@ pub enum Outcome {
     TimedOut,
     /// The backend failed.
     Failed,
+    /// The backend gave nothing and another attempt took over: every other outcome ends its request, this one does not.
+    FailedOver,
     /// Our own code panicked.
     Panicked,
     /// The process died with the request in flight; written when the ledger recovers.
@@ -40,12 +53,13 @@ pub enum Outcome {
 }
 
 impl Outcome {
-    pub const ALL: [Outcome; 7] = [
+    pub const ALL: [Outcome; 8] = [
         Outcome::Answered,
         Outcome::Released,
         Outcome::Aborted,
         Outcome::TimedOut,
         Outcome::Failed,
+        Outcome::FailedOver,
         Outcome::Panicked,
         Outcome::Killed,
     ];
@@ -57,6 +71,7 @@ impl Outcome {
             Outcome::Aborted => "aborted",
             Outcome::TimedOut => "timed_out",
             Outcome::Failed => "failed",
+            Outcome::FailedOver => "failed_over",
             Outcome::Panicked => "panicked",
             Outcome::Killed => "killed",
         }
@@ -69,14 +84,23 @@ impl Outcome {
 pub enum UsageSource {
     /// Counted by the engine, token by token.
     Counted,
+    /// As the upstream said.
+    Reported,
+    /// The upstream did not say, or not credibly: reckoned from the text.
+    Estimated,
     /// Unknown, so the reservation stands: the most that the request could have used.
     Reserved,
 }
 
 impl UsageSource {
+    pub const ALL: [UsageSource; 4] =
+        [UsageSource::Counted, UsageSource::Reported, UsageSource::Estimated, UsageSource::Reserved];
+
     pub fn as_str(self) -> &'static str {
         match self {
             UsageSource::Counted => "counted",
+            UsageSource::Reported => "reported",
+            UsageSource::Estimated => "estimated",
             UsageSource::Reserved => "reserved",
         }
     }

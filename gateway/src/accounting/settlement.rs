@@ -8,7 +8,7 @@ use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use super::core::{NanoUsd, Price, Usage};
-use super::row::{Outcome, Row, UsageSource};
+use super::row::{Outcome, Role, Row, UsageSource};
 use crate::ports::{Clock, Meter};
 
 /// The journal cannot take more: it is full, or its disk failed.
@@ -43,9 +43,21 @@ pub trait Journal: Send + Sync {
     fn store(&self, row: Row);
 }
 
+/// What limits hold for a request until its end. Dropped, all of it is given back.
+pub trait Hold: Send {
+    /// Keeps what was used and gives the rest back.
+    fn settle(self: Box<Self>, receipt: &Receipt);
+}
+
+/// Nothing is held.
+impl Hold for () {
+    fn settle(self: Box<Self>, _receipt: &Receipt) {}
+}
+
 /// How a request was settled. The record, the span, the log line and the metrics all read it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Receipt {
+    pub role: Role,
     pub outcome: Outcome,
     pub usage: Usage,
     pub usage_source: UsageSource,
@@ -56,7 +68,9 @@ pub struct Receipt {
 /// What both states carry: the row as it would stand at the bound, and how to end it.
 struct Debt {
     row: Row,
-    price: Price,
+    rate: Rate,
+    cost_max: NanoUsd,
+    hold: Box<dyn Hold>,
     slot: Slot,
     journal: Arc<dyn Journal>,
     clock: Arc<dyn Clock>,
@@ -65,53 +79,90 @@ struct Debt {
 
 impl Debt {
     /// `delivered`: whether any of the answer has left. What nobody got is not charged if its row is in doubt.
-    fn end(mut self, outcome: Outcome, used: Used, delivered: bool) -> Result<Receipt, JournalClosed> {
+    fn end(mut self, outcome: Outcome, used: Spent, delivered: bool) -> Result<Receipt, JournalClosed> {
         self.row.ended_ns = self.clock.now_ns().max(self.row.started_ns);
-        let receipt = fill(&mut self.row, &self.price, outcome, used);
-        match self.journal.close(self.slot, self.row) {
-            Ok(()) => {
-                let _ = self.receipt.set(receipt);
-                Ok(receipt)
-            }
+        let receipt = self.rate.fill(&mut self.row, outcome, used);
+        let (receipt, ended) = match self.journal.close(self.slot, self.row) {
+            Ok(()) => (receipt, Ok(receipt)),
             Err(mut row) => {
-                let used = if delivered { used } else { Used::NOTHING };
-                let _ = self.receipt.set(fill(&mut row, &self.price, Outcome::Failed, used));
+                let used = if delivered { used } else { Spent::NOTHING };
+                let receipt = self.rate.fill(&mut row, Outcome::Failed, used);
                 self.journal.store(*row);
-                Err(JournalClosed)
+                (receipt, Err(JournalClosed))
             }
+        };
+        let _ = self.receipt.set(receipt);
+        self.hold.settle(&receipt);
+        ended
+    }
+}
+
+/// Turns what was spent into money.
+#[derive(Clone, Copy)]
+struct Rate {
+    price: Price,
+    costs: Costs,
+    is_charged: bool,
+}
+
+impl Rate {
+    fn fill(&self, row: &mut Row, outcome: Outcome, used: Spent) -> Receipt {
+        row.outcome = outcome;
+        row.usage = used.usage;
+        row.usage_source = used.source;
+        let price = self.price.cost(&used.usage);
+        row.billed = if self.is_charged { price } else { NanoUsd(0) };
+        row.provider_cost = match self.costs {
+            Costs::DeviceTime => self.price.device_cost(used.compute),
+            Costs::Tokens => price,
+            Costs::Nothing => NanoUsd(0),
+        };
+        Receipt {
+            role: row.role,
+            outcome,
+            usage: used.usage,
+            usage_source: used.source,
+            billed: row.billed,
+            provider_cost: row.provider_cost,
         }
+    }
+
+    /// The intent is the row that recovery will let stand if this process is killed.
+    fn intend(&self, row: &mut Row, reservation: Usage) {
+        row.ended_ns = row.started_ns;
+        row.outcome = Outcome::Killed;
+        row.usage = reservation;
+        row.usage_source = UsageSource::Reserved;
+        row.billed = if self.is_charged { self.price.cost(&reservation) } else { NanoUsd(0) };
+        row.provider_cost = NanoUsd(0);
     }
 }
 
 /// What a settlement is about.
-#[derive(Clone, Copy)]
-struct Used {
-    usage: Usage,
-    source: UsageSource,
-    compute: Duration,
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Spent {
+    pub usage: Usage,
+    pub source: UsageSource,
+    /// Time on a device of ours.
+    pub compute: Duration,
 }
 
-impl Used {
-    const NOTHING: Used = Used {
+impl Spent {
+    pub const NOTHING: Spent = Spent {
         usage: Usage { input: 0, cache_read: 0, cache_write: 0, output: 0, reasoning: 0 },
         source: UsageSource::Counted,
         compute: Duration::ZERO,
     };
 }
 
-fn fill(row: &mut Row, price: &Price, outcome: Outcome, used: Used) -> Receipt {
-    row.outcome = outcome;
-    row.usage = used.usage;
-    row.usage_source = used.source;
-    row.billed = price.cost(&used.usage);
-    row.provider_cost = price.device_cost(used.compute);
-    Receipt {
-        outcome,
-        usage: used.usage,
-        usage_source: used.source,
-        billed: row.billed,
-        provider_cost: row.provider_cost,
-    }
+/// What an attempt costs us, as opposed to its caller.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Costs {
+    /// Our own device's time.
+    DeviceTime,
+    /// A provider's price list.
+    Tokens,
+    Nothing,
 }
 
 /// What a request may use at the most, and who it belongs to.
@@ -119,6 +170,23 @@ pub struct Terms {
     /// The row's identity; outcome, usage and money are filled in here.
     pub row: Row,
     pub price: Price,
+    pub costs: Costs,
+    pub reservation: Usage,
+    /// The most that any of the allowed attempts can cost the caller.
+    pub cost_max: NanoUsd,
+    /// False for work that nobody asked for, such as shadows.
+    pub is_charged: bool,
+    pub hold: Box<dyn Hold>,
+}
+
+/// Another go at the same request, on other terms.
+pub struct Attempt {
+    pub role: Role,
+    pub model: String,
+    pub variant: String,
+    pub provider: String,
+    pub price: Price,
+    pub costs: Costs,
     pub reservation: Usage,
 }
 
@@ -137,21 +205,27 @@ impl Ticket {
         clock: Arc<dyn Clock>,
         receipt: Arc<OnceLock<Receipt>>,
     ) -> Result<Ticket, JournalClosed> {
-        let Terms { mut row, price, reservation } = terms;
-        // The intent is the row that recovery will let stand if this process is killed.
-        row.ended_ns = row.started_ns;
-        row.outcome = Outcome::Killed;
-        row.usage = reservation;
-        row.usage_source = UsageSource::Reserved;
-        row.billed = price.cost(&reservation);
-        row.provider_cost = NanoUsd(0);
+        let Terms { mut row, price, costs, reservation, cost_max, is_charged, hold } = terms;
+        let rate = Rate { price, costs, is_charged };
+        rate.intend(&mut row, reservation);
         let slot = journal.open(&row)?;
-        Ok(Ticket(Some(Debt { row, price, slot, journal, clock, receipt })))
+        Ok(Ticket(Some(Debt { row, rate, cost_max, hold, slot, journal, clock, receipt })))
     }
 
     /// The most that this request can cost its caller.
     pub fn cost_max(&self) -> NanoUsd {
-        self.0.as_ref().map_or(NanoUsd(0), |debt| debt.row.billed)
+        self.0.as_ref().map_or(NanoUsd(0), |debt| debt.cost_max)
+    }
+
+    /// Answered without any work: the usage is told as it was first produced, and costs nobody anything.
+    ///
+    /// # Errors
+    /// When the row is not durable.
+    pub fn settle_hit(mut self, usage: Usage, source: UsageSource, cache: &str) -> Result<Receipt, JournalClosed> {
+        let Some(mut debt) = self.0.take() else { return Err(JournalClosed) };
+        cache.clone_into(&mut debt.row.cache);
+        debt.rate = Rate { is_charged: false, costs: Costs::Nothing, ..debt.rate };
+        debt.end(Outcome::Answered, Spent { usage, source, compute: Duration::ZERO }, false)
     }
 
     /// From here on, tokens may be produced and are owed.
@@ -172,7 +246,7 @@ fn release(debt: Debt) {
     // A panic before any work still ends as `panicked`, so that the row tells the same story as the log.
     let outcome = if std::thread::panicking() { Outcome::Panicked } else { Outcome::Released };
     // A drop has nobody to tell about a failed disk; the journal itself stops admitting.
-    let _ = debt.end(outcome, Used::NOTHING, false);
+    let _ = debt.end(outcome, Spent::NOTHING, false);
 }
 
 /// Work under way. It must be settled; dropped, it settles itself.
@@ -190,17 +264,52 @@ impl Running {
     }
 
     /// What is owed if it ends here: the prompt and what was counted, else the reservation.
-    pub fn usage_so_far(&self) -> Usage {
-        self.debt.as_ref().map_or(Usage::default(), |debt| self.counted(debt).usage)
+    pub fn spent_so_far(&self) -> Spent {
+        self.debt.as_ref().map_or(Spent::NOTHING, |debt| self.counted(debt))
     }
 
-    fn counted(&self, debt: &Debt) -> Used {
+    fn counted(&self, debt: &Debt) -> Spent {
         let reserved = debt.row.usage;
         let (usage, source) = match &self.meter {
-            Some(meter) => (Usage { output: meter.produced(), reasoning: 0, ..reserved }, UsageSource::Counted),
+            Some(meter) => (Usage { output: meter.produced(), reasoning: 0, ..reserved }, meter.source()),
             None => (reserved, UsageSource::Reserved),
         };
-        Used { usage, source, compute: Duration::ZERO }
+        Spent { usage, source, compute: Duration::ZERO }
+    }
+
+    /// This attempt gave nothing: it ends without a charge, and the next one is owed instead. Its intent is written
+    /// before this one's end, so that a crash between the two leaves one of them to pay, and only one.
+    ///
+    /// # Errors
+    /// When the journal has no room for another attempt; then this one has ended as failed.
+    pub fn fail_over(mut self, next: Attempt) -> Result<Running, JournalClosed> {
+        let Some(mut debt) = self.debt.take() else { return Err(JournalClosed) };
+        let mut row = Row {
+            attempt: debt.row.attempt + 1,
+            role: next.role,
+            model: next.model,
+            variant: next.variant,
+            provider: next.provider,
+            started_ns: debt.clock.now_ns().max(debt.row.started_ns),
+            ..debt.row.clone()
+        };
+        let rate = Rate { price: next.price, costs: next.costs, is_charged: debt.rate.is_charged };
+        rate.intend(&mut row, next.reservation);
+        let slot = match debt.journal.open(&row) {
+            Ok(slot) => slot,
+            Err(closed) => {
+                let _ = debt.end(Outcome::Failed, Spent::NOTHING, false);
+                return Err(closed);
+            }
+        };
+        debt.row.ended_ns = row.started_ns;
+        debt.rate.fill(&mut debt.row, Outcome::FailedOver, Spent::NOTHING);
+        let failed = std::mem::replace(&mut debt.row, row);
+        if let Err(failed) = debt.journal.close(std::mem::replace(&mut debt.slot, slot), failed) {
+            debt.journal.store(*failed);
+        }
+        debt.rate = rate;
+        Ok(Running { debt: Some(debt), meter: None })
     }
 
     /// Writes the terminal row. Only after this may bytes that carry usage leave. `delivered`: whether any of the answer
@@ -208,15 +317,8 @@ impl Running {
     ///
     /// # Errors
     /// When the row is not durable: the answer must not pretend that it is.
-    pub fn settle(
-        mut self,
-        outcome: Outcome,
-        usage: Usage,
-        compute: Duration,
-        delivered: bool,
-    ) -> Result<Receipt, JournalClosed> {
-        let used = Used { usage, source: UsageSource::Counted, compute };
-        self.debt.take().map_or(Err(JournalClosed), |debt| debt.end(outcome, used, delivered))
+    pub fn settle(mut self, outcome: Outcome, spent: Spent, delivered: bool) -> Result<Receipt, JournalClosed> {
+        self.debt.take().map_or(Err(JournalClosed), |debt| debt.end(outcome, spent, delivered))
     }
 
     /// The backend would not take it: nothing was produced, nothing is owed.

@@ -90,13 +90,32 @@ enum Fate {
     DroppedBeforeStart,
     PanickedBeforeStart,
     RefusedByBackend,
-    Answered { tokens: u64 },
+    Answered {
+        tokens: u64,
+    },
     AbortedBeforeStream,
-    AbortedInStream { tokens: u64 },
-    TimedOut { tokens: u64 },
-    Panicked { tokens: u64 },
+    AbortedInStream {
+        tokens: u64,
+    },
+    TimedOut {
+        tokens: u64,
+    },
+    Panicked {
+        tokens: u64,
+    },
     DroppedUnmeasured,
-    StillRunning { tokens: u64 },
+    StillRunning {
+        tokens: u64,
+    },
+    /// So many attempts that gave nothing, then an answer.
+    FailedOver {
+        attempts: u32,
+        tokens: u64,
+    },
+    /// The process dies in a later attempt.
+    StillRunningLater {
+        attempts: u32,
+    },
 }
 
 fn fate() -> impl Strategy<Value = Fate> {
@@ -111,12 +130,31 @@ fn fate() -> impl Strategy<Value = Fate> {
         tokens.clone().prop_map(|tokens| Fate::TimedOut { tokens }),
         tokens.clone().prop_map(|tokens| Fate::Panicked { tokens }),
         Just(Fate::DroppedUnmeasured),
-        tokens.prop_map(|tokens| Fate::StillRunning { tokens }),
+        tokens.clone().prop_map(|tokens| Fate::StillRunning { tokens }),
+        (1u32..4, tokens).prop_map(|(attempts, tokens)| Fate::FailedOver { attempts, tokens }),
+        (1u32..4).prop_map(|attempts| Fate::StillRunningLater { attempts }),
     ]
 }
 
 const PROMPT: u64 = 7;
 const OUTPUT_MAX: u64 = 64;
+
+fn terms(id: &str, hold: Box<dyn Hold>) -> Terms {
+    let reservation = Usage::tokens(PROMPT, OUTPUT_MAX);
+    Terms {
+        row: row(id),
+        price: price(),
+        costs: Costs::DeviceTime,
+        reservation,
+        cost_max: price().cost(&reservation),
+        is_charged: true,
+        hold,
+    }
+}
+
+fn spent(tokens: u64) -> Spent {
+    Spent { usage: Usage::tokens(PROMPT, tokens), source: UsageSource::Counted, compute: Duration::ZERO }
+}
 
 fn price() -> Price {
     Price { input: PicoPerToken(20_000), output: PicoPerToken(80_000), ..Price::default() }
@@ -136,7 +174,31 @@ fn expected(fate: Fate) -> (Outcome, Usage, UsageSource) {
         Fate::TimedOut { tokens } => counted(Outcome::TimedOut, tokens),
         Fate::Panicked { tokens } => counted(Outcome::Panicked, tokens),
         Fate::DroppedUnmeasured => reserved(Outcome::Aborted),
-        Fate::StillRunning { .. } => reserved(Outcome::Killed),
+        Fate::StillRunning { .. } | Fate::StillRunningLater { .. } => reserved(Outcome::Killed),
+        Fate::FailedOver { tokens, .. } => counted(Outcome::Answered, tokens),
+    }
+}
+
+/// Starts, and fails over so often.
+fn later(ticket: Ticket, attempts: u32) -> Running {
+    (0..attempts).fold(ticket.start(), |running, _| {
+        let next = Attempt {
+            role: Role::Fallback,
+            model: "other".into(),
+            variant: "other".into(),
+            provider: "upstream".into(),
+            price: price(),
+            costs: Costs::Tokens,
+            reservation: Usage::tokens(PROMPT, OUTPUT_MAX),
+        };
+        running.fail_over(next).expect("room")
+    })
+}
+
+fn attempts(fate: Fate) -> usize {
+    match fate {
+        Fate::FailedOver { attempts, .. } | Fate::StillRunningLater { attempts } => attempts as usize,
+        _ => 0,
     }
 }
 
@@ -144,7 +206,7 @@ fn expected(fate: Fate) -> (Outcome, Usage, UsageSource) {
 fn play(ticket: Ticket, fate: Fate) -> Option<Running> {
     let metered = |ticket: Ticket, tokens| ticket.start().measured_by(Arc::new(Count(AtomicU64::new(tokens))));
     let settle = |running: Running, outcome, tokens| {
-        let receipt = running.settle(outcome, Usage::tokens(PROMPT, tokens), Duration::ZERO, true);
+        let receipt = running.settle(outcome, spent(tokens), true);
         assert!(receipt.is_ok(), "settling found no room");
     };
     match fate {
@@ -169,6 +231,8 @@ fn play(ticket: Ticket, fate: Fate) -> Option<Running> {
         }
         Fate::DroppedUnmeasured => drop(ticket.start()),
         Fate::StillRunning { tokens } => return Some(metered(ticket, tokens)),
+        Fate::FailedOver { attempts, tokens } => settle(later(ticket, attempts), Outcome::Answered, tokens),
+        Fate::StillRunningLater { attempts } => return Some(later(ticket, attempts)),
     }
     None
 }
@@ -187,7 +251,7 @@ proptest! {
         let mut tickets = Vec::new();
         for (i, fate) in fates.iter().enumerate() {
             let receipt = Arc::new(OnceLock::new());
-            let terms = Terms { row: row(&format!("r{i}")), price: price(), reservation: Usage::tokens(PROMPT, OUTPUT_MAX) };
+            let terms = terms(&format!("r{i}"), Box::new(()));
             let ticket = Ticket::admit(terms, paper.clone(), clock.clone(), receipt.clone()).expect("room");
             prop_assert_eq!(ticket.cost_max(), price().cost(&Usage::tokens(PROMPT, OUTPUT_MAX)));
             tickets.push((i, *fate, ticket, receipt));
@@ -203,7 +267,11 @@ proptest! {
         // kill -9: what still runs never gets to settle.
         let bytes = paper.inner.lock().unwrap().bytes.clone();
         let rows = wal::standing(wal::scan(&bytes).records);
-        prop_assert_eq!(rows.len(), fates.len());
+        let (left, rows): (Vec<Row>, Vec<Row>) =
+            rows.into_iter().partition(|row| row.outcome == Outcome::FailedOver);
+        prop_assert_eq!(left.len(), fates.iter().map(|fate| attempts(*fate)).sum::<usize>());
+        prop_assert!(left.iter().all(|row| row.billed == NanoUsd(0) && row.usage == Usage::default()));
+        prop_assert_eq!(rows.len(), fates.len(), "one row ends a request");
         for row in &rows {
             let (fate, receipt) = &receipts[&row.request_id];
             let (outcome, usage, source) = expected(*fate);
@@ -213,7 +281,9 @@ proptest! {
             prop_assert_eq!(row.billed, price().cost(&usage));
             match receipt.get() {
                 Some(receipt) => prop_assert_eq!((receipt.outcome, receipt.usage, receipt.billed), (outcome, usage, row.billed)),
-                None => prop_assert!(matches!(fate, Fate::StillRunning { .. }), "no receipt"),
+                None => {
+                    prop_assert!(matches!(fate, Fate::StillRunning { .. } | Fate::StillRunningLater { .. }), "no receipt")
+                }
             }
         }
         let held = paper.inner.lock().unwrap().reserved;
@@ -234,7 +304,7 @@ proptest! {
         let mut alive = Vec::new();
         for (i, fate) in fates.iter().enumerate() {
             let receipt = Arc::new(OnceLock::new());
-            let terms = Terms { row: row(&format!("r{i}")), price: price(), reservation: Usage::tokens(PROMPT, OUTPUT_MAX) };
+            let terms = terms(&format!("r{i}"), Box::new(()));
             let ticket = Ticket::admit(terms, paper.clone(), clock.clone(), receipt.clone()).expect("room");
             let admitted_at = paper.inner.lock().unwrap().bytes.len();
             alive.extend(play(ticket, *fate));
@@ -243,8 +313,13 @@ proptest! {
         }
         let bytes = paper.inner.lock().unwrap().bytes.clone();
         let at = (bytes.len() as f64 * cut) as usize;
-        let rows: HashMap<String, Row> = wal::standing(wal::scan(&bytes[..at]).records)
-            .into_iter().map(|row| (row.request_id.clone(), row)).collect();
+        let mut rows: HashMap<String, Row> = HashMap::new();
+        for row in wal::standing(wal::scan(&bytes[..at]).records) {
+            if row.outcome != Outcome::FailedOver {
+                let id = row.request_id.clone();
+                prop_assert!(rows.insert(id, row).is_none(), "two rows end one request");
+            }
+        }
         for (i, (admitted_at, settled_at, fate)) in written.iter().enumerate() {
             let found = rows.get(&format!("r{i}"));
             prop_assert_eq!(found.is_some(), *admitted_at <= at);
@@ -263,7 +338,7 @@ proptest! {
         let clock: Arc<dyn Clock> = Arc::new(Tick(AtomicU64::new(1)));
         let mut admitted = Vec::new();
         for i in 0.. {
-            let terms = Terms { row: row(&format!("r{i}")), price: price(), reservation: Usage::tokens(PROMPT, OUTPUT_MAX) };
+            let terms = terms(&format!("r{i}"), Box::new(()));
             match Ticket::admit(terms, paper.clone(), clock.clone(), Arc::new(OnceLock::new())) {
                 Ok(ticket) => admitted.push(ticket.start()),
                 Err(JournalClosed) => break,
@@ -271,7 +346,7 @@ proptest! {
         }
         let count = admitted.len();
         for running in admitted {
-            prop_assert!(running.settle(Outcome::Answered, Usage::tokens(PROMPT, u64::MAX), Duration::ZERO, true).is_ok());
+            prop_assert!(running.settle(Outcome::Answered, spent(u64::MAX), true).is_ok());
         }
         let bytes = paper.inner.lock().unwrap().bytes.clone();
         let rows = wal::standing(wal::scan(&bytes).records);
@@ -284,12 +359,12 @@ fn a_disk_that_fails_is_said_and_what_nobody_got_is_not_charged() {
     for delivered in [false, true] {
         let paper = Arc::new(Paper { bytes_max: 1 << 20, ..Paper::default() });
         let receipt = Arc::new(OnceLock::new());
-        let terms = Terms { row: row("r"), price: price(), reservation: Usage::tokens(PROMPT, OUTPUT_MAX) };
+        let terms = terms("r", Box::new(()));
         let clock: Arc<dyn Clock> = Arc::new(Tick(AtomicU64::new(1)));
         let running = Ticket::admit(terms, paper.clone(), clock, receipt.clone()).expect("room").start();
         paper.inner.lock().unwrap().broken = true;
         let usage = Usage::tokens(PROMPT, 3);
-        let settled = running.settle(Outcome::Answered, usage, Duration::ZERO, delivered);
+        let settled = running.settle(Outcome::Answered, spent(3), delivered);
         assert_eq!(settled, Err(JournalClosed), "usage must not leave before it is durable");
         let receipt = receipt.get().expect("the record has its receipt");
         let stored = &paper.inner.lock().unwrap().stored[0];

@@ -6,6 +6,7 @@ use std::task::{Context, Poll};
 use glassgate_runtime as runtime;
 
 use crate::accounting::core::Usage;
+use crate::accounting::row::UsageSource;
 use crate::accounting::settlement::Running;
 use crate::answer::{Answer, Chunk, Chunks, End, Ended, EngineTimes, Finish};
 use crate::api::openai::chat::{ChatRequest, Sampling};
@@ -155,6 +156,7 @@ impl Stream {
         Chunk::End(End {
             how,
             usage: Usage::tokens(input, u64::from(timeline.output_tokens)),
+            source: UsageSource::Counted,
             engine: EngineTimes {
                 queue: timeline.queue(),
                 prefill: timeline.prefill(),
@@ -192,6 +194,7 @@ impl Chunks for Stream {
                 None => Chunk::End(End {
                     how: Ended::Failed(Refusal::EngineFailed),
                     usage: Usage::tokens(self.prompt_tokens, u64::from(self.generation.produced())),
+                    source: UsageSource::Counted,
                     engine: EngineTimes::default(),
                 }),
             });

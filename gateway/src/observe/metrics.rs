@@ -349,8 +349,8 @@ impl Metrics {
         self.inter_token.with_label_values(&[served.route, served.model, served.variant])
     }
 
-    pub fn settled(&self, served: Served<'_>, tenant: &str, role: &str, receipt: &Receipt) {
-        let tenant = self.tenant(tenant);
+    pub fn settled(&self, served: Served<'_>, tenant: &str, receipt: &Receipt) {
+        let (tenant, role) = (self.tenant(tenant), receipt.role.as_str());
         for (kind, count) in receipt.usage.kinds() {
             if count > 0 {
                 self.tokens
@@ -554,12 +554,13 @@ fn escape(value: &str) -> String {
 mod tests {
     use super::*;
     use crate::accounting::core::{NanoUsd, Usage};
-    use crate::accounting::row::{Outcome, UsageSource};
+    use crate::accounting::row::{Outcome, Role, UsageSource};
 
     const SERVED: Served<'_> = Served { route: "assistant", model: "glimmer-1", variant: "glimmer-1" };
 
     fn receipt(billed: u64) -> Receipt {
         Receipt {
+            role: Role::Primary,
             outcome: Outcome::Answered,
             usage: Usage::tokens(3, 4),
             usage_source: UsageSource::Counted,
@@ -572,7 +573,7 @@ mod tests {
     fn money_is_written_exactly_to_the_nano_dollar() {
         let metrics = Metrics::new();
         for _ in 0..3 {
-            metrics.settled(SERVED, "default", "primary", &receipt(1_000_000_001));
+            metrics.settled(SERVED, "default", &receipt(1_000_000_001));
         }
         let line = metrics.encode().lines().find(|line| line.starts_with("gateway_cost_usd_total{")).map(str::to_owned);
         assert_eq!(line.as_deref().and_then(|line| line.rsplit(' ').next()), Some("3.000000003"));
@@ -582,7 +583,7 @@ mod tests {
     fn tenants_beyond_the_bound_share_one_series() {
         let metrics = Metrics::new();
         for i in 0..TENANTS_MAX + 50 {
-            metrics.settled(SERVED, &format!("t{i}"), "primary", &receipt(1));
+            metrics.settled(SERVED, &format!("t{i}"), &receipt(1));
         }
         let text = metrics.encode();
         let series = text.lines().filter(|line| line.starts_with("gateway_cost_usd_total{")).count();

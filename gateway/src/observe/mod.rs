@@ -14,7 +14,6 @@ use metrics::{Metrics, Served};
 use parking_lot::Mutex;
 use spans::FileSink;
 
-use crate::accounting::row::Role;
 use crate::exchange::{Observer, Record};
 
 /// Requests that `glassgate trace` can still find.
@@ -57,7 +56,7 @@ impl Observe {
         let metrics = &self.metrics;
         metrics.request(served, record.op, record.status_counted(), record.error_type, record.stream, record.cache);
         if let Some(receipt) = &record.receipt {
-            metrics.settled(served, &record.tenant, Role::Primary.as_str(), receipt);
+            metrics.settled(served, &record.tenant, receipt);
             metrics.admitted(served, record.marks.closed, record.marks.first_token, record.time_per_output_token());
         }
         if matches!(record.outcome, "refused" | "released") && !record.error_type.is_empty() {

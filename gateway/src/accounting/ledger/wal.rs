@@ -5,15 +5,16 @@
 
 use std::collections::HashMap;
 
-use super::super::row::{Role, Row};
+use super::super::core::{NanoUsd, Usage};
+use super::super::row::{Outcome, Role, Row, UsageSource};
 
 const MAGIC: [u8; 4] = *b"GGw1";
 /// magic 4 + length 4 + crc 4 + sequence 8 + kind 1
 const HEADER_BYTES: usize = 21;
 /// A row is about 700 bytes; anything near this is no row of ours.
 const PAYLOAD_BYTES_MAX: usize = 64 * 1024;
-/// How much longer a terminal row can be than its intent: six numbers of up to 20 digits and two longer words.
-const GROWTH_BYTES: u64 = 192;
+/// How much longer a terminal row can be than its intent: six numbers of up to 20 digits and three longer words.
+const GROWTH_BYTES: u64 = 224;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
@@ -102,7 +103,8 @@ fn decode(bytes: &[u8]) -> Option<(usize, (u64, Kind, Row))> {
     Some((end, (sequence, kind, row)))
 }
 
-/// The rows that stand after a crash: every terminal row, and the intent of every request that has none.
+/// The rows that stand after a crash: every terminal row, and the intent of every attempt that has none. An attempt that
+/// was being left for the next one when the process died is not owed: the next one is.
 pub fn standing(records: impl IntoIterator<Item = (u64, Kind, Row)>) -> Vec<Row> {
     let mut order: Vec<(String, u32, Role)> = Vec::new();
     let mut rows: HashMap<(String, u32, Role), (Kind, Row)> = HashMap::new();
@@ -120,13 +122,27 @@ pub fn standing(records: impl IntoIterator<Item = (u64, Kind, Row)>) -> Vec<Row>
             }
         }
     }
-    order.into_iter().filter_map(|id| rows.remove(&id).map(|(_, row)| row)).collect()
+    let mut last: HashMap<String, u32> = HashMap::new();
+    for (request, attempt, _) in order.iter().filter(|(_, _, role)| *role != Role::Shadow) {
+        let latest = last.entry(request.clone()).or_default();
+        *latest = (*latest).max(*attempt);
+    }
+    order
+        .into_iter()
+        .filter_map(|id| {
+            let (kind, mut row) = rows.remove(&id)?;
+            let is_left = row.role != Role::Shadow && last.get(&row.request_id).is_some_and(|last| row.attempt < *last);
+            if kind == Kind::Intent && is_left {
+                (row.outcome, row.usage, row.billed) = (Outcome::FailedOver, Usage::default(), NanoUsd(0));
+                row.usage_source = UsageSource::Counted;
+            }
+            Some(row)
+        })
+        .collect()
 }
 
 #[cfg(test)]
 pub mod tests {
-    use super::super::super::core::{NanoUsd, Usage};
-    use super::super::super::row::{Outcome, UsageSource};
     use super::*;
     use proptest::prelude::*;
 
@@ -171,6 +187,8 @@ pub mod tests {
         terminal.billed = NanoUsd(most);
         terminal.provider_cost = NanoUsd(most);
         terminal.ended_ns = i64::MAX;
+        terminal.cache = "coalesced".into();
+        terminal.usage_source = UsageSource::Estimated;
         for outcome in Outcome::ALL {
             terminal.outcome = outcome;
             let mut bytes = Vec::new();
