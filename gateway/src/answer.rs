@@ -5,6 +5,7 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use serde::Serialize;
+use serde_json::value::RawValue;
 
 use crate::accounting::core::Usage;
 use crate::accounting::row::UsageSource;
@@ -14,10 +15,53 @@ use crate::refusal::Refusal;
 /// A piece of an answer.
 #[derive(Debug)]
 pub enum Chunk {
-    /// Text for the client; never empty.
-    Text(String),
+    /// Something for the client.
+    Part(Part),
     /// The last chunk of every answer.
     End(End),
+}
+
+/// A piece of one choice.
+#[derive(Clone, Debug)]
+pub struct Part {
+    pub index: u32,
+    pub piece: Piece,
+    /// An upstream's own words.
+    pub logprobs: Option<Box<RawValue>>,
+}
+
+#[derive(Clone, Debug)]
+pub enum Piece {
+    Text(String),
+    /// An upstream's delta with more than text in it (tool calls, reasoning), as it came.
+    Delta(Box<RawValue>),
+    /// A whole message, from an upstream that was not asked to stream.
+    Message(Box<RawValue>),
+}
+
+impl Piece {
+    /// The text, where it is nothing else.
+    pub fn text(&self) -> &str {
+        match self {
+            Piece::Text(text) => text,
+            Piece::Delta(_) | Piece::Message(_) => "",
+        }
+    }
+}
+
+impl Part {
+    pub fn text(index: u32, text: impl Into<String>) -> Part {
+        Part { index, piece: Piece::Text(text.into()), logprobs: None }
+    }
+
+    /// About what it takes in memory.
+    pub fn bytes(&self) -> usize {
+        let piece = match &self.piece {
+            Piece::Text(text) => text.len(),
+            Piece::Delta(raw) | Piece::Message(raw) => raw.get().len(),
+        };
+        piece + self.logprobs.as_ref().map_or(0, |raw| raw.get().len())
+    }
 }
 
 #[derive(Debug)]
@@ -25,16 +69,20 @@ pub struct End {
     pub how: Ended,
     pub usage: Usage,
     pub source: UsageSource,
-    pub engine: EngineTimes,
+    /// Where the time went, if the engine is ours.
+    pub engine: Option<EngineTimes>,
 }
 
 #[derive(Debug)]
 pub enum Ended {
-    Finished(Finish),
+    /// One reason a choice, in order.
+    Finished(Vec<Finish>),
     /// We asked it to stop.
     Cancelled,
     /// The backend failed; the refusal is what the client may know of it.
     Failed(Refusal),
+    /// A pooled connection had been closed by the other side before it took the request: a fresh one may try.
+    Stale,
 }
 
 /// Why a complete answer ended, in OpenAI's words.
@@ -43,6 +91,9 @@ pub enum Ended {
 pub enum Finish {
     Stop,
     Length,
+    ToolCalls,
+    FunctionCall,
+    ContentFilter,
 }
 
 impl Finish {
@@ -50,6 +101,20 @@ impl Finish {
         match self {
             Finish::Stop => "stop",
             Finish::Length => "length",
+            Finish::ToolCalls => "tool_calls",
+            Finish::FunctionCall => "function_call",
+            Finish::ContentFilter => "content_filter",
+        }
+    }
+
+    /// An upstream's word. Those that OpenAI does not have (`eos`, `abort`, …) become its nearest.
+    pub fn parse(word: &str) -> Finish {
+        match word {
+            "length" | "max_tokens" => Finish::Length,
+            "tool_calls" => Finish::ToolCalls,
+            "function_call" => Finish::FunctionCall,
+            "content_filter" => Finish::ContentFilter,
+            _ => Finish::Stop,
         }
     }
 }
@@ -69,7 +134,8 @@ pub struct EngineTimes {
     pub batch_max: u32,
 }
 
-/// A backend's stream of chunks. Its last chunk is `End`; after `cancel` that comes within one engine step.
+/// A backend's stream of chunks. Its last chunk is `End`; after `cancel` that comes within one engine step, or as soon as
+/// an upstream has said what it used.
 pub trait Chunks: Send {
     fn poll_next(&mut self, context: &mut Context<'_>) -> Poll<Chunk>;
     fn cancel(&mut self);
@@ -77,11 +143,21 @@ pub trait Chunks: Send {
 
 /// An answer under way.
 pub struct Answer {
-    pub running: Running,
+    /// What is owed for it; `None` if that is settled already, as for a cache hit.
+    pub running: Option<Running>,
     pub chunks: Box<dyn Chunks>,
 }
 
 /// The next chunk. Cancel-safe: a chunk is either returned or still to come.
 pub async fn next(chunks: &mut dyn Chunks) -> Chunk {
     poll_fn(|context| chunks.poll_next(context)).await
+}
+
+/// The next chunk, if it is there already. If not, `context` is woken when it comes.
+pub async fn next_ready(chunks: &mut dyn Chunks) -> Option<Chunk> {
+    poll_fn(|context| match chunks.poll_next(context) {
+        Poll::Ready(chunk) => Poll::Ready(Some(chunk)),
+        Poll::Pending => Poll::Ready(None),
+    })
+    .await
 }

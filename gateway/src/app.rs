@@ -3,6 +3,7 @@
 //! A request pins one snapshot. A reload builds the next one beside it and swaps the pointer, or changes nothing. State
 //! (limits, keys, the ledger) lives outside the snapshot, so a reload forgives and forgets nothing.
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -10,16 +11,18 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use arc_swap::ArcSwap;
 use parking_lot::Mutex;
 
+use crate::accounting::settlement::Costs;
 use crate::admission::Admission;
 use crate::auth::Auth;
 use crate::config::problem::Problems;
-use crate::config::{Config, Overrides, RouteConfig, Timeouts, Unit};
-use crate::dispatch::Backends;
+use crate::config::{Config, EMBEDDED, ModelConfig, ModelSource, Overrides, RouteConfig, Timeouts, Unit};
+use crate::dispatch::upstream::{Servers, UpstreamModel, Upstreams};
+use crate::dispatch::{Backend, Backends};
 use crate::models::{Loaded, Models};
 use crate::observe::Observe;
 use crate::observe::metrics::Metrics;
-use crate::ports::{Clock, Tokenize};
-use crate::routing::{Routing, Target};
+use crate::ports::Clock;
+use crate::routing::{Entry, Reads, Routing, Target};
 
 /// A configuration with everything built that it describes.
 pub struct Snapshot {
@@ -37,6 +40,7 @@ pub struct App {
     pub observe: Arc<Observe>,
     pub metrics: Arc<Metrics>,
     pub models: Models,
+    pub upstreams: Upstreams,
     pub ledger: Arc<crate::accounting::ledger::Ledger>,
     pub clock: Arc<dyn Clock>,
     pub draining: AtomicBool,
@@ -55,6 +59,8 @@ pub enum ReloadError {
     Config(#[from] Problems),
     #[error("{0}")]
     Model(String),
+    #[error("{0}")]
+    Upstream(String),
 }
 
 impl App {
@@ -113,8 +119,10 @@ impl App {
             self.models.retain(&current.config.models);
             return Err(ReloadError::Model(format!("model `{name}`: {why}")));
         }
+        let servers = self.upstreams.open(&config.upstreams).map_err(ReloadError::Upstream)?;
         let hash = config.hash.clone();
-        let next = Snapshot::build(config, &loaded, self.clock.now_ns() / 1_000_000_000);
+        let next = Snapshot::build(config, &loaded, &servers, self.clock.now_ns() / 1_000_000_000);
+        self.upstreams.retain(servers);
         self.models.retain(&next.config.models);
         self.models.show(&loaded);
         self.metrics.config(&hash);
@@ -141,41 +149,81 @@ impl App {
 }
 
 impl Snapshot {
-    pub fn build(config: Config, loaded: &Loaded, since: i64) -> Snapshot {
+    pub fn build(config: Config, loaded: &Loaded, servers: &Servers, since: i64) -> Snapshot {
         for model in config.unpriced() {
             tracing::warn!(%model, "this model has no price, so it is free");
         }
         let mut backends = Backends::default();
-        for (name, outcome) in loaded {
-            if let Ok(model) = outcome {
-                backends.0.insert(name.clone(), model.clone());
+        for (name, model) in &config.models {
+            let backend = match &model.source {
+                ModelSource::Folder(_) => loaded
+                    .get(name)
+                    .and_then(|outcome| outcome.as_ref().ok())
+                    .map(|model| Backend::Embedded(model.clone())),
+                ModelSource::Upstream { upstream, name, .. } => servers
+                    .get(upstream)
+                    .map(|server| Backend::Upstream(Arc::new(UpstreamModel::new(server.clone(), name.clone())))),
+            };
+            if let Some(backend) = backend {
+                backends.0.insert(name.clone(), backend);
             }
         }
-        let target = |name: &str| {
-            let model = config.models.get(name);
-            Target {
-                variant: name.to_owned(),
-                model: name.to_owned(),
-                price: config.prices.models.get(name).copied().unwrap_or_default(),
-                output_max: model.map_or(0, |model| u64::from(model.output_max)),
-                tokenize: backends.0.get(name).map(|model| model.clone() as Arc<dyn Tokenize>),
-            }
-        };
+        let targets: BTreeMap<&str, Arc<Target>> = config
+            .models
+            .iter()
+            .map(|(name, model)| (name.as_str(), Arc::new(target(&config, name, model, &backends))))
+            .collect();
+        let named = |name: &String| targets.get(name.as_str()).cloned();
         let mut routing = Routing::default();
         for route in &config.routes {
-            let targets = route.split.iter().map(|(name, _)| target(name)).collect();
-            routing.add(route.clone(), targets);
+            routing.add(Entry {
+                targets: route.split.iter().filter_map(|(name, _)| named(name)).collect(),
+                fallback: route.fallback.iter().filter_map(named).collect(),
+                shadow: route.shadow.as_ref().and_then(|rule| named(&rule.variant)),
+                config: route.clone(),
+            });
         }
         // A public model is a route to itself.
         for (name, _) in config.models.iter().filter(|(_, model)| model.public) {
-            let route = RouteConfig {
+            let config = RouteConfig {
                 name: name.clone(),
                 split: vec![(name.clone(), 1)],
                 sticky: vec![Unit::Key],
+                fallback: Vec::new(),
+                cache: None,
+                shadow: None,
                 timeouts: Timeouts::default(),
             };
-            routing.add(route, vec![target(name)]);
+            routing.add(Entry {
+                config,
+                targets: named(name).into_iter().collect(),
+                fallback: Vec::new(),
+                shadow: None,
+            });
         }
         Snapshot { routing, backends, since, config }
+    }
+}
+
+fn target(config: &Config, name: &str, model: &ModelConfig, backends: &Backends) -> Target {
+    let (provider, costs, reads, server) = match (&model.source, backends.0.get(name)) {
+        (ModelSource::Upstream { upstream, context, .. }, _) => {
+            let server = config.upstreams.get(upstream).map(|server| (server.host.clone(), server.port));
+            (upstream.as_str(), Costs::Tokens, Reads::Elsewhere { context: *context }, server)
+        }
+        (ModelSource::Folder(_), Some(Backend::Embedded(model))) => {
+            (EMBEDDED, Costs::DeviceTime, Reads::Here(model.clone()), None)
+        }
+        (ModelSource::Folder(_), _) => (EMBEDDED, Costs::DeviceTime, Reads::Never, None),
+    };
+    Target {
+        variant: name.to_owned(),
+        model: name.to_owned(),
+        provider: provider.to_owned(),
+        price: config.prices.models.get(name).copied().unwrap_or_default(),
+        costs,
+        output_max: u64::from(model.output_max),
+        reads,
+        server,
     }
 }

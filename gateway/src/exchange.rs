@@ -13,7 +13,7 @@ use uuid::Uuid;
 use crate::accounting::core::{NanoUsd, Usage};
 use crate::accounting::settlement::Receipt;
 use crate::answer::{EngineTimes, Finish};
-use crate::api::openai::chat::Sampling;
+use crate::api::openai::request::Sampling;
 use crate::ports::Clock;
 use crate::refusal::Refusal;
 
@@ -66,6 +66,24 @@ pub struct Marks {
     pub closed: Duration,
 }
 
+/// One go at answering, for spans and the waterfall. Times count from the request's beginning.
+#[derive(Clone, Debug)]
+pub struct Attempt {
+    pub number: u32,
+    pub role: &'static str,
+    pub model: String,
+    pub variant: String,
+    pub provider: String,
+    /// Host and port, if it is not this process.
+    pub server: Option<(String, u16)>,
+    pub began: Duration,
+    pub first_byte: Option<Duration>,
+    pub ended: Duration,
+    pub outcome: &'static str,
+    pub error_type: &'static str,
+    pub status: Option<u16>,
+}
+
 /// Everything that is known of one request.
 #[derive(Clone, Debug)]
 pub struct Record {
@@ -87,6 +105,8 @@ pub struct Record {
     pub route: String,
     pub model: String,
     pub variant: String,
+    pub provider: String,
+    pub attempts: Vec<Attempt>,
     pub stream: bool,
     pub cache: &'static str,
     pub config_hash: String,
@@ -95,7 +115,8 @@ pub struct Record {
     pub status: u16,
     pub outcome: &'static str,
     pub error_type: &'static str,
-    pub finish: Option<Finish>,
+    /// One a choice.
+    pub finishes: Vec<Finish>,
     /// Present exactly if the request was admitted; then it equals the ledger's row.
     pub receipt: Option<Receipt>,
     pub engine: Option<EngineTimes>,
@@ -132,6 +153,20 @@ impl Record {
         let decode = self.engine.and_then(|engine| engine.decode);
         let seen = || Some(self.marks.last_token?.saturating_sub(self.marks.first_token?));
         decode.or_else(seen)?.checked_div(gaps)
+    }
+
+    /// The `traceparent` that the latest attempt's upstream gets: its span is the one exported for that attempt.
+    pub fn attempt_traceparent(&self) -> String {
+        let number = self.attempts.len().saturating_sub(1) as u32;
+        format!("00-{}-{}-01", self.trace_id, self.attempt_span_id(number))
+    }
+
+    /// The span of an attempt. Children's ids follow from the request's, which is random.
+    pub fn attempt_span_id(&self, number: u32) -> SpanId {
+        let mut bytes = self.span_id.to_bytes();
+        bytes[0] ^= 0x40;
+        bytes[7] ^= number as u8;
+        SpanId::from_bytes(bytes)
     }
 
     pub fn ended_ns(&self) -> i64 {
@@ -180,6 +215,8 @@ impl Exchange {
             route: "none".into(),
             model: "none".into(),
             variant: "none".into(),
+            provider: "glassgate".into(),
+            attempts: Vec::new(),
             stream: false,
             cache: "none",
             config_hash: String::new(),
@@ -187,7 +224,7 @@ impl Exchange {
             status: 0,
             outcome: "",
             error_type: "",
-            finish: None,
+            finishes: Vec::new(),
             receipt: None,
             engine: None,
             max_tokens: None,
@@ -250,6 +287,11 @@ impl Exchange {
         let Some(mut record) = self.record.take() else { return };
         record.marks.closed = closed;
         record.receipt = self.receipt.get().copied();
+        if let (Some(attempt), Some(receipt)) = (record.attempts.last_mut(), &record.receipt)
+            && attempt.outcome.is_empty()
+        {
+            (attempt.outcome, attempt.ended) = (receipt.outcome.as_str(), closed);
+        }
         let panicked = std::thread::panicking();
         if record.status == 0 {
             record.status = if panicked { 500 } else { 499 };

@@ -7,23 +7,26 @@ use std::time::Duration;
 
 use crate::accounting::core::{NanoUsd, Usage};
 use crate::accounting::row::{Outcome, Role, Row, UsageSource};
-use crate::accounting::settlement::{Costs, Receipt, Running, Spent, Terms};
+use crate::accounting::settlement::{Receipt, Running, Spent, Terms};
 use crate::admission::Door;
 use crate::answer::{Answer, End, Ended};
-use crate::api::openai::chat::ChatRequest;
+use crate::api::openai::request::{Op, Request};
 use crate::app::{App, Snapshot};
 use crate::auth::Caller;
+use crate::dispatch::failover::{self, Asked};
+use crate::dispatch::waits::Waits;
 use crate::exchange::{Exchange, Record, TraceParent};
 use crate::ports::Inbound;
 use crate::refusal::Refusal;
-use crate::routing::{self, Measure, Route};
+use crate::routing::{self, Plan, Route};
 
 /// An answer under way, and what `relay` needs to write it.
 pub struct Reply {
     pub answer: Answer,
-    pub request: ChatRequest,
+    pub request: Request,
     pub route: Route,
     pub door: Door,
+    pub waits: Waits,
     pub cost_max: NanoUsd,
 }
 
@@ -34,6 +37,7 @@ pub struct Reply {
 pub async fn answer(
     app: &App,
     snapshot: &Snapshot,
+    op: Op,
     inbound: &mut impl Inbound,
     exchange: &mut Exchange,
 ) -> Result<Reply, Refusal> {
@@ -47,19 +51,21 @@ pub async fn answer(
     require_json(inbound)?;
     let body = inbound.read_body(snapshot.config.gateway.body_bytes_max).await?;
     exchange.mark(|record, now| (record.bytes_in, record.marks.body_read) = (body.len() as u64, Some(now)));
-    let request = ChatRequest::parse(&body)?;
+    let request = Request::parse(op, &body)?;
     note_request(exchange, &request);
 
     let route = snapshot.routing.choose(&caller, &request, &inbound.head().headers)?;
     note_route(exchange, snapshot, &route);
-    let measure = route.measure(&request).await?;
+    let plan = route.measure(&request).await?;
     exchange.mark(|record, now| record.marks.measured = Some(now));
 
-    let ticket = app.admission.admit(&door, terms(exchange, &caller, &route, &measure), exchange.receipt())?;
+    let ticket = app.admission.admit(&door, terms(exchange, &caller, &route, &plan), exchange.receipt())?;
     let cost_max = ticket.cost_max();
     exchange.mark(|record, now| record.marks.admitted = Some(now));
-    let answer = snapshot.backends.send(ticket.start(), &caller, &route, &request, measure)?;
-    Ok(Reply { answer, request, route, door, cost_max })
+    let mut waits = Waits::begin(route.timeouts());
+    let asked = Asked { caller: &caller, request: &request, plan };
+    let answer = failover::send(&snapshot.backends, ticket.start(), asked, &mut waits, inbound, exchange).await?;
+    Ok(Reply { answer, request, route, door, waits, cost_max })
 }
 
 /// Writes the terminal row, before usage leaves.
@@ -68,7 +74,7 @@ pub async fn answer(
 /// When the row is not durable; the client must not be told otherwise.
 pub fn settle(
     exchange: &mut Exchange,
-    running: Running,
+    running: Option<Running>,
     end: &End,
     why: Option<Outcome>,
     delivered: bool,
@@ -76,18 +82,22 @@ pub fn settle(
     let outcome = why.unwrap_or(match end.how {
         Ended::Finished(_) => Outcome::Answered,
         Ended::Cancelled => Outcome::Aborted,
-        Ended::Failed(_) => Outcome::Failed,
+        Ended::Failed(_) | Ended::Stale => Outcome::Failed,
     });
     // Who only ever gets an error does not pay for it; tokens that were delivered are owed.
     let owed = delivered || matches!(outcome, Outcome::Answered | Outcome::Aborted);
     let usage = if owed { end.usage } else { Usage::default() };
-    let compute = if owed { end.engine.compute } else { Duration::ZERO };
+    let compute = end.engine.filter(|_| owed).map_or(Duration::ZERO, |engine| engine.compute);
     exchange.note(|record| {
-        record.engine = Some(end.engine);
-        if let Ended::Finished(finish) = end.how {
-            record.finish = Some(finish);
+        record.engine = end.engine;
+        if let Ended::Finished(finishes) = &end.how {
+            record.finishes.clone_from(finishes);
         }
     });
+    let Some(running) = running else {
+        // A cache hit was settled before it was told.
+        return exchange.receipt().get().copied().ok_or(Refusal::Internal);
+    };
     let spent = Spent { usage, source: end.source, compute };
     running.settle(outcome, spent, delivered).map_err(|_| Refusal::LedgerFull)
 }
@@ -109,7 +119,8 @@ fn require_json(inbound: &impl Inbound) -> Result<(), Refusal> {
 }
 
 /// The ledger's row as far as it is known at admission; settlement fills in the rest.
-fn terms(exchange: &Exchange, caller: &Caller, route: &Route, measure: &Measure) -> Terms {
+fn terms(exchange: &Exchange, caller: &Caller, route: &Route, plan: &Plan) -> Terms {
+    let target = route.target();
     let record = exchange.record();
     let of = |fact: fn(&Record) -> String| record.map(fact).unwrap_or_default();
     let row = Row {
@@ -123,9 +134,9 @@ fn terms(exchange: &Exchange, caller: &Caller, route: &Route, measure: &Measure)
         tenant: caller.tenant().to_owned(),
         key_id: caller.key_id().to_owned(),
         route: route.name().to_owned(),
-        model: route.model().to_owned(),
-        variant: route.variant().to_owned(),
-        provider: "glassgate".to_owned(),
+        model: target.model.clone(),
+        variant: target.variant.clone(),
+        provider: target.provider.clone(),
         op: of(|record| record.op.to_owned()),
         stream: record.is_some_and(|record| record.stream),
         cache: of(|record| record.cache.to_owned()),
@@ -137,13 +148,12 @@ fn terms(exchange: &Exchange, caller: &Caller, route: &Route, measure: &Measure)
         price_version: of(|record| record.price_version.clone()),
         config_hash: of(|record| record.config_hash.clone()),
     };
-    let reservation = measure.reservation();
     Terms {
         row,
-        price: route.price(),
-        costs: Costs::DeviceTime,
-        reservation,
-        cost_max: route.price().cost(&reservation),
+        price: target.price,
+        costs: target.costs,
+        reservation: plan.first.measure.reservation(),
+        cost_max: plan.cost_max(),
         is_charged: true,
         hold: Box::new(()),
     }
@@ -168,9 +178,9 @@ pub fn note_caller(exchange: &mut Exchange, caller: &Caller, inbound: &impl Inbo
     });
 }
 
-fn note_request(exchange: &mut Exchange, request: &ChatRequest) {
+fn note_request(exchange: &mut Exchange, request: &Request) {
     exchange.note(|record| {
-        record.response_id = Some(format!("chatcmpl-{}", record.request_id));
+        record.response_id = Some(format!("{}{}", request.op.id_prefix(), record.request_id));
         record.stream = request.stream;
         record.max_tokens = request.max_tokens;
         record.sampling = request.sampling.clone();
@@ -182,8 +192,9 @@ fn note_route(exchange: &mut Exchange, snapshot: &Snapshot, route: &Route) {
     exchange.mark(|record, now| {
         record.marks.routed = Some(now);
         record.route = route.name().to_owned();
-        record.model = route.model().to_owned();
-        record.variant = route.variant().to_owned();
+        record.model.clone_from(&route.target().model);
+        record.variant.clone_from(&route.target().variant);
+        record.provider.clone_from(&route.target().provider);
         record.config_hash.clone_from(&snapshot.config.hash);
         record.price_version.clone_from(&snapshot.config.prices.version);
     });

@@ -38,6 +38,9 @@ pub trait Inbound: Send {
     /// # Errors
     /// `Refusal::BodyTooLarge` over the limit, `Refusal::BodyCut` when the client went away or sent too slowly.
     fn read_body(&mut self, limit: usize) -> impl Future<Output = Result<Bytes, Refusal>> + Send;
+
+    /// Resolves when the client hangs up; to be asked once the body is read.
+    fn gone(&mut self) -> impl Future<Output = ()> + Send;
 }
 
 /// Counts what a running backend has produced so far.
@@ -58,11 +61,40 @@ pub struct Turn {
     pub content: String,
 }
 
-/// Turns a conversation into the exact tokens that a model will read.
+/// What a model is asked to go on from.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Prompt {
+    /// A conversation, to be put into the model's chat template.
+    Turns(Vec<Turn>),
+    /// Text as it is.
+    Text(String),
+    Tokens(Vec<u32>),
+}
+
+impl Prompt {
+    /// What there is to tokenise.
+    pub fn bytes(&self) -> usize {
+        match self {
+            Prompt::Turns(turns) => turns.iter().map(|turn| turn.content.len()).sum(),
+            Prompt::Text(text) => text.len(),
+            Prompt::Tokens(_) => 0,
+        }
+    }
+
+    /// The request's field that it came in.
+    pub fn field(&self) -> &'static str {
+        match self {
+            Prompt::Turns(_) => "messages",
+            Prompt::Text(_) | Prompt::Tokens(_) => "prompt",
+        }
+    }
+}
+
+/// Turns a prompt into the exact tokens that a model will read.
 pub trait Tokenize: Send + Sync {
     /// # Errors
-    /// What about the conversation the model's template does not allow, in words for the client.
-    fn tokenize(&self, turns: &[Turn]) -> Result<Vec<u32>, String>;
+    /// What about the prompt the model does not allow, in words for the client.
+    fn tokenize(&self, prompt: &Prompt) -> Result<Vec<u32>, String>;
 
     /// Tokens that prompt and answer may have together.
     fn context(&self) -> u64;

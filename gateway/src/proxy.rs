@@ -13,6 +13,7 @@ use pingora_proxy::{FailToProxy, ProxyHttp, Session};
 use serde_json::json;
 
 use crate::api::openai::models;
+use crate::api::openai::request::Op;
 use crate::app::App;
 use crate::exchange::Exchange;
 use crate::invoke;
@@ -34,7 +35,7 @@ pub struct Gateway {
 /// Everything that is served on the data listener.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Endpoint<'p> {
-    Chat,
+    Answer(Op),
     Models,
     Model(&'p str),
     Health,
@@ -44,7 +45,8 @@ enum Endpoint<'p> {
 /// The table of paths.
 fn endpoint(path: &str) -> Option<(Endpoint<'_>, &'static str)> {
     Some(match path {
-        "/v1/chat/completions" => (Endpoint::Chat, "POST"),
+        "/v1/chat/completions" => (Endpoint::Answer(Op::Chat), "POST"),
+        "/v1/completions" => (Endpoint::Answer(Op::TextCompletion), "POST"),
         "/v1/models" => (Endpoint::Models, "GET"),
         "/health" => (Endpoint::Health, "GET"),
         "/" => (Endpoint::Root, "GET"),
@@ -120,11 +122,11 @@ impl Gateway {
             return Err(Refusal::WrongMethod { method: method.as_str().chars().take(16).collect(), allowed }.into());
         }
         match endpoint {
-            Endpoint::Chat => {
-                exchange.note(|record| record.op = "chat");
+            Endpoint::Answer(op) => {
+                exchange.note(|record| record.op = op.as_str());
                 let reply = {
                     let mut inbound = PingoraInbound { head: parts(session), session };
-                    invoke::answer(&self.app, &snapshot, &mut inbound, exchange).await?
+                    invoke::answer(&self.app, &snapshot, op, &mut inbound, exchange).await?
                 };
                 relay::send(&self.app, session, exchange, reply).await
             }
@@ -154,7 +156,7 @@ impl Gateway {
                 let body = json!({
                     "name": "Glassgate",
                     "version": env!("CARGO_PKG_VERSION"),
-                    "endpoints": ["POST /v1/chat/completions", "GET /v1/models", "GET /health"],
+                    "endpoints": ["POST /v1/chat/completions", "POST /v1/completions", "GET /v1/models", "GET /health"],
                 });
                 answer(session, exchange, 200, body.to_string().into_bytes()).await
             }
@@ -267,6 +269,11 @@ impl Inbound for PingoraInbound<'_> {
         };
         tokio::time::timeout(BODY_DEADLINE, read).await.unwrap_or(Err(Refusal::BodyTooSlow))
     }
+
+    async fn gone(&mut self) {
+        // Resolves only when the client hangs up or resets: the body is read, and pipelining is on.
+        let _ = self.session.as_downstream_mut().read_body_or_idle(true).await;
+    }
 }
 
 #[cfg(test)]
@@ -275,7 +282,7 @@ mod tests {
 
     #[test]
     fn paths_are_matched_whole() {
-        assert_eq!(endpoint("/v1/chat/completions").map(|(e, _)| e), Some(Endpoint::Chat));
+        assert_eq!(endpoint("/v1/chat/completions").map(|(e, _)| e), Some(Endpoint::Answer(Op::Chat)));
         assert_eq!(endpoint("/v1/models/assistant").map(|(e, _)| e), Some(Endpoint::Model("assistant")));
         for unknown in
             ["/v1/chat/completions/", "/v1//chat/completions", "/v1/models/", "/V1/models", "/metrics", "/admin/config"]

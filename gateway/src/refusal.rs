@@ -69,6 +69,22 @@ pub enum Refusal {
         limit: Duration,
     },
     EngineFailed,
+    // What an upstream did
+    UpstreamUnreachable,
+    UpstreamTls,
+    /// It answered with an error, or with what is no answer.
+    UpstreamFailed,
+    /// It would not take our own key.
+    UpstreamAuth,
+    UpstreamLimited {
+        retry_after: Option<Duration>,
+    },
+    /// It found fault with the request itself, in its own words.
+    UpstreamRejected {
+        status: u16,
+        message: String,
+        param: Option<String>,
+    },
     Internal,
     /// Nobody is left to hear it; only the record does.
     ClientGone,
@@ -111,6 +127,12 @@ impl Refusal {
             Refusal::ModelUnavailable { .. } => (503, "server_error",          "model_unavailable", Some(false)),
             Refusal::TimedOut { .. }         => (504, "server_error",          "timeout", None),
             Refusal::EngineFailed            => (500, "server_error",          "engine_failed", None),
+            Refusal::UpstreamUnreachable     => (502, "server_error",          "upstream_unreachable", None),
+            Refusal::UpstreamTls             => (502, "server_error",          "upstream_tls", Some(false)),
+            Refusal::UpstreamFailed          => (502, "server_error",          "upstream_failed", None),
+            Refusal::UpstreamAuth            => (502, "server_error",          "upstream_auth", Some(false)),
+            Refusal::UpstreamLimited { .. }  => (429, "rate_limit_error",      "upstream_rate_limited", Some(true)),
+            Refusal::UpstreamRejected { status, .. } => (*status, "invalid_request_error", "upstream_rejected", Some(false)),
             Refusal::Internal                => (500, "server_error",          "internal_error", None),
             Refusal::ClientGone              => (499, "client_closed",         "client_closed_request", None),
         };
@@ -145,9 +167,35 @@ impl Refusal {
             Refusal::ModelUnavailable { model: "assistant".into() },
             Refusal::TimedOut { what: "first token", limit: Duration::from_secs(5) },
             Refusal::EngineFailed,
+            Refusal::UpstreamUnreachable,
+            Refusal::UpstreamTls,
+            Refusal::UpstreamFailed,
+            Refusal::UpstreamAuth,
+            Refusal::UpstreamLimited { retry_after: Some(Duration::from_secs(7)) },
+            Refusal::UpstreamRejected {
+                status: 400,
+                message: "Unknown role: king.".into(),
+                param: Some("messages[0]".into()),
+            },
             Refusal::Internal,
             Refusal::ClientGone,
         ]
+    }
+
+    /// Whether another target might answer what this one did not. A request that is wrong is wrong everywhere.
+    pub fn may_fail_over(&self) -> bool {
+        matches!(
+            self,
+            Refusal::UpstreamUnreachable
+                | Refusal::UpstreamTls
+                | Refusal::UpstreamFailed
+                | Refusal::UpstreamAuth
+                | Refusal::UpstreamLimited { .. }
+                | Refusal::EngineBusy { .. }
+                | Refusal::EngineFailed
+                | Refusal::ModelUnavailable { .. }
+                | Refusal::TimedOut { .. }
+        )
     }
 
     /// Which request field is to blame.
@@ -156,6 +204,7 @@ impl Refusal {
             Refusal::BadParam { param, .. } | Refusal::Unsupported { param, .. } => Some(param),
             Refusal::UnknownModel { .. } | Refusal::ModelUnavailable { .. } => Some("model"),
             Refusal::ContextExceeded { .. } => Some("messages"),
+            Refusal::UpstreamRejected { param, .. } => param.as_deref(),
             _ => None,
         }
     }
@@ -164,6 +213,7 @@ impl Refusal {
     pub fn retry_after(&self) -> Option<Duration> {
         match self {
             Refusal::RequestsLimited { retry_after, .. } | Refusal::EngineBusy { retry_after } => Some(*retry_after),
+            Refusal::UpstreamLimited { retry_after } => *retry_after,
             Refusal::LedgerFull | Refusal::Draining => Some(Duration::from_secs(1)),
             _ => None,
         }
@@ -173,7 +223,7 @@ impl Refusal {
     pub fn message(&self) -> String {
         match self {
             Refusal::UnknownPath { path } => format!(
-                "There is nothing at {path}. This gateway serves POST /v1/chat/completions and GET /v1/models."
+                "There is nothing at {path}. This gateway serves POST /v1/chat/completions, POST /v1/completions and GET /v1/models."
             ),
             Refusal::WrongMethod { method, allowed } => {
                 format!("{method} is not allowed here; use {allowed}.")
@@ -238,12 +288,28 @@ impl Refusal {
                 format!("No version of `{model}` is able to answer at the moment.")
             }
             Refusal::TimedOut { what, limit } => format!(
-                "The model did not produce the {what} within {:.3} s.",
+                "There was no {what} from the model within {:.3} s.",
                 limit.as_secs_f64()
             ),
             Refusal::EngineFailed => {
                 "The model failed while answering. The request can be sent again.".into()
             }
+            Refusal::UpstreamUnreachable => "The model's server could not be reached.".into(),
+            Refusal::UpstreamTls => {
+                "The model's server could not prove who it is (TLS). An operator has to look at it.".into()
+            }
+            Refusal::UpstreamFailed => "The model's server failed while answering. The request can be sent again.".into(),
+            Refusal::UpstreamAuth => {
+                "The model's server does not take this gateway's own credentials. An operator has to look at it.".into()
+            }
+            Refusal::UpstreamLimited { retry_after: Some(wait) } => format!(
+                "The model's server takes no more requests at the moment. Try again in {:.3} s.",
+                wait.as_secs_f64()
+            ),
+            Refusal::UpstreamLimited { retry_after: None } => {
+                "The model's server takes no more requests at the moment.".into()
+            }
+            Refusal::UpstreamRejected { message, .. } => format!("The model's server does not take this request: {message}"),
             Refusal::Internal => "Something went wrong inside the gateway.".into(),
             Refusal::ClientGone => "The client closed the connection.".into(),
         }

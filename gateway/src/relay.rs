@@ -9,15 +9,17 @@ use pingora_proxy::Session;
 
 use crate::accounting::core::NanoUsd;
 use crate::accounting::row::Outcome;
-use crate::accounting::settlement::{Receipt, Running};
+use crate::accounting::settlement::{Receipt, Running, Spent};
 use crate::admission::Door;
-use crate::answer::{Answer, Chunk, Chunks, End, Ended, EngineTimes, next};
+use crate::answer::{Answer, Chunk, Chunks, End, Ended, Part, next, next_ready};
 use crate::api::glassgate::Glassgate;
-use crate::api::openai::chat::{self, Head, Piece};
+use crate::api::openai::answer::{self as wire, Event, Head};
+use crate::api::openai::gather::Gather;
+use crate::api::openai::request::{Op, Request};
 use crate::api::sse;
 use crate::app::App;
-use crate::config::Timeouts;
-use crate::exchange::Exchange;
+use crate::dispatch::waits::Waits;
+use crate::exchange::{Exchange, Record};
 use crate::invoke::{self, Reply};
 use crate::observe::metrics::Served;
 use crate::refusal::Refusal;
@@ -25,8 +27,11 @@ use crate::routing::Route;
 
 /// A client that takes none of our bytes for this long is gone.
 pub const WRITE_STALL: Duration = Duration::from_secs(30);
-/// How long a cancelled backend may take to say what it had produced. The engine needs one step.
-const WIND_DOWN: Duration = Duration::from_secs(5);
+/// How long a cancelled backend may take to say what it had used. The engine needs one step; an upstream, which goes on
+/// and would be paid, is listened to until it says, or counted.
+const WIND_DOWN: Duration = Duration::from_secs(10);
+/// Chunks that are there at once leave in writes of about this size.
+const WRITE_BYTES_MAX: usize = 8 << 10;
 
 /// Why a relay ended early.
 pub enum Stop {
@@ -61,45 +66,20 @@ pub async fn send(app: &App, session: &mut Session, exchange: &mut Exchange, rep
 enum Next {
     Chunk(Chunk),
     Gone,
-    TimedOut(&'static str, Duration),
+    TimedOut(Refusal),
 }
 
-/// The waits of one answer.
-struct Waits {
-    limits: Timeouts,
-    began: Instant,
-    begun: bool,
-}
-
-impl Waits {
-    fn begin(limits: Timeouts) -> Self {
-        Waits { limits, began: Instant::now(), begun: false }
-    }
-
-    /// When waiting ends, and for want of what.
-    fn deadline(&self) -> (Instant, &'static str, Duration) {
-        let total = (self.began + self.limits.total, "whole answer", self.limits.total);
-        // Idle time counts from here, where we wait for the model: a client that reads slowly is not its fault.
-        let chunk = if self.begun {
-            (Instant::now() + self.limits.idle, "next token", self.limits.idle)
-        } else {
-            (self.began + self.limits.first_token, "first token", self.limits.first_token)
-        };
-        if chunk.0 < total.0 { chunk } else { total }
-    }
-
-    async fn next(&mut self, session: &mut Session, chunks: &mut dyn Chunks) -> Next {
-        let (deadline, what, limit) = self.deadline();
-        tokio::select! {
-            // Chunks come last: an engine that is always ahead must not hide a hang-up or a passed deadline.
-            biased;
-            // Resolves only when the client hangs up or resets: the body is read, and pipelining is on.
-            _ = session.as_downstream_mut().read_body_or_idle(true) => Next::Gone,
-            () = tokio::time::sleep_until(deadline.into()) => Next::TimedOut(what, limit),
-            chunk = next(chunks) => {
-                self.begun = true;
-                Next::Chunk(chunk)
-            }
+async fn wait(waits: &mut Waits, session: &mut Session, chunks: &mut dyn Chunks) -> Next {
+    let deadline = waits.deadline();
+    tokio::select! {
+        // Chunks come last: an engine that is always ahead must not hide a hang-up or a passed deadline.
+        biased;
+        // Resolves only when the client hangs up or resets: the body is read, and pipelining is on.
+        _ = session.as_downstream_mut().read_body_or_idle(true) => Next::Gone,
+        () = tokio::time::sleep_until(deadline.at.into()) => Next::TimedOut(deadline.refusal()),
+        chunk = next(chunks) => {
+            waits.has_begun = true;
+            Next::Chunk(chunk)
         }
     }
 }
@@ -107,7 +87,7 @@ impl Waits {
 /// Stops a backend and settles what it had produced.
 async fn wind_down(
     exchange: &mut Exchange,
-    running: Running,
+    running: Option<Running>,
     mut chunks: Box<dyn Chunks>,
     outcome: Outcome,
     delivered: bool,
@@ -129,47 +109,48 @@ async fn wind_down(
         }
         // A backend that does not even stop is settled by the count we have.
         Err(_) => {
-            let spent = running.spent_so_far();
-            let end =
-                End { how: Ended::Cancelled, usage: spent.usage, source: spent.source, engine: EngineTimes::default() };
+            let spent = running.as_ref().map_or(Spent::NOTHING, Running::spent_so_far);
+            let end = End { how: Ended::Cancelled, usage: spent.usage, source: spent.source, engine: None };
             let _ = invoke::settle(exchange, running, &end, Some(outcome), delivered);
         }
     }
 }
 
 async fn whole(session: &mut Session, exchange: &mut Exchange, reply: Reply) -> Result<(), Stop> {
-    let Reply { answer: Answer { running, mut chunks }, request, route, door, .. } = reply;
-    let mut waits = Waits::begin(route.timeouts());
-    let mut text = String::new();
+    let Reply { answer: Answer { running, mut chunks }, request, route, door, mut waits, .. } = reply;
+    let mut gather = Gather::default();
     let end = loop {
-        match waits.next(session, &mut *chunks).await {
-            Next::Chunk(Chunk::Text(piece)) => {
+        match wait(&mut waits, session, &mut *chunks).await {
+            Next::Chunk(Chunk::Part(part)) => {
                 note_chunk(exchange);
-                text.push_str(&piece);
+                gather.add(&part);
             }
             Next::Chunk(Chunk::End(end)) => break end,
             Next::Gone => {
                 wind_down(exchange, running, chunks, Outcome::Aborted, false).await;
                 return Err(Stop::Refused(Refusal::ClientGone));
             }
-            Next::TimedOut(what, limit) => {
+            Next::TimedOut(refusal) => {
                 wind_down(exchange, running, chunks, Outcome::TimedOut, false).await;
-                return Err(Stop::Refused(Refusal::TimedOut { what, limit }));
+                return Err(Stop::Refused(refusal));
             }
         }
     };
+    // Its connection is free from here on, whatever the client does.
+    drop(chunks);
     if matches!(end.how, Ended::Finished(_)) {
         note_chunk(exchange);
     }
     let receipt = invoke::settle(exchange, running, &end, None, false)?;
-    let finish = match end.how {
-        Ended::Finished(finish) => finish,
+    let finishes = match end.how {
+        Ended::Finished(finishes) => finishes,
         Ended::Failed(refusal) => return Err(Stop::Refused(refusal)),
-        Ended::Cancelled => return Err(Stop::Refused(Refusal::EngineFailed)),
+        Ended::Cancelled | Ended::Stale => return Err(Stop::Refused(Refusal::EngineFailed)),
     };
     let Some(record) = exchange.record() else { return Err(Stop::Refused(Refusal::Internal)) };
-    let head = head(record, &request.model);
-    let body = chat::whole(&head, &text, finish, &receipt.usage, Glassgate::new(record, &receipt));
+    let parts = gather.finish(finishes.len());
+    let glassgate = Glassgate::new(record, &receipt);
+    let body = wire::whole(&head(record, &request), &parts, &finishes, &receipt.usage, glassgate);
     let mut response = ResponseHeader::build(200, Some(20))?;
     response.insert_header("content-type", "application/json")?;
     response.insert_header("content-length", body.len())?;
@@ -183,59 +164,81 @@ async fn whole(session: &mut Session, exchange: &mut Exchange, reply: Reply) -> 
 }
 
 async fn stream(app: &App, session: &mut Session, exchange: &mut Exchange, reply: Reply) -> Result<(), Stop> {
-    let Reply { answer: Answer { running, mut chunks }, request, route, door, cost_max } = reply;
-    let gaps = app.metrics.inter_token(Served { route: route.name(), model: route.model(), variant: route.variant() });
-    let mut waits = Waits::begin(route.timeouts());
+    let Reply { answer: Answer { running, mut chunks }, request, route, door, mut waits, cost_max } = reply;
+    let gaps = {
+        let Some(record) = exchange.record() else { return Err(Stop::Refused(Refusal::Internal)) };
+        app.metrics.inter_token(Served { route: &record.route, model: &record.model, variant: &record.variant })
+    };
     let mut sent = false;
     let mut last_text: Option<Instant> = None;
+    // Choices whose role was told.
+    let mut begun: Vec<u32> = Vec::new();
     let mut out = Vec::with_capacity(512);
     let end = loop {
-        let chunk = match waits.next(session, &mut *chunks).await {
-            // The first chunk is looked at before the head is sent: a failure until then is an ordinary error answer.
-            Next::Chunk(Chunk::End(end)) if !matches!(end.how, Ended::Finished(_)) => {
-                let settled = invoke::settle(exchange, running, &end, None, sent);
-                let refusal = match (settled, end.how) {
-                    (Err(refusal), _) | (_, Ended::Failed(refusal)) => refusal,
-                    _ => Refusal::EngineFailed,
-                };
-                return Err(broken_off(session, exchange, sent, refusal).await);
-            }
+        let mut chunk = match wait(&mut waits, session, &mut *chunks).await {
             Next::Chunk(chunk) => chunk,
             Next::Gone => {
                 wind_down(exchange, running, chunks, Outcome::Aborted, sent).await;
                 return Err(Stop::Refused(Refusal::ClientGone));
             }
-            Next::TimedOut(what, limit) => {
+            Next::TimedOut(refusal) => {
                 wind_down(exchange, running, chunks, Outcome::TimedOut, sent).await;
-                return Err(broken_off(session, exchange, sent, Refusal::TimedOut { what, limit }).await);
+                return Err(broken_off(session, exchange, sent, refusal).await);
             }
         };
-        note_chunk(exchange);
-        let Some(record) = exchange.record() else { return Err(Stop::Refused(Refusal::Internal)) };
-        let head = head(record, &request.model);
-        out.clear();
-        if !sent {
-            sse::event(&chat::part(&head, Piece::Role, request.include_usage), &mut out);
-        }
-        match chunk {
-            Chunk::Text(text) => {
-                if let Some(last) = last_text.replace(Instant::now()) {
-                    gaps.observe(last.elapsed().as_secs_f64());
-                }
-                sse::event(&chat::part(&head, Piece::Text(&text), request.include_usage), &mut out);
-                if !sent {
-                    sent = true;
-                    if let Err(error) = begin_stream(session, exchange, &route, &door, cost_max).await {
-                        return Err(client_lost(exchange, running, chunks, error).await);
+        // What is there already leaves in one write.
+        let ended = loop {
+            match chunk {
+                Chunk::End(end) => break Some(end),
+                Chunk::Part(part) => {
+                    note_chunk(exchange);
+                    if let Some(last) = last_text.replace(Instant::now()) {
+                        gaps.observe(last.elapsed().as_secs_f64());
                     }
-                }
-                if let Err(error) = write(session, exchange, &out).await {
-                    return Err(client_lost(exchange, running, chunks, error).await);
+                    let Some(record) = exchange.record() else { return Err(Stop::Refused(Refusal::Internal)) };
+                    write_part(&head(record, &request), &part, &request, &mut begun, &mut out);
                 }
             }
-            Chunk::End(end) => break end,
+            if out.len() >= WRITE_BYTES_MAX {
+                break None;
+            }
+            match next_ready(&mut *chunks).await {
+                Some(more) => chunk = more,
+                None => break None,
+            }
+        };
+        let is_finished = matches!(ended, Some(End { how: Ended::Finished(_), .. }));
+        if ended.is_some() && !is_finished && !sent {
+            // A failure before anything was sent is an ordinary error answer.
+            out.clear();
+        }
+        // What a finished answer still has to say leaves with its end.
+        if !out.is_empty() && !is_finished {
+            let began = if sent { Ok(()) } else { begin_stream(session, exchange, &route, &door, cost_max).await };
+            sent = true;
+            let written = match began {
+                Ok(()) => write(session, exchange, &out).await,
+                Err(error) => Err(error),
+            };
+            if let Err(error) = written {
+                return Err(client_lost(exchange, running, chunks, ended, error).await);
+            }
+            out.clear();
+        }
+        if let Some(end) = ended {
+            break end;
         }
     };
+    drop(chunks);
+    if !matches!(end.how, Ended::Finished(_)) {
+        let settled = invoke::settle(exchange, running, &end, None, sent);
+        let refusal = match (settled, end.how) {
+            (Err(refusal), _) | (_, Ended::Failed(refusal)) => refusal,
+            _ => Refusal::EngineFailed,
+        };
+        return Err(broken_off(session, exchange, sent, refusal).await);
+    }
+    note_chunk(exchange);
 
     let receipt = match invoke::settle(exchange, running, &end, None, sent) {
         Ok(receipt) => receipt,
@@ -244,28 +247,63 @@ async fn stream(app: &App, session: &mut Session, exchange: &mut Exchange, reply
     if !sent {
         begin_stream(session, exchange, &route, &door, cost_max).await?;
     }
-    finish_stream(exchange, &request, &end, &receipt, &mut out);
+    finish_stream(exchange, &request, &end, &receipt, &mut begun, &mut out);
     write(session, exchange, &out).await?;
     session.write_response_body(None, true).await?;
     Ok(())
 }
 
+fn write_part(head: &Head<'_>, part: &Part, request: &Request, begun: &mut Vec<u32>, out: &mut Vec<u8>) {
+    begin_choice(head, part.index, request, begun, out);
+    sse::event(&wire::chunk(head, Event::Part(part), request.include_usage), out);
+}
+
+/// A chat's choice begins with its role.
+fn begin_choice(head: &Head<'_>, index: u32, request: &Request, begun: &mut Vec<u32>, out: &mut Vec<u8>) {
+    if request.op == Op::Chat && !begun.contains(&index) {
+        begun.push(index);
+        sse::event(&wire::chunk(head, Event::Role(index), request.include_usage), out);
+    }
+}
+
 /// The last events of a complete stream, onto whatever is still unsent in `out`.
-fn finish_stream(exchange: &Exchange, request: &chat::ChatRequest, end: &End, receipt: &Receipt, out: &mut Vec<u8>) {
-    let (Some(record), Ended::Finished(finish)) = (exchange.record(), &end.how) else { return };
-    let head = head(record, &request.model);
+fn finish_stream(
+    exchange: &Exchange,
+    request: &Request,
+    end: &End,
+    receipt: &Receipt,
+    begun: &mut Vec<u32>,
+    out: &mut Vec<u8>,
+) {
+    let (Some(record), Ended::Finished(finishes)) = (exchange.record(), &end.how) else { return };
+    let head = head(record, request);
     let glassgate = || Glassgate::new(record, receipt);
-    let on_finish = (!request.include_usage).then(glassgate);
-    sse::event(&chat::part(&head, Piece::Finish(*finish, on_finish), request.include_usage), out);
+    for (index, finish) in finishes.iter().enumerate() {
+        let is_last = index + 1 == finishes.len();
+        let on_finish = (is_last && !request.include_usage).then(glassgate);
+        begin_choice(&head, index as u32, request, begun, out);
+        sse::event(&wire::chunk(&head, Event::Finish(index as u32, *finish, on_finish), request.include_usage), out);
+    }
     if request.include_usage {
-        sse::event(&chat::part(&head, Piece::Usage(&receipt.usage, glassgate()), true), out);
+        sse::event(&wire::chunk(&head, Event::Usage(&receipt.usage, glassgate()), true), out);
     }
     out.extend_from_slice(sse::DONE);
 }
 
 /// The write failed: the client is gone, and what was produced is owed.
-async fn client_lost(exchange: &mut Exchange, running: Running, chunks: Box<dyn Chunks>, error: Box<Error>) -> Stop {
-    wind_down(exchange, running, chunks, Outcome::Aborted, true).await;
+async fn client_lost(
+    exchange: &mut Exchange,
+    running: Option<Running>,
+    chunks: Box<dyn Chunks>,
+    ended: Option<End>,
+    error: Box<Error>,
+) -> Stop {
+    match ended {
+        Some(end) => {
+            let _ = invoke::settle(exchange, running, &end, None, true);
+        }
+        None => wind_down(exchange, running, chunks, Outcome::Aborted, true).await,
+    }
     exchange.note(|record| record.error_type = Refusal::ClientGone.describe().code);
     Stop::Broken(error)
 }
@@ -320,11 +358,12 @@ fn note_chunk(exchange: &mut Exchange) {
     });
 }
 
-fn head<'a>(record: &'a crate::exchange::Record, model: &'a str) -> Head<'a> {
+fn head<'a>(record: &'a Record, request: &'a Request) -> Head<'a> {
     Head {
+        op: request.op,
         response_id: record.response_id.as_deref().unwrap_or_default(),
         created: record.started_ns / 1_000_000_000,
-        model,
+        model: &request.model,
     }
 }
 
@@ -335,9 +374,9 @@ fn answer_headers(response: &mut ResponseHeader, exchange: &Exchange, route: &Ro
         response.insert_header(name, value)?;
     }
     response.insert_header("x-glassgate-route", route.name())?;
-    response.insert_header("x-glassgate-model", route.model())?;
-    response.insert_header("x-glassgate-variant", route.variant())?;
     if let Some(record) = exchange.record() {
+        response.insert_header("x-glassgate-model", &record.model)?;
+        response.insert_header("x-glassgate-variant", &record.variant)?;
         response.insert_header("x-glassgate-cache", record.cache)?;
         response.insert_header("x-glassgate-config-hash", &record.config_hash)?;
     }

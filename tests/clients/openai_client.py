@@ -37,7 +37,7 @@ except openai.NotFoundError as error:
     check("an unknown model is a NotFoundError that says what there is", error.code == "model_not_found" and "assistant" in error.message)
 
 try:
-    client.chat.completions.create(model="assistant", messages=question, temperature=1.9, n=3)
+    client.chat.completions.create(model="assistant", messages=question, temperature=1.9, n=99)
 except openai.BadRequestError as error:
     check("an unsupported parameter is named", error.param == "n")
 

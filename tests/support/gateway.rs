@@ -10,6 +10,7 @@ use serde_json::{Value, json};
 use tempfile::TempDir;
 
 use super::http::{self, Open, Response};
+use super::upstream::Upstream;
 use super::{eventually, root};
 
 pub struct TestGateway {
@@ -47,6 +48,28 @@ impl Setup {
         replace(&self.path(name), from, to);
     }
 
+    /// The shipped configuration and a route `remote` to a mock: `remote-model`, priced like glimmer-2, and whatever the
+    /// route is to have beyond that.
+    pub fn upstream(upstream: &Upstream, route: &str) -> Setup {
+        let setup = Setup::shipped();
+        setup.add_upstream("mock", &upstream.url(), "remote-model");
+        let text = format!("\n[routes.remote]\nsplit = {{ remote-model = 1 }}\n{route}\n");
+        append(&setup.path("routes.toml"), &text);
+        setup
+    }
+
+    /// An upstream with one model.
+    pub fn add_upstream(&self, name: &str, url: &str, model: &str) {
+        let text = format!(
+            "\n[upstreams.{name}]\nurl = \"{url}\"\nconnect_timeout = \"500ms\"\n[models.{model}]\nupstream = \"{name}\"\nname = \"their-model\"\n"
+        );
+        append(&self.path("routes.toml"), &text);
+        append(
+            &self.path("prices.toml"),
+            &format!("\n[models.{model}]\ninput = 0.03\ncache_read = 0.01\noutput = 0.12\n"),
+        );
+    }
+
     pub fn start(self) -> TestGateway {
         TestGateway::serve(self.0)
     }
@@ -55,6 +78,11 @@ impl Setup {
     pub fn run(&self, args: &[&str]) -> Output {
         run(self.0.path(), args)
     }
+}
+
+pub fn append(path: &Path, more: &str) {
+    let text = std::fs::read_to_string(path).unwrap();
+    std::fs::write(path, text + more).unwrap();
 }
 
 pub fn replace(path: &Path, from: &str, to: &str) {
@@ -224,6 +252,13 @@ pub fn chat_with(question: &str, more: Value) -> Value {
     for (name, value) in more.as_object().unwrap() {
         request[name] = value.clone();
     }
+    request
+}
+
+/// A request to the route `remote`.
+pub fn remote(more: Value) -> Value {
+    let mut request = chat_with("Hello?", more);
+    request["model"] = "remote".into();
     request
 }
 

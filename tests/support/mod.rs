@@ -3,6 +3,7 @@
 pub mod evidence;
 pub mod gateway;
 pub mod http;
+pub mod upstream;
 
 use std::time::{Duration, Instant};
 

@@ -104,7 +104,7 @@ impl Admin {
     }
 }
 
-/// What serves, for people. The files hold no secrets so far; when they do, they print as `***`.
+/// What serves, for people. Secrets print as `***`.
 fn config(config: &Config, rejected: Option<&str>) -> Value {
     json!({
         "config_hash": config.hash,
@@ -114,10 +114,17 @@ fn config(config: &Config, rejected: Option<&str>) -> Value {
         "listen": {"data": config.gateway.data, "admin": config.gateway.admin},
         "data_dir": config.gateway.data_dir,
         "limits": {"requests_per_minute": config.gateway.requests_per_minute},
-        "models": config.models.iter().map(|(name, model)| (name.clone(), json!({"source": model.source, "public": model.public, "output_max": model.output_max}))).collect::<serde_json::Map<_, _>>(),
+        "models": config.models.iter().map(|(name, model)| (name.clone(), json!({"source": model.source.to_string(), "public": model.public, "output_max": model.output_max}))).collect::<serde_json::Map<_, _>>(),
+        "upstreams": config.upstreams.values().map(|upstream| (upstream.name.clone(), json!({
+            "host": upstream.host, "port": upstream.port, "tls": upstream.tls, "http2": upstream.http2,
+            "api_key": upstream.api_key.as_ref().map(|_| "***"),
+        }))).collect::<serde_json::Map<_, _>>(),
         "routes": config.routes.iter().map(|route| json!({
             "name": route.name,
             "split": route.split.iter().map(|(name, weight)| (name.clone(), json!(weight))).collect::<serde_json::Map<_, _>>(),
+            "fallback": route.fallback,
+            "shadow": route.shadow.as_ref().map(|rule| json!({"variant": rule.variant, "sample": rule.sample})),
+            "cache": route.cache.map(|rule| json!({"ttl_seconds": rule.ttl.as_secs_f64(), "sampled": rule.sampled})),
         })).collect::<Vec<_>>(),
     })
 }

@@ -6,6 +6,7 @@ use clap::Subcommand;
 
 use super::{Outcome, Place, keys, text};
 use crate::app::Snapshot;
+use crate::dispatch::upstream::Upstreams;
 use crate::models::Models;
 use crate::observe::metrics::Metrics;
 
@@ -43,7 +44,8 @@ pub fn run(place: &Place, command: RoutesCommand) -> Outcome {
         }
         None => String::new(),
     };
-    let snapshot = Snapshot::build(config, &loaded, 0);
+    let servers = Upstreams::default().open(&config.upstreams)?;
+    let snapshot = Snapshot::build(config, &loaded, &servers, 0);
     let explained =
         snapshot.routing.explain(&route, &key_id, session.as_deref()).map_err(|refusal| refusal.message())?;
     if json {

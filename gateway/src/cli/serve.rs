@@ -15,6 +15,7 @@ use crate::auth::Auth;
 use crate::auth::api_key::{Pepper, generate};
 use crate::config::{AccessLogTo, Config, Overrides, TraceSink};
 use crate::data_dir::{DataDir, Run, write_secret};
+use crate::dispatch::upstream::Upstreams;
 use crate::models::Models;
 use crate::observe::Observe;
 use crate::observe::access_log::AccessLog;
@@ -83,7 +84,7 @@ pub fn build(
 
     let models = Models::start(&config.gateway.engine, metrics.clone())?;
     let loaded = models.load(&config.models);
-    if loaded.values().all(Result::is_err) {
+    if loaded.values().all(Result::is_err) && config.upstreams.is_empty() {
         let why: Vec<String> = loaded
             .iter()
             .filter_map(|(name, outcome)| Some(format!("model `{name}`: {}", outcome.as_ref().err()?)))
@@ -104,16 +105,20 @@ pub fn build(
             TraceSink::File => sinks.push(FileSink::open(&data_dir.traces(), metrics.clone()).map_err(text)?),
         }
     }
+    let upstreams = Upstreams::default();
+    let servers = upstreams.open(&config.upstreams)?;
     models.show(&loaded);
     metrics.config(&config.hash);
     let since = clock.now_ns() / 1_000_000_000;
+    upstreams.retain(servers.clone());
     Ok(Arc::new(App {
-        snapshot: ArcSwap::from_pointee(Snapshot::build(config, &loaded, since)),
+        snapshot: ArcSwap::from_pointee(Snapshot::build(config, &loaded, &servers, since)),
         auth,
         admission: Admission::new(ledger.clone(), clock.clone(), metrics.clone()),
         observe: Arc::new(Observe::new(metrics.clone(), log, sinks)),
         metrics,
         models,
+        upstreams,
         ledger,
         clock,
         draining: AtomicBool::new(false),

@@ -9,6 +9,7 @@ mod reader;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 use crate::accounting::core::{NanoUsd, PicoPerToken, Price};
@@ -19,6 +20,7 @@ use reader::{At, Section, Source};
 #[derive(Clone, Debug)]
 pub struct Config {
     pub gateway: GatewayConfig,
+    pub upstreams: BTreeMap<String, Arc<UpstreamConfig>>,
     pub models: BTreeMap<String, ModelConfig>,
     /// In the order of the file.
     pub routes: Vec<RouteConfig>,
@@ -40,6 +42,8 @@ pub struct GatewayConfig {
     pub model_roots: Vec<PathBuf>,
     pub engine: EngineConfig,
     pub requests_per_minute: u32,
+    pub cache_bytes_max: u64,
+    pub shadow: ShadowConfig,
     pub access_log: AccessLogTo,
     pub traces: Vec<TraceSink>,
 }
@@ -65,10 +69,76 @@ pub enum TraceSink {
     File,
 }
 
+/// A secret: it is used, and never shown.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Secret(String);
+
+impl Secret {
+    pub fn new(secret: String) -> Secret {
+        Secret(secret)
+    }
+
+    pub fn expose(&self) -> &str {
+        &self.0
+    }
+}
+
+impl std::fmt::Debug for Secret {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("***")
+    }
+}
+
+/// A server that speaks OpenAI's dialect.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct UpstreamConfig {
+    pub name: String,
+    pub tls: bool,
+    pub host: String,
+    pub port: u16,
+    /// The path that every call begins with, without a slash at its end.
+    pub base: String,
+    pub api_key: Option<Secret>,
+    /// Certificates (PEM) to trust instead of the system's.
+    pub ca: Option<PathBuf>,
+    /// HTTP/2: negotiated over TLS, presumed without.
+    pub http2: bool,
+    pub connect: Duration,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum ModelSource {
+    /// The folder, found in one of the model roots.
+    Folder(PathBuf),
+    Upstream {
+        upstream: String,
+        /// What the model is called there.
+        name: String,
+        context: Option<u64>,
+    },
+}
+
+impl ModelSource {
+    pub fn folder(&self) -> Option<&Path> {
+        match self {
+            ModelSource::Folder(folder) => Some(folder),
+            ModelSource::Upstream { .. } => None,
+        }
+    }
+}
+
+impl std::fmt::Display for ModelSource {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            ModelSource::Folder(folder) => write!(f, "{}", folder.display()),
+            ModelSource::Upstream { upstream, name, .. } => write!(f, "{name} at {upstream}"),
+        }
+    }
+}
+
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ModelConfig {
-    /// The folder, found in one of the model roots.
-    pub source: PathBuf,
+    pub source: ModelSource,
     /// Whether clients may ask for it by its own name.
     pub public: bool,
     pub output_max: u32,
@@ -80,7 +150,34 @@ pub struct RouteConfig {
     /// (variant, weight), in the order of the file.
     pub split: Vec<(String, u32)>,
     pub sticky: Vec<Unit>,
+    /// Who is asked when the chosen one fails before it has said anything, in order.
+    pub fallback: Vec<String>,
+    pub cache: Option<CacheRule>,
+    pub shadow: Option<ShadowRule>,
     pub timeouts: Timeouts,
+}
+
+/// Which answers may be given again.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct CacheRule {
+    pub ttl: Duration,
+    /// Also those that would differ each time.
+    pub sampled: bool,
+}
+
+/// Who gets copies of requests for comparison.
+#[derive(Clone, Debug, PartialEq)]
+pub struct ShadowRule {
+    pub variant: String,
+    /// The share of requests, from 0 to 1.
+    pub sample: f64,
+}
+
+/// How many copies may run and wait.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ShadowConfig {
+    pub concurrency: usize,
+    pub queue_max: usize,
 }
 
 /// What a caller is told apart by, so that they keep their variant.
@@ -118,6 +215,10 @@ pub struct PricesConfig {
 const NAME_CHARS_MAX: usize = 64;
 /// Tokens a request may produce when nobody says otherwise.
 const OUTPUT_MAX: u32 = 1024;
+const CACHE_TTL: Duration = Duration::from_secs(600);
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
+/// The provider of models that run in this process.
+pub const EMBEDDED: &str = "glassgate";
 
 /// What the command line may override.
 #[derive(Clone, Debug, Default)]
@@ -168,7 +269,7 @@ impl Config {
             }
             keys.extend(asked);
         };
-        let folder = path.parent().unwrap_or(Path::new("."));
+        let folder = folder_of(path);
 
         let text = read(path, &mut problems);
         let source = Source::new(path, &text);
@@ -191,7 +292,8 @@ impl Config {
         let text = read(&routes_path, &mut problems);
         let source = Source::new(&routes_path, &text);
         let table = source.parse();
-        let (models, routes) = routes(source.root(&table), &gateway.model_roots);
+        let Reached { upstreams, models, routes } =
+            routes(source.root(&table), folder_of(&routes_path), &gateway.model_roots);
         finish(source, &mut problems);
 
         let text = read(&prices_path, &mut problems);
@@ -204,7 +306,7 @@ impl Config {
             return Err(problems);
         }
         let hash = hash.finalize().to_hex()[..12].to_owned();
-        Ok((Config { gateway, models, routes, prices, hash, files }, keys))
+        Ok((Config { gateway, upstreams, models, routes, prices, hash, files }, keys))
     }
 }
 
@@ -223,6 +325,8 @@ fn gateway(root: Section<'_, '_>, folder: &Path) -> (GatewayConfig, PathBuf, Pat
         model_roots: vec![folder.join("../models")],
         engine: EngineConfig { threads: spare_cores(), kv_bytes: 32 << 20, waiting_max: 256 },
         requests_per_minute: 600,
+        cache_bytes_max: 64 << 20,
+        shadow: ShadowConfig { concurrency: 4, queue_max: 256 },
         access_log: AccessLogTo::Stdout,
         traces: Vec::new(),
     };
@@ -270,6 +374,17 @@ fn gateway(root: Section<'_, '_>, folder: &Path) -> (GatewayConfig, PathBuf, Pat
             limits.integer("requests_per_minute", 1..=1_000_000).map_or(config.requests_per_minute, |n| n as u32);
         limits.finish();
     }
+    if let Some(cache) = root.section("cache") {
+        config.cache_bytes_max = cache.bytes("max", 1 << 10).unwrap_or(config.cache_bytes_max);
+        cache.finish();
+    }
+    if let Some(shadow) = root.section("shadow") {
+        let concurrency = shadow.integer("concurrency", 1..=1_000);
+        config.shadow.concurrency = concurrency.map_or(config.shadow.concurrency, |n| n as usize);
+        let queue_max = shadow.integer("queue_max", 1..=100_000);
+        config.shadow.queue_max = queue_max.map_or(config.shadow.queue_max, |n| n as usize);
+        shadow.finish();
+    }
     if let Some(telemetry) = root.section("telemetry") {
         config.access_log = match telemetry.word("access_log", &["stdout", "off"]) {
             Some("off") => AccessLogTo::Off,
@@ -297,20 +412,35 @@ fn spare_cores() -> usize {
     std::thread::available_parallelism().map_or(1, |cores| cores.get().saturating_sub(1).max(1))
 }
 
-fn routes(root: Section<'_, '_>, model_roots: &[PathBuf]) -> (BTreeMap<String, ModelConfig>, Vec<RouteConfig>) {
+/// Paths are relative to the file that names them.
+fn folder_of(path: &Path) -> &Path {
+    path.parent().unwrap_or(Path::new("."))
+}
+
+/// What the routes file says.
+struct Reached {
+    upstreams: BTreeMap<String, Arc<UpstreamConfig>>,
+    models: BTreeMap<String, ModelConfig>,
+    routes: Vec<RouteConfig>,
+}
+
+fn routes(root: Section<'_, '_>, folder: &Path, model_roots: &[PathBuf]) -> Reached {
+    let mut upstreams = BTreeMap::new();
+    for (name, section) in root.sections("upstreams") {
+        check_name(&section, &name, "upstream");
+        if name.value == EMBEDDED {
+            section.problem_at(name.at, format!("`{EMBEDDED}` is what the embedded runtime is called"));
+        }
+        if let Some(upstream) = upstream(&section, &name.value, folder) {
+            upstreams.insert(name.value, Arc::new(upstream));
+        }
+        section.finish();
+    }
     let mut models = BTreeMap::new();
     for (name, section) in root.sections("models") {
         check_name(&section, &name, "model");
-        let source = section.string("source");
-        let folder = match &source {
-            Some(source) => find_model(&section, source, model_roots),
-            None => {
-                section.problem(format!("`{}` needs a `source`: a folder in one of the model roots", section.name()));
-                None
-            }
-        };
         let model = ModelConfig {
-            source: folder.unwrap_or_default(),
+            source: model_source(&section, &name.value, &upstreams, model_roots),
             public: section.boolean("public").unwrap_or(false),
             output_max: section.integer("output_max", 1..=1_000_000).map_or(OUTPUT_MAX, |n| n as u32),
         };
@@ -328,6 +458,19 @@ fn routes(root: Section<'_, '_>, model_roots: &[PathBuf]) -> (BTreeMap<String, M
             );
         }
         let split = split(&section, &models);
+        let fallback = section.strings("fallback").unwrap_or_default();
+        for name in &fallback {
+            check_model(&section, "fallback", name, &models);
+        }
+        let cache = section.section("cache").map(|section| {
+            let rule = CacheRule {
+                ttl: section.duration("ttl").unwrap_or(CACHE_TTL),
+                sampled: section.boolean("sampled").unwrap_or(false),
+            };
+            section.finish();
+            rule
+        });
+        let shadow = section.section("shadow").and_then(|section| shadow_rule(section, &models));
         let sticky = match section.strings("sticky") {
             Some(units) => units.into_iter().filter_map(|unit| sticky_unit(&section, unit)).collect(),
             None => vec![Unit::User, Unit::Key],
@@ -340,13 +483,141 @@ fn routes(root: Section<'_, '_>, model_roots: &[PathBuf]) -> (BTreeMap<String, M
             section.finish();
         }
         section.finish();
-        routes.push(RouteConfig { name: name.value, split, sticky, timeouts });
+        let fallback = fallback.into_iter().map(|name| name.value).collect();
+        routes.push(RouteConfig { name: name.value, split, sticky, fallback, cache, shadow, timeouts });
     }
     if routes.is_empty() && !models.values().any(|model| model.public) {
         root.problem("there is nothing that a client could call: add a `[routes.NAME]` with a `split`");
     }
     root.finish();
-    (models, routes)
+    Reached { upstreams, models, routes }
+}
+
+fn upstream(section: &Section<'_, '_>, name: &str, folder: &Path) -> Option<UpstreamConfig> {
+    let key = section.string("api_key");
+    let ca = section.string("ca").map(|ca| folder.join(ca.value));
+    let http2 = section.boolean("http2").unwrap_or(false);
+    let connect = section.duration("connect_timeout").unwrap_or(CONNECT_TIMEOUT);
+    let api_key = key.and_then(|key| secret(section, "api_key", key));
+    let Some(url) = section.string("url") else {
+        section.problem(format!("`{}` needs a `url` such as \"https://api.openai.com/v1\"", section.name()));
+        return None;
+    };
+    let parsed = url.value.parse::<http::Uri>().ok().filter(|uri| uri.query().is_none());
+    let scheme = parsed.as_ref().and_then(http::Uri::scheme_str);
+    let (Some(uri), Some(tls)) = (
+        &parsed,
+        scheme.and_then(|scheme| match scheme {
+            "https" => Some(true),
+            "http" => Some(false),
+            _ => None,
+        }),
+    ) else {
+        section.problem_at(
+            url.at,
+            format!(
+                "`{}.url` must be a URL such as \"https://api.openai.com/v1\", not \"{}\"",
+                section.name(),
+                url.value
+            ),
+        );
+        return None;
+    };
+    if uri.authority().is_some_and(|authority| authority.as_str().contains('@')) {
+        section.problem_at(url.at, format!("`{}.url` must not hold a password; use `api_key`", section.name()));
+    }
+    Some(UpstreamConfig {
+        name: name.to_owned(),
+        tls,
+        host: uri.host().unwrap_or_default().trim_matches(['[', ']']).to_owned(),
+        port: uri.port_u16().unwrap_or(if tls { 443 } else { 80 }),
+        base: uri.path().trim_end_matches('/').to_owned(),
+        api_key,
+        ca,
+        http2,
+        connect,
+    })
+}
+
+/// Secrets are named, not written down: files end up in git and in pictures.
+fn secret(section: &Section<'_, '_>, key: &str, named: At<String>) -> Option<Secret> {
+    let name = format!("{}.{key}", section.name());
+    let Some(variable) = named.value.strip_prefix("env:") else {
+        section.problem_at(named.at, format!("`{name}` must name where the secret is, such as \"env:OPENAI_API_KEY\""));
+        return None;
+    };
+    match std::env::var(variable) {
+        Ok(secret) if !secret.trim().is_empty() => Some(Secret::new(secret.trim().to_owned())),
+        _ => {
+            section
+                .problem_at(named.at, format!("`{name}` names the environment variable {variable}, which is not set"));
+            None
+        }
+    }
+}
+
+fn model_source(
+    section: &Section<'_, '_>,
+    name: &str,
+    upstreams: &BTreeMap<String, Arc<UpstreamConfig>>,
+    model_roots: &[PathBuf],
+) -> ModelSource {
+    let (source, upstream) = (section.string("source"), section.string("upstream"));
+    let there = section.string("name");
+    let context = section.integer("context", 1..=100_000_000);
+    if let Some(upstream) = upstream {
+        if !upstreams.contains_key(&upstream.value) {
+            let hint = did_you_mean(&upstream.value, upstreams.keys().map(String::as_str));
+            section.problem_at(
+                upstream.at,
+                format!("`{}.upstream` names `{}`, which is no upstream here{hint}", section.name(), upstream.value),
+            );
+        }
+        if let Some(source) = source {
+            section.problem_at(source.at, format!("`{}` has both a `source` and an `upstream`", section.name()));
+        }
+        let name = there.map_or(name.to_owned(), |name| name.value);
+        return ModelSource::Upstream { upstream: upstream.value, name, context };
+    }
+    if there.is_some() || context.is_some() {
+        section.problem(format!("`{}`: `name` and `context` belong to a model of an `upstream`", section.name()));
+    }
+    match source {
+        Some(source) => ModelSource::Folder(find_model(section, &source, model_roots).unwrap_or_default()),
+        None => {
+            section.problem(format!(
+                "`{}` needs a `source` (a folder in one of the model roots) or an `upstream`",
+                section.name()
+            ));
+            ModelSource::Folder(PathBuf::new())
+        }
+    }
+}
+
+fn shadow_rule(section: Section<'_, '_>, models: &BTreeMap<String, ModelConfig>) -> Option<ShadowRule> {
+    let variant = section.string("variant");
+    let sample = section.number("sample");
+    if let Some(sample) = &sample
+        && !(0.0..=1.0).contains(&sample.value)
+    {
+        section.problem_at(sample.at, format!("`{}.sample` must be a number from 0 to 1", section.name()));
+    }
+    match &variant {
+        Some(variant) => check_model(&section, "variant", variant, models),
+        None => section.problem(format!("`{}` needs a `variant`: who gets the copies", section.name())),
+    }
+    section.finish();
+    Some(ShadowRule { variant: variant?.value, sample: sample.map_or(1.0, |sample| sample.value) })
+}
+
+fn check_model(section: &Section<'_, '_>, key: &str, name: &At<String>, models: &BTreeMap<String, ModelConfig>) {
+    if !models.contains_key(&name.value) {
+        let hint = did_you_mean(&name.value, models.keys().map(String::as_str));
+        section.problem_at(
+            name.at,
+            format!("`{}.{key}` names `{}`, which is no model here{hint}", section.name(), name.value),
+        );
+    }
 }
 
 fn split(section: &Section<'_, '_>, models: &BTreeMap<String, ModelConfig>) -> Vec<(String, u32)> {
@@ -355,13 +626,7 @@ fn split(section: &Section<'_, '_>, models: &BTreeMap<String, ModelConfig>) -> V
         return Vec::new();
     };
     for (name, _) in &weights {
-        if !models.contains_key(&name.value) {
-            let hint = did_you_mean(&name.value, models.keys().map(String::as_str));
-            section.problem_at(
-                name.at,
-                format!("`{}.split` names `{}`, which is no model here{hint}", section.name(), name.value),
-            );
-        }
+        check_model(section, "split", name, models);
     }
     if weights.iter().all(|(_, weight)| *weight == 0) {
         section

@@ -8,13 +8,13 @@ use glassgate_runtime as runtime;
 use crate::accounting::core::Usage;
 use crate::accounting::row::UsageSource;
 use crate::accounting::settlement::Running;
-use crate::answer::{Answer, Chunk, Chunks, End, Ended, EngineTimes, Finish};
-use crate::api::openai::chat::{ChatRequest, Sampling};
-use crate::auth::Caller;
+use crate::answer::{Answer, Chunk, Chunks, End, Ended, EngineTimes, Finish, Part};
+use crate::api::openai::request::Sampling;
+use crate::dispatch::{Call, NotStarted, Urgency};
 use crate::observe::metrics::Metrics;
-use crate::ports::{Meter, Tokenize, Turn};
+use crate::ports::{Meter, Prompt, Tokenize};
 use crate::refusal::Refusal;
-use crate::routing::Measure;
+use crate::routing::{Leg, Measure};
 
 /// A loaded model version.
 pub struct Embedded {
@@ -27,39 +27,49 @@ impl Embedded {
         Embedded { model, metrics }
     }
 
-    pub fn send(
-        &self,
-        running: Running,
-        caller: &Caller,
-        request: &ChatRequest,
-        measure: Measure,
-    ) -> Result<Answer, Refusal> {
-        let prompt_tokens = measure.prompt.len() as u64;
-        let submitted = self.model.generate(runtime::Request {
-            prompt: measure.prompt,
-            max_tokens: u32::try_from(measure.output_max).unwrap_or(u32::MAX),
-            params: sampling(&request.sampling, self.model.defaults()),
-            stop: request.stop.clone(),
-            ignore_eos: request.ignore_eos,
-            tenant: tenant_number(caller.tenant()),
-            class: runtime::Class::Interactive,
-            deadline: None,
-        });
-        match submitted {
-            Ok(generation) => {
-                let running = running.measured_by(Arc::new(Count(generation.handle())));
+    pub fn start(&self, running: Running, leg: &Leg, call: &Call<'_>) -> Result<Answer, Box<NotStarted>> {
+        let measure = &leg.measure;
+        let sequences = measure.prompts.iter().flat_map(|prompt| (0..call.request.n).map(move |k| (prompt, k)));
+        let generations: Result<Vec<_>, _> =
+            sequences.map(|(prompt, k)| self.model.generate(self.sequence(prompt.clone(), k, measure, call))).collect();
+        match generations {
+            Ok(generations) => {
+                let handles = generations.iter().map(runtime::Generation::handle).collect();
                 let chunks = Box::new(Stream {
-                    generation,
-                    prompt_tokens,
+                    sequences: generations
+                        .into_iter()
+                        .map(|generation| Sequence { generation, has_ended: false, ending: None })
+                        .collect(),
+                    turn: 0,
+                    input: measure.input,
+                    failed: None,
                     model: self.model.name().to_owned(),
                     metrics: self.metrics.clone(),
                 });
-                Ok(Answer { running, chunks })
+                Ok(Answer { running: Some(running.measured_by(Arc::new(Count(handles)))), chunks })
             }
-            Err(refusal) => {
-                running.release();
-                Err(self.refuse(refusal))
-            }
+            // Those that were taken are dropped here, which cancels them.
+            Err(refusal) => Err(Box::new(NotStarted { running, refusal: self.refuse(refusal) })),
+        }
+    }
+
+    /// The `k`-th answer to a prompt.
+    fn sequence(&self, prompt: Vec<u32>, k: u32, measure: &Measure, call: &Call<'_>) -> runtime::Request {
+        let mut params = sampling(&call.request.sampling, self.model.defaults());
+        // With one seed for all, all would be the same.
+        params.seed = params.seed.wrapping_add(u64::from(k));
+        runtime::Request {
+            prompt,
+            max_tokens: u32::try_from(measure.output_max).unwrap_or(u32::MAX),
+            params,
+            stop: call.request.stop.clone(),
+            ignore_eos: call.request.ignore_eos,
+            tenant: tenant_number(call.tenant),
+            class: match call.urgency {
+                Urgency::User => runtime::Class::Interactive,
+                Urgency::Nobody => runtime::Class::Shadow,
+            },
+            deadline: None,
         }
     }
 
@@ -84,8 +94,12 @@ impl Embedded {
             runtime::Refusal::EmptyPrompt => {
                 Refusal::BadParam { param: "messages".into(), why: "must not be empty".into() }
             }
-            // We bound the answer and made the tokens ourselves: this would be our mistake.
-            runtime::Refusal::NothingToGenerate | runtime::Refusal::UnknownToken { .. } => {
+            runtime::Refusal::UnknownToken { id, vocab } => Refusal::BadParam {
+                param: "prompt".into(),
+                why: format!("has the token id {id}, and the model has {vocab}"),
+            },
+            // We bound the answer ourselves: this would be our mistake.
+            runtime::Refusal::NothingToGenerate => {
                 tracing::error!(model = self.model.name(), %refusal, "the engine was asked for the impossible");
                 Refusal::Internal
             }
@@ -94,14 +108,20 @@ impl Embedded {
 }
 
 impl Tokenize for Embedded {
-    fn tokenize(&self, turns: &[Turn]) -> Result<Vec<u32>, String> {
-        let messages: Vec<runtime::Message> = turns
-            .iter()
-            .map(|turn| runtime::Message { role: turn.role.clone(), content: turn.content.clone() })
-            .collect();
-        let prompt =
-            self.model.prompt(&messages).map_err(|error| format!("does not fit the model's chat template: {error}"))?;
-        self.model.tokenize(&prompt).map_err(|error| format!("cannot be tokenised: {error}"))
+    fn tokenize(&self, prompt: &Prompt) -> Result<Vec<u32>, String> {
+        let text = match prompt {
+            Prompt::Turns(turns) => {
+                let messages: Vec<runtime::Message> = turns
+                    .iter()
+                    .map(|turn| runtime::Message { role: turn.role.clone(), content: turn.content.clone() })
+                    .collect();
+                let rendered = self.model.prompt(&messages);
+                rendered.map_err(|error| format!("does not fit the model's chat template: {error}"))?
+            }
+            Prompt::Text(text) => text.clone(),
+            Prompt::Tokens(tokens) => return Ok(tokens.clone()),
+        };
+        self.model.tokenize(&text).map_err(|error| format!("cannot be tokenised: {error}"))
     }
 
     fn context(&self) -> u64 {
@@ -133,75 +153,129 @@ fn tenant_number(tenant: &str) -> u64 {
     u64::from_le_bytes(first)
 }
 
-struct Count(runtime::Handle);
+struct Count(Vec<runtime::Handle>);
 
 impl Meter for Count {
     fn produced(&self) -> u64 {
-        u64::from(self.0.produced())
+        self.0.iter().map(|handle| u64::from(handle.produced())).sum()
     }
 }
 
-struct Stream {
+/// One choice.
+struct Sequence {
     generation: runtime::Generation,
-    prompt_tokens: u64,
+    has_ended: bool,
+    ending: Option<(runtime::FinishReason, runtime::Timeline)>,
+}
+
+/// One answer of independent sequences.
+struct Stream {
+    sequences: Vec<Sequence>,
+    /// Who is asked first next time, so that none hides the others.
+    turn: usize,
+    /// Every prompt once: that several answers compute it again is our own affair.
+    input: u64,
+    failed: Option<Refusal>,
     model: String,
     metrics: Arc<Metrics>,
 }
 
 impl Stream {
-    fn end(&self, how: Ended, timeline: &runtime::Timeline) -> Chunk {
-        self.metrics.runtime_queue(&self.model, timeline.queue());
+    /// The end of all, once each has ended.
+    fn end(&mut self) -> Chunk {
+        let (mut output, mut was_admitted, mut times) = (0, false, EngineTimes::default());
+        for sequence in &self.sequences {
+            let Some((_, timeline)) = &sequence.ending else {
+                output += u64::from(sequence.generation.produced());
+                continue;
+            };
+            self.metrics.runtime_queue(&self.model, timeline.queue());
+            output += u64::from(timeline.output_tokens);
+            was_admitted |= timeline.admitted.is_some();
+            times.queue = times.queue.max(timeline.queue());
+            times.prefill = times.prefill.max(timeline.prefill());
+            times.decode = times.decode.max(timeline.decode());
+            times.compute += timeline.compute;
+            times.steps = times.steps.max(timeline.steps);
+            times.prefill_chunks = times.prefill_chunks.max(timeline.prefill_chunks);
+            times.batch_max = times.batch_max.max(timeline.batch_max);
+        }
+        let is_cut = self
+            .sequences
+            .iter()
+            .any(|sequence| matches!(sequence.ending, None | Some((runtime::FinishReason::Cancelled, _))));
+        let how = match self.failed.take() {
+            Some(refusal) => Ended::Failed(refusal),
+            None if is_cut => Ended::Cancelled,
+            None => Ended::Finished(
+                self.sequences
+                    .iter()
+                    .map(|sequence| match sequence.ending {
+                        Some((runtime::FinishReason::Length, _)) => Finish::Length,
+                        _ => Finish::Stop,
+                    })
+                    .collect(),
+            ),
+        };
         // A sequence that left the queue without being admitted read nothing.
-        let input = if timeline.admitted.is_some() { self.prompt_tokens } else { 0 };
-        Chunk::End(End {
-            how,
-            usage: Usage::tokens(input, u64::from(timeline.output_tokens)),
-            source: UsageSource::Counted,
-            engine: EngineTimes {
-                queue: timeline.queue(),
-                prefill: timeline.prefill(),
-                decode: timeline.decode(),
-                compute: timeline.compute,
-                steps: timeline.steps,
-                prefill_chunks: timeline.prefill_chunks,
-                batch_max: timeline.batch_max,
-            },
-        })
+        let input = if was_admitted { self.input } else { 0 };
+        Chunk::End(End { how, usage: Usage::tokens(input, output), source: UsageSource::Counted, engine: Some(times) })
+    }
+
+    fn end_one(&mut self, index: usize, ending: Option<(runtime::FinishReason, runtime::Timeline)>) {
+        (self.sequences[index].has_ended, self.sequences[index].ending) = (true, ending);
+    }
+
+    /// One failed: the others have no use any more.
+    fn fail(&mut self, index: usize, timeline: Option<runtime::Timeline>) {
+        self.metrics.runtime_failure(&self.model);
+        self.failed = Some(Refusal::EngineFailed);
+        self.end_one(index, timeline.map(|timeline| (runtime::FinishReason::Cancelled, timeline)));
+        self.cancel();
     }
 }
 
 impl Chunks for Stream {
     fn poll_next(&mut self, context: &mut Context<'_>) -> Poll<Chunk> {
-        loop {
-            return Poll::Ready(match std::task::ready!(self.generation.poll_next(context)) {
+        let count = self.sequences.len();
+        let mut asked = 0;
+        while asked < count {
+            let index = (self.turn + asked) % count;
+            if self.sequences[index].has_ended {
+                asked += 1;
+                continue;
+            }
+            let Poll::Ready(event) = self.sequences[index].generation.poll_next(context) else {
+                asked += 1;
+                continue;
+            };
+            match event {
                 // Tokens that make no text yet: an unfinished character, or the beginning of a stop string.
-                Some(runtime::Event::Text { text, .. }) if text.is_empty() => continue,
-                Some(runtime::Event::Text { text, .. }) => Chunk::Text(text),
+                Some(runtime::Event::Text { text, .. }) if text.is_empty() => {}
+                Some(runtime::Event::Text { text, .. }) => {
+                    self.turn = (index + 1) % count;
+                    return Poll::Ready(Chunk::Part(Part::text(index as u32, text)));
+                }
                 Some(runtime::Event::Finished { reason, timeline }) => {
-                    let how = match reason {
-                        runtime::FinishReason::Stop => Ended::Finished(Finish::Stop),
-                        runtime::FinishReason::Length => Ended::Finished(Finish::Length),
-                        runtime::FinishReason::Cancelled => Ended::Cancelled,
-                    };
-                    self.end(how, &timeline)
+                    self.end_one(index, Some((reason, timeline)));
                 }
                 Some(runtime::Event::Failed { failure, timeline }) => {
                     tracing::error!(model = %self.model, %failure, "a sequence failed in the engine");
-                    self.metrics.runtime_failure(&self.model);
-                    self.end(Ended::Failed(Refusal::EngineFailed), &timeline)
+                    self.fail(index, Some(timeline));
                 }
                 // The engine promises a last event; without one it is gone.
-                None => Chunk::End(End {
-                    how: Ended::Failed(Refusal::EngineFailed),
-                    usage: Usage::tokens(self.prompt_tokens, u64::from(self.generation.produced())),
-                    source: UsageSource::Counted,
-                    engine: EngineTimes::default(),
-                }),
-            });
+                None => self.fail(index, None),
+            }
+        }
+        match self.sequences.iter().all(|sequence| sequence.has_ended) {
+            true => Poll::Ready(self.end()),
+            false => Poll::Pending,
         }
     }
 
     fn cancel(&mut self) {
-        self.generation.cancel();
+        for sequence in &mut self.sequences {
+            sequence.generation.cancel();
+        }
     }
 }

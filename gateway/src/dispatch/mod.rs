@@ -1,40 +1,70 @@
 //! Who answers → `Answer`.
 
 pub mod embedded;
+pub mod failover;
+pub mod upstream;
+pub mod waits;
 
 use std::collections::HashMap;
 use std::sync::Arc;
 
 use crate::accounting::settlement::Running;
 use crate::answer::Answer;
-use crate::api::openai::chat::ChatRequest;
-use crate::auth::Caller;
+use crate::api::openai::request::Request;
 use crate::refusal::Refusal;
-use crate::routing::{Measure, Route};
+use crate::routing::Leg;
 use embedded::Embedded;
+use upstream::UpstreamModel;
+
+/// A model that can answer.
+#[derive(Clone)]
+pub enum Backend {
+    Embedded(Arc<Embedded>),
+    Upstream(Arc<UpstreamModel>),
+}
 
 /// Every model that can answer, by name.
 #[derive(Clone, Default)]
-pub struct Backends(pub HashMap<String, Arc<Embedded>>);
+pub struct Backends(pub HashMap<String, Backend>);
+
+/// One attempt, beyond what its leg says.
+pub struct Call<'a> {
+    pub request: &'a Request,
+    pub tenant: &'a str,
+    pub request_id: &'a str,
+    /// The span that the attempt is, as W3C `traceparent`.
+    pub traceparent: String,
+    pub urgency: Urgency,
+    /// Not on a connection that was used before.
+    pub is_fresh: bool,
+}
+
+/// Who waits for the answer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Urgency {
+    User,
+    /// Nobody: it runs only when no user does.
+    Nobody,
+}
+
+/// The backend would not begin. What is owed comes back with its reason: another one may be asked.
+pub struct NotStarted {
+    pub running: Running,
+    pub refusal: Refusal,
+}
 
 impl Backends {
-    /// Starts the work. If the backend would not take it, nothing is owed.
+    /// Starts the work.
     ///
     /// # Errors
-    /// What the backend said.
-    pub fn send(
-        &self,
-        running: Running,
-        caller: &Caller,
-        route: &Route,
-        request: &ChatRequest,
-        measure: Measure,
-    ) -> Result<Answer, Refusal> {
-        match self.0.get(route.model()) {
-            Some(model) => model.send(running, caller, request, measure),
+    /// `NotStarted`: what the backend said.
+    pub fn start(&self, running: Running, leg: &Leg, call: &Call<'_>) -> Result<Answer, Box<NotStarted>> {
+        match self.0.get(&leg.target.model) {
+            Some(Backend::Embedded(model)) => model.start(running, leg, call),
+            Some(Backend::Upstream(model)) => model.start(running, leg, call),
             None => {
-                running.release();
-                Err(Refusal::ModelUnavailable { model: route.name().to_owned() })
+                let refusal = Refusal::ModelUnavailable { model: leg.target.variant.clone() };
+                Err(Box::new(NotStarted { running, refusal }))
             }
         }
     }

@@ -44,13 +44,14 @@ impl Models {
         let mut loaded = self.loaded.lock();
         models
             .iter()
-            .map(|(name, config)| {
-                let known = (name.clone(), config.source.clone());
+            .filter_map(|(name, config)| Some((name, config.source.folder()?)))
+            .map(|(name, folder)| {
+                let known = (name.clone(), folder.to_owned());
                 if let Some(model) = loaded.get(&known) {
                     return (name.clone(), Ok(model.clone()));
                 }
                 let began = Instant::now();
-                let outcome = match self.runtime.load(name, &config.source) {
+                let outcome = match self.runtime.load(name, folder) {
                     Ok(model) => {
                         tracing::info!(model = %name, digest = &model.digest()[..12.min(model.digest().len())], context = model.context(), seconds = began.elapsed().as_secs_f64(), "model is ready");
                         self.metrics.runtime_load(name, began.elapsed());
@@ -78,7 +79,9 @@ impl Models {
     /// Forgets models that no configuration names any more; requests that still run on them end in peace.
     pub fn retain(&self, models: &BTreeMap<String, ModelConfig>) {
         let mut loaded = self.loaded.lock();
-        loaded.retain(|(name, source), _| models.get(name).is_some_and(|config| config.source == *source));
+        loaded.retain(|(name, source), _| {
+            models.get(name).and_then(|config| config.source.folder()) == Some(source.as_path())
+        });
     }
 
     /// Copies the engine's gauges to the metrics: between steps nobody else does.

@@ -79,7 +79,7 @@ pub fn line(record: &Record) -> Vec<u8> {
         variant: variant.as_deref(),
         stream: record.stream,
         cache: record.cache,
-        finish_reason: record.finish.map(|finish| finish.as_str()),
+        finish_reason: record.finishes.first().map(|finish| finish.as_str()),
         tokens: receipt.map(|receipt| receipt.usage),
         usage_source: receipt.map(|receipt| receipt.usage_source.as_str()),
         cost_usd: receipt.map(|receipt| receipt.billed.to_string()),

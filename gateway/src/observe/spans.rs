@@ -110,8 +110,11 @@ fn inference_span(record: &Record, admitted: Duration) -> SpanData {
         "gen_ai.response.time_to_first_chunk",
         record.marks.first_token.filter(|_| record.stream).map(|time| time.as_secs_f64().into()),
     );
-    let finish = record.finish.map_or("error", |finish| finish.as_str());
-    add("gen_ai.response.finish_reasons", Some(strings(vec![finish.to_owned()])));
+    let mut finishes: Vec<String> = record.finishes.iter().map(|finish| finish.as_str().to_owned()).collect();
+    if finishes.is_empty() {
+        finishes.push("error".to_owned());
+    }
+    add("gen_ai.response.finish_reasons", Some(strings(finishes)));
     add("error.type", (!record.error_type.is_empty()).then(|| record.error_type.into()));
     let mut span = span(
         record,

@@ -1,16 +1,19 @@
 //! Which variant answers → `Route`.
 
 pub mod core;
+pub mod estimate;
 
+use std::collections::VecDeque;
 use std::sync::Arc;
 
 use http::HeaderMap;
 
-use crate::accounting::core::{Price, Usage};
-use crate::api::openai::chat::ChatRequest;
+use crate::accounting::core::{NanoUsd, Price, Usage};
+use crate::accounting::settlement::Costs;
+use crate::api::openai::request::{Op, Request};
 use crate::auth::Caller;
-use crate::config::{RouteConfig, Timeouts, Unit};
-use crate::ports::Tokenize;
+use crate::config::{CacheRule, RouteConfig, Timeouts, Unit};
+use crate::ports::{Prompt, Tokenize};
 use crate::refusal::Refusal;
 
 /// Session ids longer than this are no ids.
@@ -19,21 +22,44 @@ const SESSION_BYTES_MAX: usize = 256;
 const INLINE_BYTES_MAX: usize = 16 << 10;
 
 /// One model version that can answer.
-#[derive(Clone)]
 pub struct Target {
     pub variant: String,
     pub model: String,
+    /// `glassgate`, or the upstream's name.
+    pub provider: String,
     pub price: Price,
+    pub costs: Costs,
     /// Tokens that one answer may have at the most.
     pub output_max: u64,
-    /// `None` while the model is not able to serve.
-    pub tokenize: Option<Arc<dyn Tokenize>>,
+    pub reads: Reads,
+    /// Where it runs, if not here.
+    pub server: Option<(String, u16)>,
+}
+
+/// How a target reads prompts, which says how they are counted.
+pub enum Reads {
+    /// In this process, so exactly.
+    Here(Arc<dyn Tokenize>),
+    /// Elsewhere; `context` is what it can take, where that is known.
+    Elsewhere { context: Option<u64> },
+    /// Not at all, while the model cannot be loaded.
+    Never,
+}
+
+impl Target {
+    fn is_able(&self) -> bool {
+        !matches!(self.reads, Reads::Never)
+    }
 }
 
 /// A route of the configuration with its targets resolved.
-struct Entry {
-    config: RouteConfig,
-    targets: Vec<Target>,
+pub struct Entry {
+    pub config: RouteConfig,
+    /// In the order of the split.
+    pub targets: Vec<Arc<Target>>,
+    /// Who is asked when the chosen one fails, in order.
+    pub fallback: Vec<Arc<Target>>,
+    pub shadow: Option<Arc<Target>>,
 }
 
 /// The table of everything that clients can ask for.
@@ -46,22 +72,67 @@ pub struct Routing {
 #[derive(Clone)]
 pub struct Route {
     name: String,
-    target: Target,
-    tokenize: Arc<dyn Tokenize>,
+    /// The chosen one, then who may stand in.
+    targets: Vec<Arc<Target>>,
+    shadow: Option<(Arc<Target>, f64)>,
+    cache: Option<CacheRule>,
     timeouts: Timeouts,
 }
 
-/// What a request will read and may write, counted exactly.
-#[derive(Debug)]
+/// What a request will read and may write.
+#[derive(Clone, Debug, Default)]
 pub struct Measure {
-    pub prompt: Vec<u32>,
+    /// Exact prompts for an embedded model; empty for an upstream.
+    pub prompts: Vec<Vec<u32>>,
+    /// Prompt tokens: counted here, estimated elsewhere.
+    pub input: u64,
+    /// Answers: prompts × `n`.
+    pub choices: u32,
+    /// Tokens that each of them may have.
     pub output_max: u64,
 }
 
 impl Measure {
     /// The most that the request can use.
     pub fn reservation(&self) -> Usage {
-        Usage::tokens(self.prompt.len() as u64, self.output_max)
+        Usage::tokens(self.input, self.output_max.saturating_mul(u64::from(self.choices)))
+    }
+}
+
+/// One target with what it would take to answer.
+#[derive(Clone)]
+pub struct Leg {
+    pub target: Arc<Target>,
+    pub measure: Measure,
+}
+
+impl Leg {
+    pub fn cost_max(&self) -> NanoUsd {
+        self.target.price.cost(&self.measure.reservation())
+    }
+}
+
+/// Every attempt that is allowed, in order, measured. Never empty.
+#[derive(Clone)]
+pub struct Plan {
+    pub first: Leg,
+    pub fallback: VecDeque<Leg>,
+}
+
+impl Plan {
+    fn legs(&self) -> impl Iterator<Item = &Leg> {
+        std::iter::once(&self.first).chain(&self.fallback)
+    }
+
+    /// What the dearest of them can cost the caller.
+    pub fn cost_max(&self) -> NanoUsd {
+        self.legs().map(Leg::cost_max).max().unwrap_or_default()
+    }
+
+    /// Tokens that the longest of them can take.
+    pub fn tokens_max(&self) -> u64 {
+        let tokens = |leg: &Leg| leg.measure.reservation().prompt() + leg.measure.reservation().completion();
+        self.legs().map(tokens).max().unwrap_or_default()
     }
 }
 
@@ -85,9 +156,8 @@ pub struct ExplainedVariant {
 }
 
 impl Routing {
-    /// Adds a route; `targets` are in the order of its split.
-    pub fn add(&mut self, config: RouteConfig, targets: Vec<Target>) {
-        self.entries.push(Entry { config, targets });
+    pub fn add(&mut self, entry: Entry) {
+        self.entries.push(entry);
     }
 
     /// The names that clients can ask for, in the order of the file.
@@ -104,29 +174,40 @@ impl Routing {
     }
 
     /// # Errors
-    /// `UnknownModel` with what there is; `ModelUnavailable` if no variant is able to answer.
-    pub fn choose(&self, caller: &Caller, request: &ChatRequest, headers: &HeaderMap) -> Result<Route, Refusal> {
+    /// `UnknownModel` with what there is; `ModelUnavailable` if nobody is able to answer.
+    pub fn choose(&self, caller: &Caller, request: &Request, headers: &HeaderMap) -> Result<Route, Refusal> {
         let entry = self.entry(&request.model)?;
         let unit = entry.unit(caller.key_id(), request.user.as_deref(), headers);
-        let able: Vec<(&Target, &Arc<dyn Tokenize>, u32)> = entry
+        let able: Vec<(&Arc<Target>, u32)> = entry
             .targets
             .iter()
             .zip(&entry.config.split)
-            .filter_map(|(target, (_, weight))| Some((target, target.tokenize.as_ref()?, *weight)))
+            .filter_map(|(target, (_, weight))| target.is_able().then_some((target, *weight)))
             .collect();
         let weights: Vec<(&str, u32)> =
-            able.iter().map(|(target, _, weight)| (target.variant.as_str(), *weight)).collect();
+            able.iter().map(|(target, weight)| (target.variant.as_str(), *weight)).collect();
         // A variant that cannot serve is left out; its callers spread over the others, and nobody else moves.
-        let Some((target, tokenize, _)) =
-            core::pick(&entry.config.name, &unit, &weights).and_then(|index| able.get(index))
-        else {
+        let picked = core::pick(&entry.config.name, &unit, &weights).and_then(|index| able.get(index));
+        let mut targets: Vec<Arc<Target>> = picked.map(|(target, _)| Arc::clone(target)).into_iter().collect();
+        for target in entry.fallback.iter().filter(|target| target.is_able()) {
+            if targets.iter().all(|taken| taken.variant != target.variant) {
+                targets.push(target.clone());
+            }
+        }
+        let Some(chosen) = targets.first() else {
             return Err(Refusal::ModelUnavailable { model: entry.config.name.clone() });
         };
+        let shadow = entry
+            .shadow
+            .as_ref()
+            .filter(|shadow| shadow.is_able() && shadow.variant != chosen.variant)
+            .zip(entry.config.shadow.as_ref().map(|rule| rule.sample));
         Ok(Route {
             name: entry.config.name.clone(),
-            target: (*target).clone(),
-            tokenize: Arc::clone(tokenize),
+            shadow: shadow.map(|(target, sample)| (target.clone(), sample)),
+            cache: entry.config.cache,
             timeouts: entry.config.timeouts,
+            targets,
         })
     }
 
@@ -156,7 +237,7 @@ impl Routing {
                 name: name.clone(),
                 weight: *weight,
                 share: f64::from(*weight) / f64::from(total.max(1)),
-                available: target.tokenize.is_some(),
+                available: target.is_able(),
                 draw: (*weight > 0).then(|| -core::uniform(route, &unit, name).ln() / f64::from(*weight)),
             })
             .collect();
@@ -208,50 +289,91 @@ impl Route {
     pub fn name(&self) -> &str {
         &self.name
     }
-    pub fn model(&self) -> &str {
-        &self.target.model
+    /// Who was chosen; others may stand in.
+    pub fn target(&self) -> &Arc<Target> {
+        // There is one: `choose` makes no route without.
+        &self.targets[0]
     }
-    pub fn variant(&self) -> &str {
-        &self.target.variant
+    /// Who gets a copy afterwards, and of which share of the requests.
+    pub fn shadow(&self) -> Option<(&Arc<Target>, f64)> {
+        self.shadow.as_ref().map(|(target, sample)| (target, *sample))
     }
-    pub fn price(&self) -> Price {
-        self.target.price
+    pub fn cache(&self) -> Option<CacheRule> {
+        self.cache
     }
     pub fn timeouts(&self) -> Timeouts {
         self.timeouts
     }
 
-    /// Counts the prompt exactly and bounds the answer.
+    /// Measures the request for everybody who may answer it. A stand-in that cannot take it is left out.
     ///
     /// # Errors
-    /// `ContextExceeded` with the counts; `BadParam` if the model's template refuses the conversation.
-    pub async fn measure(&self, request: &ChatRequest) -> Result<Measure, Refusal> {
-        let bytes: usize = request.turns.iter().map(|turn| turn.content.len()).sum();
-        let tokenized = if bytes <= INLINE_BYTES_MAX {
-            self.tokenize.tokenize(&request.turns)
-        } else {
-            let (tokenize, turns) = (self.tokenize.clone(), request.turns.clone());
-            tokio::task::spawn_blocking(move || tokenize.tokenize(&turns)).await.map_err(|_| Refusal::Internal)?
-        };
-        let prompt = tokenized.map_err(|why| Refusal::BadParam { param: "messages".into(), why })?;
-        let (prompt_tokens, context_tokens) = (prompt.len() as u64, self.tokenize.context());
-        let room = context_tokens.saturating_sub(prompt_tokens);
-        let output_max = match request.max_tokens {
-            Some(asked) if asked > room => {
-                return Err(Refusal::ContextExceeded { prompt_tokens, output_tokens: Some(asked), context_tokens });
-            }
-            Some(asked) if asked > self.target.output_max => {
-                return Err(Refusal::BadParam {
-                    param: "max_completion_tokens".into(),
-                    why: format!("must be at most {} for this model", self.target.output_max),
-                });
-            }
-            Some(asked) => asked,
-            None if room == 0 => {
-                return Err(Refusal::ContextExceeded { prompt_tokens, output_tokens: None, context_tokens });
-            }
-            None => room.min(self.target.output_max),
-        };
-        Ok(Measure { prompt, output_max })
+    /// Why the chosen one cannot take it, as of `measure`.
+    pub async fn measure(&self, request: &Request) -> Result<Plan, Refusal> {
+        let first = measure(self.target(), request).await?;
+        let mut fallback = VecDeque::new();
+        for target in &self.targets[1..] {
+            fallback.extend(measure(target, request).await.ok());
+        }
+        Ok(Plan { first, fallback })
     }
+}
+
+/// Counts the prompt, exactly where that is possible, and bounds the answer.
+///
+/// # Errors
+/// `Unsupported` and `BadParam` for what the model does not do or its template refuses; `ContextExceeded` with the counts.
+pub async fn measure(target: &Arc<Target>, request: &Request) -> Result<Leg, Refusal> {
+    let (prompts, input, longest, context_tokens) = match &target.reads {
+        Reads::Here(tokenize) => {
+            let prompts = count(tokenize, request.prompts()?).await?;
+            let input = prompts.iter().map(|prompt| prompt.len() as u64).sum();
+            let longest = prompts.iter().map(Vec::len).max().unwrap_or(0) as u64;
+            (prompts, input, longest, Some(tokenize.context()))
+        }
+        Reads::Elsewhere { context } => {
+            let input = estimate::prompt_tokens(&request.body);
+            (Vec::new(), input, context.map_or(0, |context| input.min(context.saturating_sub(1))), *context)
+        }
+        Reads::Never => return Err(Refusal::ModelUnavailable { model: target.variant.clone() }),
+    };
+    let room = context_tokens.map_or(u64::MAX, |context| context.saturating_sub(longest));
+    let over = |output_tokens| Refusal::ContextExceeded {
+        prompt_tokens: longest,
+        output_tokens,
+        context_tokens: context_tokens.unwrap_or(u64::MAX),
+    };
+    // An estimate bounds what is reserved; it is no reason to refuse.
+    let is_exact = matches!(target.reads, Reads::Here(_));
+    let output_max = match request.max_tokens {
+        Some(asked) if is_exact && asked > room => return Err(over(Some(asked))),
+        Some(asked) if asked > target.output_max => {
+            let param = match request.op {
+                Op::Chat => "max_completion_tokens",
+                Op::TextCompletion => "max_tokens",
+            };
+            let why = format!("must be at most {} for this model", target.output_max);
+            return Err(Refusal::BadParam { param: param.into(), why });
+        }
+        Some(asked) => asked,
+        None if room == 0 => return Err(over(None)),
+        None => room.min(target.output_max),
+    };
+    let choices = request.n.saturating_mul(request.prompt_count());
+    Ok(Leg { target: target.clone(), measure: Measure { prompts, input, choices, output_max } })
+}
+
+/// Tokenises; long prompts beside the proxy's threads.
+async fn count(tokenize: &Arc<dyn Tokenize>, prompts: Vec<Prompt>) -> Result<Vec<Vec<u32>>, Refusal> {
+    let bytes: usize = prompts.iter().map(Prompt::bytes).sum();
+    let all = move |tokenize: &dyn Tokenize| {
+        prompts.iter().map(|prompt| tokenize.tokenize(prompt).map_err(|why| (prompt.field(), why))).collect()
+    };
+    let counted: Result<Vec<Vec<u32>>, _> = if bytes <= INLINE_BYTES_MAX {
+        all(&**tokenize)
+    } else {
+        let tokenize = tokenize.clone();
+        tokio::task::spawn_blocking(move || all(&*tokenize)).await.map_err(|_| Refusal::Internal)?
+    };
+    counted.map_err(|(field, why)| Refusal::BadParam { param: field.into(), why })
 }

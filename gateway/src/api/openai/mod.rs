@@ -1,5 +1,8 @@
 //! OpenAI's dialect.
 
-pub mod chat;
+pub mod answer;
 mod fields;
+pub mod gather;
 pub mod models;
+pub mod request;
+pub mod upstream;

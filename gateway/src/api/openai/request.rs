@@ -1,28 +1,63 @@
-//! `POST /v1/chat/completions`: the request as clients send it, the answer as they read it, whole or in chunks.
+//! `POST /v1/chat/completions` and `POST /v1/completions`: the request as clients send it.
+//!
+//! Every field that we know is checked here, for every backend. What an embedded model cannot do is refused in
+//! `Request::prompts`, where it is known that one is to answer; an upstream gets the client's own fields.
 
-use serde::Serialize;
-use serde_json::Value;
+use serde_json::{Map, Value};
 
 use super::fields::{Fields, bad, unsupported};
-use crate::accounting::core::Usage;
-use crate::answer::Finish;
-use crate::api::glassgate::Glassgate;
-use crate::ports::Turn;
+use crate::ports::{Prompt, Turn};
 use crate::refusal::Refusal;
 
-/// A chat request in which every field is checked.
+/// What is asked for, in the words of OpenTelemetry's `gen_ai.operation.name`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Op {
+    Chat,
+    TextCompletion,
+}
+
+impl Op {
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Op::Chat => "chat",
+            Op::TextCompletion => "text_completion",
+        }
+    }
+
+    /// The path below an upstream's base URL.
+    pub fn path(self) -> &'static str {
+        match self {
+            Op::Chat => "/chat/completions",
+            Op::TextCompletion => "/completions",
+        }
+    }
+
+    /// How the ids of its answers begin.
+    pub fn id_prefix(self) -> &'static str {
+        match self {
+            Op::Chat => "chatcmpl-",
+            Op::TextCompletion => "cmpl-",
+        }
+    }
+}
+
+/// A request in which every known field is checked.
 #[derive(Clone, Debug, PartialEq)]
-pub struct ChatRequest {
+pub struct Request {
+    pub op: Op,
     pub model: String,
-    pub turns: Vec<Turn>,
     pub stream: bool,
     pub include_usage: bool,
     pub max_tokens: Option<u64>,
+    /// Independent answers to each prompt.
+    pub n: u32,
     pub sampling: Sampling,
     pub stop: Vec<String>,
     /// vLLM's extension: go on to the bound past the model's own end, for measurements.
     pub ignore_eos: bool,
     pub user: Option<String>,
+    /// Everything as it was sent: what upstreams get, and what the cache tells requests apart by.
+    pub body: Map<String, Value>,
 }
 
 /// What the client said about sampling; what it did not say is the model's default.
@@ -38,7 +73,7 @@ pub struct Sampling {
     pub seed: Option<i64>,
 }
 
-/// Fields that would change what the answer means, and that we do not do. Silence would be a lie.
+/// Fields that would change what the answer means, and that embedded models do not do. Silence would be a lie.
 const UNSUPPORTED: &[(&str, &str)] = &[
     ("tools", "embedded models cannot call tools"),
     ("functions", "embedded models cannot call functions"),
@@ -47,7 +82,7 @@ const UNSUPPORTED: &[(&str, &str)] = &[
     ("top_logprobs", "log probabilities are not available"),
     ("audio", "only text is available"),
     ("web_search_options", "the gateway does not search the web"),
-    ("best_of", "one answer is made a request"),
+    ("best_of", "every answer made is returned; use `n`"),
     ("suffix", "text cannot be inserted before a suffix"),
     ("guided_json", "constrained output is not available"),
     ("guided_regex", "constrained output is not available"),
@@ -71,53 +106,25 @@ const TURNS_MAX: usize = 2048;
 const STOPS_MAX: usize = 4;
 const STOP_BYTES_MAX: usize = 256;
 const USER_BYTES_MAX: usize = 256;
+/// Independent answers to one prompt.
+const N_MAX: i64 = 8;
+const PROMPTS_MAX: usize = 16;
 
-impl ChatRequest {
+impl Request {
     /// Parses and checks a body. Unknown fields that change nothing are let through.
     ///
     /// # Errors
-    /// `BadJson` with its position; `BadParam` and `Unsupported` with the name of the field.
-    pub fn parse(body: &[u8]) -> Result<ChatRequest, Refusal> {
+    /// `BadJson` with its position; `BadParam` with the name of the field.
+    pub fn parse(op: Op, body: &[u8]) -> Result<Request, Refusal> {
         let fields = Fields::parse(body)?;
-        for (name, why) in UNSUPPORTED {
-            // What says "no" in its own words asks for nothing.
-            let asks = |value: &Value| match value {
-                Value::Array(items) => !items.is_empty(),
-                Value::Object(map) => !map.is_empty(),
-                Value::Bool(wanted) => *wanted,
-                Value::Number(number) => number.as_u64() != Some(u64::from(*name == "best_of")),
-                _ => true,
-            };
-            if fields.get(name).is_some_and(asks) {
-                return Err(unsupported(*name, *why));
-            }
-        }
-        if fields.get("tool_choice").is_some_and(|choice| choice != "none" && choice != "auto") {
-            return Err(unsupported("tool_choice", "embedded models cannot call tools"));
-        }
-        if fields.boolean("logprobs")? == Some(true) {
-            return Err(unsupported("logprobs", "log probabilities are not available"));
-        }
-        if let Some(format) = fields.get("response_format")
-            && format.get("type").and_then(Value::as_str) != Some("text")
-        {
-            return Err(unsupported(
-                "response_format",
-                "only {\"type\":\"text\"} is available; ask for JSON in the prompt",
-            ));
-        }
-        if let Some(modalities) = fields.get("modalities")
-            && *modalities != serde_json::json!(["text"])
-        {
-            return Err(unsupported("modalities", "only [\"text\"] is available"));
-        }
-        if fields.integer("n", 1..=128)?.unwrap_or(1) > 1 {
-            return Err(unsupported("n", "one answer is made a request; send the request several times"));
-        }
-
         let model = fields.string("model")?.ok_or_else(|| bad("model", "is missing"))?.to_owned();
         let stream = fields.boolean("stream")?.unwrap_or(false);
-        let max_tokens = match fields.integer("max_completion_tokens", 1..=i64::from(u32::MAX))? {
+        // The newer name exists for chats only; in a text completion it is an unknown field.
+        let newer = match op {
+            Op::Chat => fields.integer("max_completion_tokens", 1..=i64::from(u32::MAX))?,
+            Op::TextCompletion => None,
+        };
+        let max_tokens = match newer {
             Some(tokens) => Some(tokens),
             None => fields.integer("max_tokens", 1..=i64::from(u32::MAX))?,
         };
@@ -125,12 +132,17 @@ impl ChatRequest {
         if user.as_ref().is_some_and(|user| user.len() > USER_BYTES_MAX) {
             return Err(bad("user", format!("must be at most {USER_BYTES_MAX} bytes")));
         }
-        Ok(ChatRequest {
+        match op {
+            Op::Chat => check_messages(&fields)?,
+            Op::TextCompletion => check_prompt(&fields)?,
+        }
+        Ok(Request {
+            op,
             model,
-            turns: turns(&fields)?,
             stream,
             include_usage: include_usage(&fields, stream)?,
             max_tokens: max_tokens.map(|tokens| tokens as u64),
+            n: fields.integer("n", 1..=N_MAX)?.unwrap_or(1) as u32,
             sampling: Sampling {
                 temperature: fields.number("temperature", 0.0..=2.0)?,
                 top_p: fields.number("top_p", 0.0..=1.0)?,
@@ -144,7 +156,66 @@ impl ChatRequest {
             stop: stops(&fields)?,
             ignore_eos: fields.boolean("ignore_eos")?.unwrap_or(false),
             user,
+            body: fields.0,
         })
+    }
+
+    /// What an embedded model has to read: one prompt, or several of a text completion.
+    ///
+    /// # Errors
+    /// `Unsupported` with the field that asks for what embedded models do not do.
+    pub fn prompts(&self) -> Result<Vec<Prompt>, Refusal> {
+        let get = |name: &str| self.body.get(name).filter(|value| !value.is_null());
+        for (name, why) in UNSUPPORTED {
+            // What says "no" in its own words asks for nothing.
+            let asks = |value: &Value| match value {
+                Value::Array(items) => !items.is_empty(),
+                Value::Object(map) => !map.is_empty(),
+                Value::Bool(wanted) => *wanted,
+                Value::Number(number) => number.as_u64() != Some(u64::from(*name == "best_of")),
+                _ => true,
+            };
+            if get(name).is_some_and(asks) {
+                return Err(unsupported(*name, *why));
+            }
+        }
+        if get("tool_choice").is_some_and(|choice| choice != "none" && choice != "auto") {
+            return Err(unsupported("tool_choice", "embedded models cannot call tools"));
+        }
+        // A chat says true or false, a text completion how many.
+        if get("logprobs").is_some_and(|value| *value != Value::Bool(false)) {
+            return Err(unsupported("logprobs", "log probabilities are not available"));
+        }
+        if let Some(format) = get("response_format")
+            && format.get("type").and_then(Value::as_str) != Some("text")
+        {
+            return Err(unsupported(
+                "response_format",
+                "only {\"type\":\"text\"} is available; ask for JSON in the prompt",
+            ));
+        }
+        if let Some(modalities) = get("modalities")
+            && *modalities != serde_json::json!(["text"])
+        {
+            return Err(unsupported("modalities", "only [\"text\"] is available"));
+        }
+        match self.op {
+            Op::Chat => Ok(vec![Prompt::Turns(turns(get("messages"))?)]),
+            Op::TextCompletion => prompts(get("prompt")),
+        }
+    }
+
+    /// How many prompts an answer is made to.
+    pub fn prompt_count(&self) -> u32 {
+        match self.body.get("prompt") {
+            Some(Value::Array(items)) if !items.iter().all(Value::is_number) => items.len() as u32,
+            _ => 1,
+        }
+    }
+
+    /// Whether sending it again must give the same answer.
+    pub fn is_deterministic(&self) -> bool {
+        self.sampling.temperature == Some(0.0) || self.sampling.seed.is_some()
     }
 }
 
@@ -176,24 +247,76 @@ fn stops(fields: &Fields) -> Result<Vec<String>, Refusal> {
     if fine { Ok(stops) } else { Err(wrong()) }
 }
 
-fn turns(fields: &Fields) -> Result<Vec<Turn>, Refusal> {
+/// The shape that every backend needs; what is in the messages is the backend's business.
+fn check_messages(fields: &Fields) -> Result<(), Refusal> {
     let messages = fields.get("messages").ok_or_else(|| bad("messages", "is missing"))?;
     let messages = messages.as_array().ok_or_else(|| bad("messages", "must be a list"))?;
     if messages.is_empty() || messages.len() > TURNS_MAX {
         return Err(bad("messages", format!("must have 1 to {TURNS_MAX} messages")));
     }
+    for (i, message) in messages.iter().enumerate() {
+        let at = |field: &str| format!("messages[{i}].{field}");
+        match message.get("role").and_then(Value::as_str) {
+            Some("system" | "developer" | "user" | "assistant" | "tool" | "function") => {}
+            Some(_) => {
+                return Err(bad(
+                    at("role"),
+                    "must be \"system\", \"developer\", \"user\", \"assistant\", \"tool\" or \"function\"",
+                ));
+            }
+            None => return Err(bad(at("role"), "must be a string")),
+        }
+    }
+    Ok(())
+}
+
+fn check_prompt(fields: &Fields) -> Result<(), Refusal> {
+    let wrong =
+        || bad("prompt", format!("must be a string, a list of token ids, or a list of 1 to {PROMPTS_MAX} of either"));
+    let is_one = |value: &Value| match value {
+        Value::String(text) => !text.is_empty(),
+        Value::Array(ids) => !ids.is_empty() && ids.iter().all(is_token),
+        _ => false,
+    };
+    let prompt = fields.get("prompt").ok_or_else(|| bad("prompt", "is missing"))?;
+    let fine = is_one(prompt)
+        || prompt.as_array().is_some_and(|many| (1..=PROMPTS_MAX).contains(&many.len()) && many.iter().all(is_one));
+    if fine { Ok(()) } else { Err(wrong()) }
+}
+
+fn is_token(value: &Value) -> bool {
+    value.as_u64().is_some_and(|id| u32::try_from(id).is_ok())
+}
+
+fn prompts(prompt: Option<&Value>) -> Result<Vec<Prompt>, Refusal> {
+    let one = |value: &Value| match value {
+        Value::String(text) => Some(Prompt::Text(text.clone())),
+        Value::Array(ids) => {
+            let ids = ids.iter().map(|id| u32::try_from(id.as_u64()?).ok());
+            ids.collect::<Option<Vec<u32>>>().map(Prompt::Tokens)
+        }
+        _ => None,
+    };
+    let wrong = || bad("prompt", "is missing");
+    let prompt = prompt.ok_or_else(wrong)?;
+    if let Some(one) = one(prompt) {
+        return Ok(vec![one]);
+    }
+    prompt.as_array().and_then(|many| many.iter().map(one).collect()).ok_or_else(wrong)
+}
+
+fn turns(messages: Option<&Value>) -> Result<Vec<Turn>, Refusal> {
+    let messages = messages.and_then(Value::as_array).map(Vec::as_slice).unwrap_or_default();
     messages.iter().enumerate().map(|(i, message)| turn(i, message)).collect()
 }
 
 fn turn(i: usize, message: &Value) -> Result<Turn, Refusal> {
     let at = |field: &str| format!("messages[{i}].{field}");
-    let role = message.get("role").and_then(Value::as_str).ok_or_else(|| bad(at("role"), "must be a string"))?;
-    let role = match role {
-        "system" | "user" | "assistant" => role,
+    let role = match message.get("role").and_then(Value::as_str).unwrap_or_default() {
         // OpenAI's newer name for the same thing; templates know the older one.
         "developer" => "system",
         "tool" | "function" => return Err(unsupported(at("role"), "embedded models cannot call tools")),
-        _ => return Err(bad(at("role"), "must be \"system\", \"developer\", \"user\" or \"assistant\"")),
+        role => role,
     };
     for field in ["tool_calls", "function_call", "audio"] {
         if message.get(field).is_some_and(|value| !value.is_null()) {
@@ -221,165 +344,13 @@ fn turn(i: usize, message: &Value) -> Result<Turn, Refusal> {
     Ok(Turn { role: role.to_owned(), content })
 }
 
-/// What every piece of one answer repeats.
-pub struct Head<'a> {
-    pub response_id: &'a str,
-    /// Unix seconds.
-    pub created: i64,
-    /// The name that the client asked for.
-    pub model: &'a str,
-}
-
-#[derive(Serialize)]
-struct WireUsage {
-    prompt_tokens: u64,
-    completion_tokens: u64,
-    total_tokens: u64,
-    prompt_tokens_details: PromptDetails,
-    completion_tokens_details: CompletionDetails,
-}
-
-#[derive(Serialize)]
-struct PromptDetails {
-    cached_tokens: u64,
-}
-
-#[derive(Serialize)]
-struct CompletionDetails {
-    reasoning_tokens: u64,
-}
-
-impl From<&Usage> for WireUsage {
-    fn from(usage: &Usage) -> Self {
-        WireUsage {
-            prompt_tokens: usage.prompt(),
-            completion_tokens: usage.completion(),
-            total_tokens: usage.prompt() + usage.completion(),
-            prompt_tokens_details: PromptDetails { cached_tokens: usage.cache_read },
-            completion_tokens_details: CompletionDetails { reasoning_tokens: usage.reasoning },
-        }
-    }
-}
-
-#[derive(Serialize)]
-struct Whole<'a> {
-    id: &'a str,
-    object: &'static str,
-    created: i64,
-    model: &'a str,
-    choices: [WholeChoice<'a>; 1],
-    usage: WireUsage,
-    glassgate: Glassgate<'a>,
-}
-
-#[derive(Serialize)]
-struct WholeChoice<'a> {
-    index: u32,
-    message: Message<'a>,
-    logprobs: Option<()>,
-    finish_reason: Finish,
-}
-
-#[derive(Serialize)]
-struct Message<'a> {
-    role: &'static str,
-    content: &'a str,
-    refusal: Option<()>,
-}
-
-/// The answer as one JSON document.
-pub fn whole(head: &Head<'_>, text: &str, finish: Finish, usage: &Usage, glassgate: Glassgate<'_>) -> Vec<u8> {
-    json(&Whole {
-        id: head.response_id,
-        object: "chat.completion",
-        created: head.created,
-        model: head.model,
-        choices: [WholeChoice {
-            index: 0,
-            message: Message { role: "assistant", content: text, refusal: None },
-            logprobs: None,
-            finish_reason: finish,
-        }],
-        usage: usage.into(),
-        glassgate,
-    })
-}
-
-#[derive(Serialize)]
-struct Part<'a> {
-    id: &'a str,
-    object: &'static str,
-    created: i64,
-    model: &'a str,
-    choices: &'a [PartChoice<'a>],
-    /// `null` on every chunk but the last, if the client asked for usage; absent if it did not.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    usage: Option<Option<WireUsage>>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    glassgate: Option<Glassgate<'a>>,
-}
-
-#[derive(Serialize)]
-struct PartChoice<'a> {
-    index: u32,
-    delta: Delta<'a>,
-    logprobs: Option<()>,
-    finish_reason: Option<Finish>,
-}
-
-#[derive(Default, Serialize)]
-struct Delta<'a> {
-    #[serde(skip_serializing_if = "Option::is_none")]
-    role: Option<&'static str>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    content: Option<&'a str>,
-}
-
-/// What one chunk of a stream says.
-pub enum Piece<'a> {
-    Role,
-    Text(&'a str),
-    Finish(Finish, Option<Glassgate<'a>>),
-    Usage(&'a Usage, Glassgate<'a>),
-}
-
-/// One chunk as JSON. `usage_asked` says whether every chunk carries a `usage` field.
-pub fn part(head: &Head<'_>, piece: Piece<'_>, usage_asked: bool) -> Vec<u8> {
-    let mut delta = Delta::default();
-    let (mut finish, mut usage, mut extra) = (None, usage_asked.then_some(None), None);
-    let mut choices = true;
-    match piece {
-        Piece::Role => delta = Delta { role: Some("assistant"), content: Some("") },
-        Piece::Text(text) => delta.content = Some(text),
-        Piece::Finish(reason, glassgate) => (finish, extra) = (Some(reason), glassgate),
-        Piece::Usage(tokens, glassgate) => {
-            (usage, extra, choices) = (Some(Some(tokens.into())), Some(glassgate), false);
-        }
-    }
-    let choice = [PartChoice { index: 0, delta, logprobs: None, finish_reason: finish }];
-    json(&Part {
-        id: head.response_id,
-        object: "chat.completion.chunk",
-        created: head.created,
-        model: head.model,
-        choices: if choices { &choice } else { &[] },
-        usage,
-        glassgate: extra,
-    })
-}
-
-fn json(value: &impl Serialize) -> Vec<u8> {
-    // Strings and numbers into memory: this has no way to fail.
-    serde_json::to_vec(value).unwrap_or_default()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
     use proptest::prelude::*;
 
     fn refusal(body: &str) -> Refusal {
-        ChatRequest::parse(body.as_bytes()).expect_err(body)
+        Request::parse(Op::Chat, body.as_bytes()).and_then(|request| request.prompts().map(|_| ())).expect_err(body)
     }
 
     fn with(extra: &str) -> String {
@@ -393,7 +364,8 @@ mod tests {
             "top_k":3,"min_p":0.1,"repetition_penalty":1.1,"frequency_penalty":-1,"presence_penalty":1,"seed":-7,"stop":["a","b"],"user":"u","n":1,
             "response_format":{"type":"text"},"tools":[],"best_of":1,"top_logprobs":0,"echo":false,"metadata":{"x":"y"},"store":false,"service_tier":"auto""#,
         );
-        let request = ChatRequest::parse(body.as_bytes()).unwrap();
+        let request = Request::parse(Op::Chat, body.as_bytes()).unwrap();
+        request.prompts().unwrap();
         assert!(request.stream && request.include_usage);
         assert_eq!(request.max_tokens, Some(9));
         assert_eq!(request.sampling.seed, Some(-7));
@@ -408,7 +380,7 @@ mod tests {
             (r#","top_p":1.5"#, "top_p"),
             (r#","max_tokens":0"#, "max_tokens"),
             (r#","max_tokens":1.5"#, "max_tokens"),
-            (r#","n":2"#, "n"),
+            (r#","n":9"#, "n"),
             (r#","n":0"#, "n"),
             (r#","tools":[{"type":"function"}]"#, "tools"),
             (r#","tool_choice":"required""#, "tool_choice"),
@@ -445,6 +417,24 @@ mod tests {
     }
 
     #[test]
+    fn a_text_completion_takes_text_and_tokens_one_or_several() {
+        let prompts = |prompt: &str| {
+            let body = format!(r#"{{"model":"a","n":2,"prompt":{prompt}}}"#);
+            let request = Request::parse(Op::TextCompletion, body.as_bytes())?;
+            assert_eq!(request.prompts()?.len() as u32, request.prompt_count());
+            request.prompts()
+        };
+        let text = |text: &str| Prompt::Text(text.into());
+        assert_eq!(prompts(r#""a""#), Ok(vec![text("a")]));
+        assert_eq!(prompts(r#"["a","b"]"#), Ok(vec![text("a"), text("b")]));
+        assert_eq!(prompts("[1,2]"), Ok(vec![Prompt::Tokens(vec![1, 2])]));
+        assert_eq!(prompts(r#"[[1,2],"b"]"#), Ok(vec![Prompt::Tokens(vec![1, 2]), text("b")]));
+        for wrong in [r#""""#, "[]", "[[]]", "7", "[-1]", "[1.5]", "[4294967296]", r#"["a",1]"#] {
+            assert_eq!(prompts(wrong).expect_err(wrong).param(), Some("prompt"), "{wrong}");
+        }
+    }
+
+    #[test]
     fn broken_json_is_refused_with_its_position() {
         assert!(matches!(refusal("{\"model\": \"a\",\n  oops}"), Refusal::BadJson { line: 2, column: 3, .. }));
     }
@@ -452,7 +442,9 @@ mod tests {
     proptest! {
         #[test]
         fn any_body_is_read_or_refused_without_panic(body in proptest::collection::vec(any::<u8>(), 0..256)) {
-            let _ = ChatRequest::parse(&body);
+            for op in [Op::Chat, Op::TextCompletion] {
+                let _ = Request::parse(op, &body).and_then(|request| request.prompts());
+            }
         }
     }
 }
