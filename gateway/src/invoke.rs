@@ -143,6 +143,7 @@ fn terms(exchange: &Exchange, caller: &Caller, route: &Route, measure: &Measure)
         price: route.price(),
         costs: Costs::DeviceTime,
         reservation,
+        tokens_max: reservation.total(),
         cost_max: route.price().cost(&reservation),
         is_charged: true,
         hold: Box::new(()),
