@@ -1,5 +1,7 @@
 //! May they, now? → `Door` before a body is read, `Ticket` before work starts.
 
+pub mod core;
+
 use std::collections::HashMap;
 use std::num::NonZeroU32;
 use std::sync::{Arc, OnceLock};
