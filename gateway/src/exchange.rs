@@ -14,6 +14,7 @@ use crate::accounting::core::{NanoUsd, Usage};
 use crate::accounting::settlement::Receipt;
 use crate::answer::{EngineTimes, Finish};
 use crate::api::openai::chat::Sampling;
+use crate::api::openai::ratelimit::Quotas;
 use crate::ports::Clock;
 use crate::refusal::Refusal;
 
@@ -83,6 +84,8 @@ pub struct Record {
     pub key_id: String,
     pub key_name: String,
     pub authenticated: bool,
+    /// What the key had left once it had passed the door.
+    pub quotas: Option<Quotas>,
     pub session: Option<String>,
     pub route: String,
     pub model: String,
@@ -176,6 +179,7 @@ impl Exchange {
             key_id: String::new(),
             key_name: String::new(),
             authenticated: false,
+            quotas: None,
             session: None,
             route: "none".into(),
             model: "none".into(),

@@ -39,7 +39,8 @@ pub async fn answer(
 ) -> Result<Reply, Refusal> {
     let caller = app.auth.identify(&inbound.head().headers)?;
     note_caller(exchange, &caller, inbound);
-    let door = app.admission.knock(&caller, snapshot.config.gateway.requests_per_minute)?;
+    let door = app.admission.knock(&caller, &snapshot.config.gateway.limits)?;
+    exchange.note(|record| record.quotas = Some(door.quotas()));
     if app.is_draining() {
         return Err(Refusal::Draining);
     }
@@ -146,6 +147,7 @@ fn terms(exchange: &Exchange, caller: &Caller, route: &Route, measure: &Measure)
         tokens_max: reservation.total(),
         cost_max: route.price().cost(&reservation),
         is_charged: true,
+        // Admission holds what its limits say.
         hold: Box::new(()),
     }
 }

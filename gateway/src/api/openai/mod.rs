@@ -3,3 +3,4 @@
 pub mod chat;
 mod fields;
 pub mod models;
+pub mod ratelimit;
