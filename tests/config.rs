@@ -110,6 +110,13 @@ fn every_mistake_is_reported_with_file_line_and_a_suggestion() {
             "requests_per_minit = 600",
             &["gateway.toml:19:", "unknown key `limits.requests_per_minit`", "Did you mean `requests_per_minute`?"],
         ),
+        (
+            "gateway.toml",
+            "usd_per_day = 1_000_000",
+            "usd_per_day = -1",
+            &["gateway.toml:22:", "`limits.usd_per_day` must be a number of US dollars from 0"],
+        ),
+        ("gateway.toml", "concurrency = 10000", "concurrency = 0", &["gateway.toml:21:", "`limits.concurrency`"]),
         ("gateway.toml", "\"127.0.0.1:8080\"", "\"here\"", &["gateway.toml:7:", "127.0.0.1:8080"]),
         (
             "gateway.toml",
