@@ -23,6 +23,13 @@ fn post(key: &str, body: &Value) -> Vec<u8> {
     http::post("/v1/chat/completions", Some(key), &[], body.to_string().as_bytes())
 }
 
+/// A gateway with several threads of its own, so that whatever can overlap does.
+fn threaded() -> TestGateway {
+    let setup = Setup::shipped();
+    setup.replace("gateway.toml", "[listen]", "[listen]\nthreads = 4");
+    setup.start()
+}
+
 /// An answer of exactly so many tokens, in one piece.
 fn exactly(tokens: u64) -> Value {
     chat_with("Count.", json!({"max_tokens": tokens, "ignore_eos": true}))
@@ -61,7 +68,7 @@ fn usd(nano: u64) -> String {
 #[test]
 fn a_thousand_racing_requests_never_overshoot_a_budget_and_what_is_refused_costs_nothing() {
     const BUDGET: u64 = 150_000;
-    let gateway = TestGateway::start();
+    let gateway = threaded();
     let key = key(&gateway, &["--rpm", "100000", "--usd-per-day", &usd(BUDGET)]);
     let (next, refused, cut) = (AtomicUsize::new(0), AtomicUsize::new(0), AtomicUsize::new(0));
     std::thread::scope(|scope| {
@@ -221,7 +228,7 @@ fn a_third_stream_waits_until_one_of_two_has_ended_and_is_let_in_at_once_then() 
 
 #[test]
 fn one_request_at_a_time_is_enough_for_a_client_that_asks_one_after_the_other() {
-    let gateway = TestGateway::start();
+    let gateway = threaded();
     let key = key(&gateway, &["--concurrency", "1"]);
     for i in 0..40 {
         let body = chat_with("12 + 34 = ?", json!({"max_tokens": 4, "stream": i % 2 == 0}));

@@ -36,9 +36,14 @@ pub struct Admission {
     keys: RwLock<HashMap<String, Arc<Key>>>,
     watch: Arc<Watch>,
     journal: Arc<dyn Journal>,
-    /// What keys had spent on that day before this process began.
-    spent: HashMap<String, NanoUsd>,
-    today: i64,
+    spent: SpentBefore,
+}
+
+/// What keys had spent on the present UTC day before this process began.
+#[derive(Debug, Default)]
+pub struct SpentBefore {
+    pub day: i64,
+    pub by_key: HashMap<String, NanoUsd>,
 }
 
 /// What keys need to tell the time and to be seen.
@@ -166,16 +171,9 @@ impl Door {
 }
 
 impl Admission {
-    /// `spent`: what keys have spent on the present UTC day, from the ledger.
-    pub fn new(
-        journal: Arc<dyn Journal>,
-        clock: Arc<dyn Clock>,
-        metrics: Arc<Metrics>,
-        spent: HashMap<String, NanoUsd>,
-    ) -> Self {
-        let today = core::day(clock.now_ns());
+    pub fn new(journal: Arc<dyn Journal>, clock: Arc<dyn Clock>, metrics: Arc<Metrics>, spent: SpentBefore) -> Self {
         let watch = Arc::new(Watch { began: clock.instant(), clock, metrics });
-        Admission { keys: RwLock::default(), watch, journal, spent, today }
+        Admission { keys: RwLock::default(), watch, journal, spent }
     }
 
     /// Counts the request against its key: at a time first, then per minute.
@@ -215,10 +213,10 @@ impl Admission {
         }
         let make = || {
             let now = self.watch.now();
-            let spent = self.spent.get(id).copied().unwrap_or_default();
+            let spent = self.spent.by_key.get(id).copied().unwrap_or_default();
             let state = State {
                 requests: Requests::new(limits.requests_per_minute, now),
-                account: Account::new(limits.tokens_per_minute, now, self.today, spent),
+                account: Account::new(limits.tokens_per_minute, now, self.spent.day, spent),
             };
             Arc::new(Key { state: Mutex::new(state), watch: self.watch.clone() })
         };

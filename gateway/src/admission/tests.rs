@@ -61,7 +61,8 @@ impl World {
     fn new(limits: Limits, spent: &[(&str, u64)]) -> World {
         let clock = Arc::new(Hands(Mutex::new((20_000 * DAY, Instant::now()))));
         let (paper, metrics) = (Arc::new(Paper::default()), Arc::new(Metrics::new()));
-        let spent = spent.iter().map(|(key, nano)| ((*key).to_owned(), NanoUsd(*nano))).collect();
+        let by_key = spent.iter().map(|(key, nano)| ((*key).to_owned(), NanoUsd(*nano))).collect();
+        let spent = SpentBefore { day: 20_000, by_key };
         let admission = Admission::new(paper.clone(), clock.clone(), metrics.clone(), spent);
         World { admission, clock, paper, metrics, limits }
     }

@@ -9,7 +9,7 @@ use arc_swap::ArcSwap;
 
 use super::{Outcome, Place, keys, text};
 use crate::accounting::ledger::{Ledger, sqlite};
-use crate::admission::{self, Admission};
+use crate::admission::{self, Admission, SpentBefore};
 use crate::app::{App, Snapshot};
 use crate::auth::Auth;
 use crate::auth::api_key::{Pepper, generate};
@@ -82,9 +82,11 @@ pub fn build(
     }
     let ledger = Arc::new(ledger);
     // After the recovery: a request that was cut off by a kill counts at its bound.
-    let today = admission::core::day_start_ns(admission::core::day(clock.now_ns()));
-    let spent = sqlite::open_readonly(&data_dir.ledger()).and_then(|db| sqlite::billed_by_key(&db, today));
-    let spent = spent.map_err(|error| format!("{}: {error}", data_dir.ledger().display()))?;
+    let day = admission::core::day(clock.now_ns());
+    let since = admission::core::day_start_ns(day);
+    let by_key = sqlite::open_readonly(&data_dir.ledger()).and_then(|db| sqlite::billed_by_key(&db, since));
+    let by_key = by_key.map_err(|error| format!("{}: {error}", data_dir.ledger().display()))?;
+    let spent = SpentBefore { day, by_key };
 
     let models = Models::start(&config.gateway.engine, metrics.clone())?;
     let loaded = models.load(&config.models);
