@@ -12,15 +12,19 @@ fn the_official_python_client_streams_asks_and_reads_errors() {
     let gateway = TestGateway::start();
     let limited = gateway.cli(&["keys", "create", "limited", "--rpm", "1"]);
     let patient = gateway.cli(&["keys", "create", "patient", "--rpm", "30"]);
+    let broke = gateway.cli(&["keys", "create", "broke", "--usd-per-day", "0"]);
     let output = Command::new(format!("{venv}/bin/python"))
         .arg(root().join("tests/clients/openai_client.py"))
         .env("OPENAI_BASE_URL", format!("http://{}/v1", gateway.data))
         .env("OPENAI_API_KEY", &gateway.key)
         .env("LIMITED_KEY", limited.trim())
         .env("PATIENT_KEY", patient.trim())
+        .env("BROKE_KEY", broke.trim())
         .output()
         .expect("the venv has a python");
     let (stdout, stderr) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
     assert!(output.status.success(), "{stdout}\n{stderr}");
-    assert!(stdout.trim_end().ends_with("9 checks passed"), "{stdout}");
+    assert!(stdout.trim_end().ends_with("10 checks passed"), "{stdout}");
+    let denied = gateway.metric("gateway_limit_decisions_total", &["kind=\"budget\"", "decision=\"denied\""]);
+    assert_eq!(denied, 1.0, "it took `x-should-retry: false` at its word");
 }

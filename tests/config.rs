@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use glassgate::config::{Config, Overrides};
+use glassgate::config::{Config, Limits, Overrides};
 use serde_json::{Value, json};
 
 use crate::support::gateway::{Setup, TestGateway, chat, chat_with, replace};
@@ -110,6 +110,13 @@ fn every_mistake_is_reported_with_file_line_and_a_suggestion() {
             "requests_per_minit = 600",
             &["gateway.toml:19:", "unknown key `limits.requests_per_minit`", "Did you mean `requests_per_minute`?"],
         ),
+        (
+            "gateway.toml",
+            "usd_per_day = 1_000_000",
+            "usd_per_day = -1",
+            &["gateway.toml:22:", "`limits.usd_per_day` must be a number of US dollars from 0"],
+        ),
+        ("gateway.toml", "concurrency = 10000", "concurrency = 0", &["gateway.toml:21:", "`limits.concurrency`"]),
         ("gateway.toml", "\"127.0.0.1:8080\"", "\"here\"", &["gateway.toml:7:", "127.0.0.1:8080"]),
         (
             "gateway.toml",
@@ -188,7 +195,7 @@ fn the_shipped_configuration_is_sound_and_the_reference_names_every_key() {
     let (_, known) = Config::load_with_keys(&setup.path("gateway.toml"), &Overrides::default()).unwrap();
     let reference = root().join("configs/reference.toml");
     let read = Config::load(&reference, &Overrides::default()).expect("the reference is itself a gateway.toml");
-    assert_eq!(read.gateway.requests_per_minute, 600);
+    assert_eq!(read.gateway.limits, Limits::default(), "the reference shows the defaults");
     let text = std::fs::read_to_string(reference).unwrap();
     for key in known {
         let last = key.rsplit('.').next().unwrap();

@@ -16,6 +16,7 @@ mod endings;
 mod golden;
 mod keys;
 mod kill;
+mod limits;
 mod oracle;
 mod panics;
 mod readme;

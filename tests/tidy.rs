@@ -161,7 +161,7 @@ fn sources(folder: &Path, found: &mut Vec<PathBuf>) {
 }
 
 fn is_test(path: &Path) -> bool {
-    path.file_name().is_some_and(|name| name == "tests.rs" || name == "settlement_model.rs")
+    path.file_name().is_some_and(|name| name == "tests.rs" || name.to_string_lossy().ends_with("_model.rs"))
 }
 
 #[test]

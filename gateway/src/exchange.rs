@@ -13,6 +13,7 @@ use uuid::Uuid;
 use crate::accounting::core::{NanoUsd, Usage};
 use crate::accounting::settlement::Receipt;
 use crate::answer::{EngineTimes, Finish};
+use crate::api::openai::ratelimit::Quotas;
 use crate::api::openai::request::Sampling;
 use crate::ports::Clock;
 use crate::refusal::Refusal;
@@ -101,6 +102,8 @@ pub struct Record {
     pub key_id: String,
     pub key_name: String,
     pub authenticated: bool,
+    /// What the key had left once it had passed the door.
+    pub quotas: Option<Quotas>,
     pub session: Option<String>,
     pub route: String,
     pub model: String,
@@ -211,6 +214,7 @@ impl Exchange {
             key_id: String::new(),
             key_name: String::new(),
             authenticated: false,
+            quotas: None,
             session: None,
             route: "none".into(),
             model: "none".into(),

@@ -43,7 +43,8 @@ pub async fn answer(
 ) -> Result<Reply, Refusal> {
     let caller = app.auth.identify(&inbound.head().headers)?;
     note_caller(exchange, &caller, inbound);
-    let door = app.admission.knock(&caller, snapshot.config.gateway.requests_per_minute)?;
+    let door = app.admission.knock(&caller, &snapshot.config.gateway.limits)?;
+    exchange.note(|record| record.quotas = Some(door.quotas()));
     if app.is_draining() {
         return Err(Refusal::Draining);
     }
@@ -153,8 +154,10 @@ fn terms(exchange: &Exchange, caller: &Caller, route: &Route, plan: &Plan) -> Te
         price: target.price,
         costs: target.costs,
         reservation: plan.first.measure.reservation(),
+        tokens_max: plan.tokens_max(),
         cost_max: plan.cost_max(),
         is_charged: true,
+        // Admission holds what its limits say.
         hold: Box::new(()),
     }
 }

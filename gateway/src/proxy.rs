@@ -195,10 +195,11 @@ async fn refuse(session: &mut Session, exchange: &mut Exchange, refusal: Refusal
         session.set_keepalive(None);
     }
     let body = refusal.body();
-    let mut response = ResponseHeader::build(refusal.describe().status, Some(12))?;
+    let mut response = ResponseHeader::build(refusal.describe().status, Some(16))?;
     response.insert_header("content-type", "application/json")?;
     response.insert_header("content-length", body.len())?;
-    for (name, value) in refusal.headers() {
+    let quotas = exchange.record().and_then(|record| record.quotas).filter(|_| refusal.quotas().is_none());
+    for (name, value) in refusal.headers().into_iter().chain(quotas.into_iter().flat_map(|quotas| quotas.headers())) {
         response.insert_header(name, value)?;
     }
     relay::common_headers(&mut response, exchange)?;

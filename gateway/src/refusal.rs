@@ -4,6 +4,11 @@
 use std::time::Duration;
 
 use serde::Serialize;
+use time::OffsetDateTime;
+use time::format_description::well_known::Rfc3339;
+
+use crate::accounting::core::NanoUsd;
+use crate::api::openai::ratelimit::{Quota, Quotas};
 
 #[derive(Clone, Debug, PartialEq)]
 pub enum Refusal {
@@ -52,8 +57,28 @@ pub enum Refusal {
     },
     // Whether they may, now
     RequestsLimited {
-        limit: u32,
+        quotas: Quotas,
         retry_after: Duration,
+    },
+    ConcurrencyLimited {
+        limit: u32,
+        quotas: Quotas,
+    },
+    TokensLimited {
+        quotas: Quotas,
+        requested: u64,
+        /// `None` if the limit itself is smaller: it can never pass.
+        retry_after: Option<Duration>,
+    },
+    BudgetSpent {
+        limit: NanoUsd,
+        spent: NanoUsd,
+        /// Reserved for requests under way.
+        held: NanoUsd,
+        requested: NanoUsd,
+        /// The next midnight, as Unix nanoseconds, and how far off it is.
+        resets_ns: i64,
+        reset: Duration,
     },
     LedgerFull,
     Draining,
@@ -121,6 +146,9 @@ impl Refusal {
             Refusal::UnknownModel { .. }     => (404, "invalid_request_error", "model_not_found", None),
             Refusal::ContextExceeded { .. }  => (400, "invalid_request_error", "context_length_exceeded", None),
             Refusal::RequestsLimited { .. }  => (429, "rate_limit_error",      "rate_limit_exceeded", Some(true)),
+            Refusal::ConcurrencyLimited { .. } => (429, "rate_limit_error",    "concurrency_limited", Some(true)),
+            Refusal::TokensLimited { retry_after, .. } => (429, "rate_limit_error", "tokens_limited", Some(retry_after.is_some())),
+            Refusal::BudgetSpent { .. }      => (429, "insufficient_quota",    "insufficient_quota", Some(false)),
             Refusal::LedgerFull              => (503, "server_error",          "ledger_full", Some(true)),
             Refusal::Draining                => (503, "server_error",          "shutting_down", Some(true)),
             Refusal::EngineBusy { .. }       => (503, "server_error",          "engine_busy", Some(true)),
@@ -141,6 +169,20 @@ impl Refusal {
 
     /// One of each, for the golden file and for metrics that show a zero before the first event.
     pub fn every() -> Vec<Refusal> {
+        let seconds = Duration::from_secs;
+        let quotas = Quotas {
+            requests: Quota { limit: 600, remaining: 588, reset: Duration::from_millis(1_200) },
+            tokens: Quota { limit: 200_000, remaining: 500, reset: Duration::from_millis(59_850) },
+        };
+        let requests = Quota { limit: 600, remaining: 0, reset: seconds(60) };
+        let budget = |requested| Refusal::BudgetSpent {
+            limit: NanoUsd(5_000_000_000),
+            spent: NanoUsd(4_900_000_000),
+            held: NanoUsd(90_000_000),
+            requested: NanoUsd(requested),
+            resets_ns: 1_793_577_600_000_000_000,
+            reset: seconds(3_600),
+        };
         vec![
             Refusal::UnknownPath { path: "/v1/chat".into() },
             Refusal::WrongMethod { method: "GET".into(), allowed: "POST" },
@@ -160,7 +202,12 @@ impl Refusal {
             },
             Refusal::UnknownModel { model: "gpt-5".into(), available: vec!["assistant".into()] },
             Refusal::ContextExceeded { prompt_tokens: 2000, output_tokens: Some(100), context_tokens: 2048 },
-            Refusal::RequestsLimited { limit: 600, retry_after: Duration::from_millis(100) },
+            Refusal::RequestsLimited { quotas: Quotas { requests, ..quotas }, retry_after: Duration::from_millis(100) },
+            Refusal::ConcurrencyLimited { limit: 64, quotas },
+            Refusal::TokensLimited { quotas, requested: 1_100, retry_after: Some(Duration::from_millis(180)) },
+            Refusal::TokensLimited { quotas, requested: 200_001, retry_after: None },
+            budget(20_000_000),
+            budget(5_000_000_001),
             Refusal::LedgerFull,
             Refusal::Draining,
             Refusal::EngineBusy { retry_after: Duration::from_secs(2) },
@@ -209,12 +256,26 @@ impl Refusal {
         }
     }
 
+    /// What the key has left, where a limit that these headers tell of was asked.
+    pub fn quotas(&self) -> Option<Quotas> {
+        match self {
+            Refusal::RequestsLimited { quotas, .. }
+            | Refusal::ConcurrencyLimited { quotas, .. }
+            | Refusal::TokensLimited { quotas, .. } => Some(*quotas),
+            _ => None,
+        }
+    }
+
     /// When to come back, where that is known.
     pub fn retry_after(&self) -> Option<Duration> {
         match self {
             Refusal::RequestsLimited { retry_after, .. } | Refusal::EngineBusy { retry_after } => Some(*retry_after),
-            Refusal::UpstreamLimited { retry_after } => *retry_after,
-            Refusal::LedgerFull | Refusal::Draining => Some(Duration::from_secs(1)),
+            Refusal::UpstreamLimited { retry_after } | Refusal::TokensLimited { retry_after, .. } => *retry_after,
+            Refusal::BudgetSpent { limit, requested, reset, .. } => (requested <= limit).then_some(*reset),
+            // Nobody knows when one of the others ends.
+            Refusal::ConcurrencyLimited { .. } | Refusal::LedgerFull | Refusal::Draining => {
+                Some(Duration::from_secs(1))
+            }
             _ => None,
         }
     }
@@ -270,10 +331,36 @@ impl Refusal {
                 "The prompt has {prompt_tokens} tokens and {output} were asked for, {} in all, but the context is {context_tokens} tokens. Shorten the messages or lower `max_completion_tokens`.",
                 prompt_tokens + output
             ),
-            Refusal::RequestsLimited { limit, retry_after } => format!(
-                "This key may make {limit} requests a minute and has used them up. Try again in {:.3} s.",
+            Refusal::RequestsLimited { quotas, retry_after } => format!(
+                "This key may make {} requests a minute and has used them up. Try again in {:.3} s.",
+                quotas.requests.limit,
                 retry_after.as_secs_f64()
             ),
+            Refusal::ConcurrencyLimited { limit, .. } => format!(
+                "This key may have {limit} requests under way at a time, and has as many. Try again when one of them has ended."
+            ),
+            Refusal::TokensLimited { quotas, requested, retry_after: Some(wait) } => format!(
+                "This key may use {} tokens a minute and has used or reserved {}; this request could use {requested}, prompt and answer together. Try again in {:.3} s, or lower `max_completion_tokens`.",
+                quotas.tokens.limit,
+                quotas.tokens.used(),
+                wait.as_secs_f64()
+            ),
+            Refusal::TokensLimited { quotas, requested, retry_after: None } => format!(
+                "This request could use {requested} tokens, prompt and answer together, and this key may use {} a minute, of which {} are used or reserved: it can never pass. Lower `max_completion_tokens` or shorten the messages.",
+                quotas.tokens.limit,
+                quotas.tokens.used()
+            ),
+            Refusal::BudgetSpent { limit, spent, held, requested, resets_ns, reset } => {
+                let so_far = format!(
+                    "This key may spend {limit} USD a day; it has used {spent} and reserved {held} for requests under way, and this request could cost {requested}."
+                );
+                if requested > limit {
+                    return format!("{so_far} It can never pass. Lower `max_completion_tokens` or shorten the messages.");
+                }
+                let at = OffsetDateTime::from_unix_timestamp_nanos(i128::from(*resets_ns)).ok();
+                let at = at.and_then(|at| at.format(&Rfc3339).ok()).unwrap_or_default();
+                format!("{so_far} The budget resets at {at}, in {} s.", reset.as_nanos().div_ceil(1_000_000_000))
+            }
             Refusal::LedgerFull => {
                 "The gateway cannot record usage at the moment and takes no requests until it can.".into()
             }
@@ -348,10 +435,8 @@ impl Refusal {
         if let Some(should) = self.describe().should_retry {
             headers.push(("x-should-retry", should.to_string()));
         }
-        if let Refusal::RequestsLimited { limit, retry_after } = self {
-            headers.push(("x-ratelimit-limit-requests", limit.to_string()));
-            headers.push(("x-ratelimit-remaining-requests", "0".to_owned()));
-            headers.push(("x-ratelimit-reset-requests", format!("{}ms", retry_after.as_millis())));
+        if let Some(quotas) = self.quotas() {
+            headers.extend(quotas.headers());
         }
         if let Refusal::WrongMethod { allowed, .. } = self {
             headers.push(("allow", (*allowed).to_owned()));

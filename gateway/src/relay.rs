@@ -156,6 +156,8 @@ async fn whole(session: &mut Session, exchange: &mut Exchange, reply: Reply) -> 
     response.insert_header("content-length", body.len())?;
     response.insert_header("x-glassgate-cost", receipt.billed.to_string())?;
     answer_headers(&mut response, exchange, &route, &door)?;
+    // The work is done: whoever has read this answer may ask again, also where one request at a time is allowed.
+    drop(door);
     exchange
         .mark(|record, now| (record.status, record.marks.sent, record.bytes_out) = (200, Some(now), body.len() as u64));
     session.write_response_header(Box::new(response), false).await?;
@@ -248,6 +250,8 @@ async fn stream(app: &App, session: &mut Session, exchange: &mut Exchange, reply
         begin_stream(session, exchange, &route, &door, cost_max).await?;
     }
     finish_stream(exchange, &request, &end, &receipt, &mut begun, &mut out);
+    // As in `whole`: before the client can know that it is over.
+    drop(door);
     write(session, exchange, &out).await?;
     session.write_response_body(None, true).await?;
     Ok(())

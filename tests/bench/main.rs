@@ -113,6 +113,9 @@ impl Gateway {
             let text = text
                 .replace("../models", root.join("models").canonicalize().unwrap().to_str().unwrap())
                 .replace("requests_per_minute = 600", "requests_per_minute = 1000000")
+                .replace("tokens_per_minute = 200_000", "tokens_per_minute = 1_000_000_000")
+                .replace("concurrency = 64", "concurrency = 10_000")
+                .replace("usd_per_day = 5.0", "usd_per_day = 1_000_000")
                 .replace("glimmer-1 = 90, glimmer-2 = 10", "glimmer-2 = 100");
             std::fs::write(configs.join(name), text).unwrap();
         }

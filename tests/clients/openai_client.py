@@ -64,4 +64,11 @@ while patient.chat.completions.with_raw_response.create(model="assistant", messa
     assert time.monotonic() - began < 30, "the limit was never reached"
 check("a limited client retries and is answered", True)
 
+# A spent budget is final for today: the client must not try again, however often it would.
+broke = openai.OpenAI(api_key=os.environ["BROKE_KEY"], max_retries=5)
+try:
+    broke.chat.completions.create(model="assistant", messages=question, max_tokens=1)
+except openai.RateLimitError as error:
+    check("a spent budget is told as insufficient_quota", error.code == "insufficient_quota")
+
 print(f"{checks} checks passed")

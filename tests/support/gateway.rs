@@ -22,7 +22,9 @@ pub struct TestGateway {
     life: u32,
 }
 
-/// A temporary folder with the shipped configuration, to be changed before the start.
+/// A temporary folder with the shipped configuration, to be changed before the start. Its limits of tokens, money and
+/// requests at a time are out of the way: tests send in seconds what one key is allowed in hours. `Setup::limited` has
+/// limits of a test's own.
 pub struct Setup(pub TempDir);
 
 impl Setup {
@@ -36,7 +38,29 @@ impl Setup {
         let setup = Setup(folder);
         let models = root().join("models").canonicalize().unwrap();
         setup.replace("gateway.toml", "../models", models.to_str().unwrap());
-        setup
+        setup.limited(1_000_000_000, 10_000, "1_000_000")
+    }
+
+    /// Tokens a minute, requests at a time, and US dollars a day for every key.
+    pub fn limited(self, tokens: u32, concurrency: u32, usd: &str) -> Setup {
+        let path = self.path("gateway.toml");
+        let text = std::fs::read_to_string(&path).unwrap();
+        let mut found = 0;
+        let lines = text.lines().map(|line| {
+            let key = line.split(' ').next().unwrap_or_default();
+            let value = match key {
+                "tokens_per_minute" => tokens.to_string(),
+                "concurrency" => concurrency.to_string(),
+                "usd_per_day" => usd.to_owned(),
+                _ => return line.to_owned(),
+            };
+            found += 1;
+            format!("{key} = {value}")
+        });
+        let text = lines.collect::<Vec<_>>().join("\n") + "\n";
+        assert_eq!(found, 3, "the shipped configuration shows its limits");
+        std::fs::write(&path, text).unwrap();
+        self
     }
 
     pub fn path(&self, name: &str) -> PathBuf {

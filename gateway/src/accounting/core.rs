@@ -34,6 +34,11 @@ impl Usage {
         self.output.saturating_add(self.reasoning)
     }
 
+    /// Everything that was processed: what limits count.
+    pub fn total(&self) -> u64 {
+        self.prompt().saturating_add(self.completion())
+    }
+
     /// The buckets with their names as they appear in labels, spans and logs.
     pub fn kinds(&self) -> [(&'static str, u64); 5] {
         [
@@ -50,6 +55,23 @@ impl Usage {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct NanoUsd(pub u64);
+
+/// Amounts above this are a typing error.
+const USD_MAX: f64 = 1_000_000.0;
+
+impl NanoUsd {
+    /// From US dollars as people write them.
+    ///
+    /// # Errors
+    /// A negative, absurd or not finite number.
+    pub fn from_usd(usd: f64) -> Result<Self, &'static str> {
+        if !(0.0..=USD_MAX).contains(&usd) {
+            return Err("must be a number of US dollars from 0 to 1,000,000");
+        }
+        // Below 2⁵³: every whole nano-dollar has a float of its own.
+        Ok(NanoUsd((usd * 1e9).round() as u64))
+    }
+}
 
 impl std::fmt::Display for NanoUsd {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
@@ -158,6 +180,15 @@ mod tests {
             assert!(PicoPerToken::from_usd_per_million(bad).is_err(), "{bad}");
         }
         assert_eq!(PicoPerToken::from_usd_per_million(0.0375), Ok(PicoPerToken(37_500)));
+    }
+
+    #[test]
+    fn an_amount_that_cannot_be_meant_is_refused() {
+        for bad in [-0.1, f64::NAN, f64::INFINITY, 1_000_000.1] {
+            assert!(NanoUsd::from_usd(bad).is_err(), "{bad}");
+        }
+        assert_eq!(NanoUsd::from_usd(0.000_000_001), Ok(NanoUsd(1)));
+        assert_eq!(NanoUsd::from_usd(5.0).map(|usd| usd.to_string()), Ok("5.000000000".to_owned()));
     }
 
     #[test]

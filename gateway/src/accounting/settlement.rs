@@ -172,6 +172,8 @@ pub struct Terms {
     pub price: Price,
     pub costs: Costs,
     pub reservation: Usage,
+    /// The most tokens that any of the allowed attempts can use: what limits reserve.
+    pub tokens_max: u64,
     /// The most that any of the allowed attempts can cost the caller.
     pub cost_max: NanoUsd,
     /// False for work that nobody asked for, such as shadows.
@@ -205,7 +207,7 @@ impl Ticket {
         clock: Arc<dyn Clock>,
         receipt: Arc<OnceLock<Receipt>>,
     ) -> Result<Ticket, JournalClosed> {
-        let Terms { mut row, price, costs, reservation, cost_max, is_charged, hold } = terms;
+        let Terms { mut row, price, costs, reservation, tokens_max: _, cost_max, is_charged, hold } = terms;
         let rate = Rate { price, costs, is_charged };
         rate.intend(&mut row, reservation);
         let slot = journal.open(&row)?;
@@ -225,6 +227,8 @@ impl Ticket {
         let Some(mut debt) = self.0.take() else { return Err(JournalClosed) };
         cache.clone_into(&mut debt.row.cache);
         debt.rate = Rate { is_charged: false, costs: Costs::Nothing, ..debt.rate };
+        // The usage that is told was somebody else's work: no limit counts it again.
+        debt.hold = Box::new(());
         debt.end(Outcome::Answered, Spent { usage, source, compute: Duration::ZERO }, false)
     }
 

@@ -146,6 +146,7 @@ fn terms(id: &str, hold: Box<dyn Hold>) -> Terms {
         price: price(),
         costs: Costs::DeviceTime,
         reservation,
+        tokens_max: reservation.total(),
         cost_max: price().cost(&reservation),
         is_charged: true,
         hold,

@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 use subtle::ConstantTimeEq;
 
 use crate::app::App;
-use crate::config::Config;
+use crate::config::{Config, Limits};
 use crate::observe::access_log;
 use crate::observe::spans;
 
@@ -113,7 +113,7 @@ fn config(config: &Config, rejected: Option<&str>) -> Value {
         "price_version": config.prices.version,
         "listen": {"data": config.gateway.data, "admin": config.gateway.admin},
         "data_dir": config.gateway.data_dir,
-        "limits": {"requests_per_minute": config.gateway.requests_per_minute},
+        "limits": limits(&config.gateway.limits),
         "models": config.models.iter().map(|(name, model)| (name.clone(), json!({"source": model.source.to_string(), "public": model.public, "output_max": model.output_max}))).collect::<serde_json::Map<_, _>>(),
         "upstreams": config.upstreams.values().map(|upstream| (upstream.name.clone(), json!({
             "host": upstream.host, "port": upstream.port, "tls": upstream.tls, "http2": upstream.http2,
@@ -126,6 +126,16 @@ fn config(config: &Config, rejected: Option<&str>) -> Value {
             "shadow": route.shadow.as_ref().map(|rule| json!({"variant": rule.variant, "sample": rule.sample})),
             "cache": route.cache.map(|rule| json!({"ttl_seconds": rule.ttl.as_secs_f64(), "sampled": rule.sampled})),
         })).collect::<Vec<_>>(),
+    })
+}
+
+/// What a key may do that has no limits of its own; `glassgate keys list` shows those.
+fn limits(limits: &Limits) -> Value {
+    json!({
+        "requests_per_minute": limits.requests_per_minute,
+        "tokens_per_minute": limits.tokens_per_minute,
+        "concurrency": limits.concurrency,
+        "usd_per_day": limits.per_day.to_string(),
     })
 }
 

@@ -1,104 +1,303 @@
 //! May they, now? → `Door` before a body is read, `Ticket` before work starts.
+//!
+//! The door counts requests at a time and requests per minute; admission reserves tokens and money for the most that the
+//! request could use. Each is all or nothing: what one limit refuses takes nothing from the others. A key's counts are
+//! behind one short lock, and outlive reloads: a changed limit gives nobody a fresh minute, or a fresh day.
+
+pub mod core;
 
 use std::collections::HashMap;
 use std::num::NonZeroU32;
 use std::sync::{Arc, OnceLock};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use governor::clock::{Clock as _, DefaultClock};
 use governor::middleware::StateInformationMiddleware;
 use governor::state::{InMemoryState, NotKeyed};
-use governor::{Quota, RateLimiter};
-use parking_lot::Mutex;
+use governor::{Quota as Cells, RateLimiter};
+use parking_lot::{Mutex, RwLock};
 
-use crate::accounting::settlement::{Journal, Receipt, Terms, Ticket};
+use self::core::{Account, Ask, Denied, Reservation};
+use crate::accounting::core::NanoUsd;
+use crate::accounting::settlement::{Hold, Journal, Receipt, Terms, Ticket};
+use crate::api::openai::ratelimit::{Quota, Quotas};
 use crate::auth::Caller;
+use crate::config::Limits;
 use crate::observe::metrics::Metrics;
 use crate::ports::Clock;
 use crate::refusal::Refusal;
 
 type Limiter = RateLimiter<NotKeyed, InMemoryState, DefaultClock, StateInformationMiddleware>;
 
-/// Proof that a caller is within their request limit. Carries what they have left.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Door {
-    limit: u32,
-    remaining: u32,
-}
+const MINUTE: Duration = Duration::from_secs(60);
 
-impl Door {
-    /// OpenAI's `x-ratelimit-*` headers.
-    pub fn headers(&self) -> [(&'static str, String); 3] {
-        // The cell refills evenly over a minute.
-        let missing = u64::from(self.limit.saturating_sub(self.remaining));
-        let reset = Duration::from_millis((missing * 60_000).div_ceil(u64::from(self.limit.max(1))));
-        [
-            ("x-ratelimit-limit-requests", self.limit.to_string()),
-            ("x-ratelimit-remaining-requests", self.remaining.to_string()),
-            ("x-ratelimit-reset-requests", format!("{}ms", reset.as_millis())),
-        ]
-    }
-}
-
-/// The limits' state. It outlives reloads: a changed file does not give anybody a fresh minute.
+/// The limits' state. It outlives reloads.
 pub struct Admission {
-    requests: Mutex<HashMap<String, (u32, Arc<Limiter>)>>,
+    keys: RwLock<HashMap<String, Arc<Key>>>,
+    watch: Arc<Watch>,
     journal: Arc<dyn Journal>,
+    spent: SpentBefore,
+}
+
+/// What keys had spent on the present UTC day before this process began.
+#[derive(Debug, Default)]
+pub struct SpentBefore {
+    pub day: i64,
+    pub by_key: HashMap<String, NanoUsd>,
+}
+
+/// What keys need to tell the time and to be seen.
+struct Watch {
     clock: Arc<dyn Clock>,
+    began: Instant,
     metrics: Arc<Metrics>,
 }
 
-impl Admission {
-    pub fn new(journal: Arc<dyn Journal>, clock: Arc<dyn Clock>, metrics: Arc<Metrics>) -> Self {
-        Admission { requests: Mutex::default(), journal, clock, metrics }
+impl Watch {
+    fn now(&self) -> Duration {
+        self.clock.instant().saturating_duration_since(self.began)
     }
 
-    /// Counts the request against its key. A burst of a whole minute's worth is allowed; it refills evenly.
+    fn decided(&self, kind: &str, allowed: bool) {
+        self.metrics.limit_decision("key", kind, allowed);
+    }
+}
+
+/// One key's counts.
+struct Key {
+    state: Mutex<State>,
+    watch: Arc<Watch>,
+}
+
+struct State {
+    requests: Requests,
+    account: Account,
+}
+
+impl State {
+    fn quotas(&mut self, now: Duration) -> Quotas {
+        let tokens = &mut self.account.tokens;
+        let tokens =
+            Quota { limit: tokens.limit().into(), remaining: tokens.remaining(now), reset: tokens.full_in(now) };
+        Quotas { requests: self.requests.quota(now), tokens }
+    }
+}
+
+/// Requests per minute. The limiter tells what is left only while it counts, so its last word is kept.
+struct Requests {
+    limit: u32,
+    limiter: Limiter,
+    missing: u32,
+    seen: Duration,
+}
+
+impl Requests {
+    fn new(limit: u32, now: Duration) -> Requests {
+        let cells = Cells::per_minute(NonZeroU32::new(limit).unwrap_or(NonZeroU32::MIN));
+        let limiter = RateLimiter::direct(cells).with_middleware::<StateInformationMiddleware>();
+        Requests { limit, limiter, missing: 0, seen: now }
+    }
+
+    /// Another limit: what was used under the old one stays used, at most all of the new one.
+    fn set_limit(&mut self, limit: u32, now: Duration) {
+        if limit == self.limit {
+            return;
+        }
+        let used = self.missing(now).min(limit);
+        *self = Requests { missing: used, ..Requests::new(limit, now) };
+        if let Some(used) = NonZeroU32::new(used) {
+            // It has the capacity: no more than its whole burst is taken.
+            let _ = self.limiter.check_n(used);
+        }
+    }
+
+    /// A burst of a whole minute's worth is allowed; it refills evenly.
+    fn count(&mut self, now: Duration) -> Result<(), Duration> {
+        self.seen = now;
+        match self.limiter.check() {
+            Ok(state) => {
+                self.missing = self.limit.saturating_sub(state.remaining_burst_capacity());
+                Ok(())
+            }
+            Err(until) => {
+                self.missing = self.limit;
+                Err(until.wait_time_from(DefaultClock::default().now()))
+            }
+        }
+    }
+
+    fn missing(&self, now: Duration) -> u32 {
+        let refilled = now.saturating_sub(self.seen).as_nanos() * u128::from(self.limit) / MINUTE.as_nanos();
+        self.missing.saturating_sub(u32::try_from(refilled).unwrap_or(u32::MAX))
+    }
+
+    fn quota(&self, now: Duration) -> Quota {
+        let missing = self.missing(now);
+        Quota {
+            limit: self.limit.into(),
+            remaining: self.limit.saturating_sub(missing).into(),
+            reset: (MINUTE * missing) / self.limit.max(1),
+        }
+    }
+}
+
+/// A request at a time: the place is given back when this is dropped.
+struct Place(Arc<Key>);
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        self.0.state.lock().account.leave();
+    }
+}
+
+/// Proof that a caller is within their limits of requests. Holds their place among the requests at a time, so it lives as
+/// long as the request works.
+pub struct Door {
+    place: Place,
+    limits: Limits,
+}
+
+impl Door {
+    /// What the key has left now.
+    pub fn quotas(&self) -> Quotas {
+        let key = &self.place.0;
+        key.state.lock().quotas(key.watch.now())
+    }
+
+    /// OpenAI's `x-ratelimit-*` headers.
+    pub fn headers(&self) -> [(&'static str, String); 6] {
+        self.quotas().headers()
+    }
+}
+
+impl Admission {
+    pub fn new(journal: Arc<dyn Journal>, clock: Arc<dyn Clock>, metrics: Arc<Metrics>, spent: SpentBefore) -> Self {
+        let watch = Arc::new(Watch { began: clock.instant(), clock, metrics });
+        Admission { keys: RwLock::default(), watch, journal, spent }
+    }
+
+    /// Counts the request against its key: at a time first, then per minute.
     ///
     /// # Errors
-    /// `RequestsLimited` with the limit and when to come back.
-    pub fn knock(&self, caller: &Caller, default_per_minute: u32) -> Result<Door, Refusal> {
-        let limit = caller.requests_per_minute().unwrap_or(default_per_minute);
-        let decided = match self.limiter(caller.key_id(), limit).check() {
-            Ok(state) => Ok(Door { limit, remaining: state.remaining_burst_capacity() }),
-            Err(until) => Err(Refusal::RequestsLimited {
-                limit,
-                retry_after: until.wait_time_from(DefaultClock::default().now()),
-            }),
-        };
-        self.metrics.limit_decision("key", "requests", decided.is_ok());
-        decided
+    /// `ConcurrencyLimited` or `RequestsLimited` with the limit and when to come back.
+    pub fn knock(&self, caller: &Caller, default: &Limits) -> Result<Door, Refusal> {
+        let limits = caller.limits(default);
+        let key = self.key(caller.key_id(), &limits);
+        let now = self.watch.now();
+        let mut state = key.state.lock();
+        state.requests.set_limit(limits.requests_per_minute, now);
+        state.account.tokens.set_limit(now, limits.tokens_per_minute);
+        if !state.account.enter(limits.concurrency) {
+            let quotas = state.quotas(now);
+            drop(state);
+            self.watch.decided("concurrency", false);
+            return Err(Refusal::ConcurrencyLimited { limit: limits.concurrency, quotas });
+        }
+        if let Err(retry_after) = state.requests.count(now) {
+            state.account.leave();
+            let quotas = state.quotas(now);
+            drop(state);
+            self.watch.decided("requests", false);
+            return Err(Refusal::RequestsLimited { quotas, retry_after });
+        }
+        drop(state);
+        self.watch.decided("concurrency", true);
+        self.watch.decided("requests", true);
+        Ok(Door { place: Place(key), limits })
     }
 
     /// Entries are made for keys that proved themselves, so there are never more than there are keys.
-    fn limiter(&self, key_id: &str, per_minute: u32) -> Arc<Limiter> {
-        let mut limiters = self.requests.lock();
-        let known = limiters.get(key_id);
-        if let Some((limit, limiter)) = known
-            && *limit == per_minute
-        {
-            return limiter.clone();
+    fn key(&self, id: &str, limits: &Limits) -> Arc<Key> {
+        if let Some(key) = self.keys.read().get(id) {
+            return key.clone();
         }
-        let quota = Quota::per_minute(NonZeroU32::new(per_minute).unwrap_or(NonZeroU32::MIN));
-        let limiter = Arc::new(RateLimiter::direct(quota).with_middleware::<StateInformationMiddleware>());
-        // What was used under the old limit stays used under the new one.
-        let used = known.map_or(0, |(limit, old)| match old.check() {
-            Ok(state) => limit.saturating_sub(state.remaining_burst_capacity()).saturating_sub(1),
-            Err(_) => *limit,
-        });
-        if let Some(used) = NonZeroU32::new(used.min(per_minute)) {
-            // It has the capacity: no more than its whole burst is taken.
-            let _ = limiter.check_n(used);
-        }
-        limiters.insert(key_id.to_owned(), (per_minute, limiter.clone()));
-        limiter
+        let make = || {
+            let now = self.watch.now();
+            let spent = self.spent.by_key.get(id).copied().unwrap_or_default();
+            let state = State {
+                requests: Requests::new(limits.requests_per_minute, now),
+                account: Account::new(limits.tokens_per_minute, now, self.spent.day, spent),
+            };
+            Arc::new(Key { state: Mutex::new(state), watch: self.watch.clone() })
+        };
+        self.keys.write().entry(id.to_owned()).or_insert_with(make).clone()
     }
 
-    /// Writes the intent and hands out leave to start.
+    /// Reserves the most that the request could use, writes the intent, and hands out leave to start.
     ///
     /// # Errors
-    /// `LedgerFull`: without a place for its record, no request is taken.
-    pub fn admit(&self, _door: &Door, terms: Terms, receipt: Arc<OnceLock<Receipt>>) -> Result<Ticket, Refusal> {
-        Ticket::admit(terms, self.journal.clone(), self.clock.clone(), receipt).map_err(|_| Refusal::LedgerFull)
+    /// `TokensLimited` or `BudgetSpent` with what is used and when to come back; `LedgerFull`: without a place for its
+    /// record, no request is taken. Nothing stays reserved then.
+    pub fn admit(&self, door: &Door, terms: Terms, receipt: Arc<OnceLock<Receipt>>) -> Result<Ticket, Refusal> {
+        let hold = Box::new(Held::reserve(door, &terms)?);
+        Ticket::admit(Terms { hold, ..terms }, self.journal.clone(), self.watch.clock.clone(), receipt)
+            .map_err(|_| Refusal::LedgerFull)
     }
 }
+
+/// What a request has reserved of its key's tokens and money. Dropped, all of it goes back.
+struct Held {
+    key: Arc<Key>,
+    reservation: Option<Reservation>,
+}
+
+impl Held {
+    fn reserve(door: &Door, terms: &Terms) -> Result<Held, Refusal> {
+        let key = &door.place.0;
+        let watch = &key.watch;
+        let ask = Ask { tokens: terms.tokens_max, cost_max: terms.cost_max, day: core::day(terms.row.started_ns) };
+        let now = watch.now();
+        let mut state = key.state.lock();
+        match state.account.reserve(now, door.limits.per_day, ask) {
+            Ok(reservation) => {
+                drop(state);
+                watch.decided("budget", true);
+                watch.decided("tokens", true);
+                watch.metrics.reserved(signed(ask.tokens), signed(ask.cost_max.0));
+                Ok(Held { key: key.clone(), reservation: Some(reservation) })
+            }
+            Err(Denied::Tokens { wait }) => {
+                let quotas = state.quotas(now);
+                drop(state);
+                watch.decided("tokens", false);
+                Err(Refusal::TokensLimited { quotas, requested: ask.tokens, retry_after: wait })
+            }
+            Err(Denied::Budget { spent, held, day }) => {
+                drop(state);
+                watch.decided("budget", false);
+                let resets_ns = core::day_start_ns(day.saturating_add(1));
+                let reset = Duration::from_nanos(resets_ns.saturating_sub(watch.clock.now_ns()).max(0).unsigned_abs());
+                let (limit, requested) = (door.limits.per_day, ask.cost_max);
+                Err(Refusal::BudgetSpent { limit, spent, held, requested, resets_ns, reset })
+            }
+        }
+    }
+
+    fn end(&mut self, tokens: u64, billed: NanoUsd) {
+        let Some(reservation) = self.reservation.take() else { return };
+        let (held, cost_max) = (reservation.tokens(), reservation.cost_max());
+        let watch = &self.key.watch;
+        self.key.state.lock().account.settle(watch.now(), reservation, tokens, billed);
+        watch.metrics.reserved(-signed(held), -signed(cost_max.0));
+    }
+}
+
+impl Hold for Held {
+    fn settle(mut self: Box<Self>, receipt: &Receipt) {
+        self.end(receipt.usage.total(), receipt.billed);
+    }
+}
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        self.end(0, NanoUsd(0));
+    }
+}
+
+/// A gauge's change. Neither tokens nor money of one request come near the bound.
+fn signed(value: u64) -> i64 {
+    i64::try_from(value).unwrap_or(i64::MAX)
+}
+
+#[cfg(test)]
+mod tests;

@@ -51,7 +51,7 @@ impl Decoder {
     ///
     /// # Errors
     /// `TooLong`; nothing that follows can be trusted to be an event.
-    pub fn next(&mut self) -> Result<Option<&[u8]>, TooLong> {
+    pub fn next_event(&mut self) -> Result<Option<&[u8]>, TooLong> {
         if std::mem::take(&mut self.is_taken) {
             self.data.clear();
         }
@@ -107,7 +107,7 @@ mod tests {
         let mut events = Vec::new();
         for piece in pieces {
             decoder.feed(piece);
-            while let Some(data) = decoder.next().unwrap() {
+            while let Some(data) = decoder.next_event().unwrap() {
                 events.push(String::from_utf8_lossy(data).into_owned());
             }
         }
@@ -125,10 +125,10 @@ mod tests {
     fn an_event_that_never_ends_is_refused() {
         let mut decoder = Decoder::new(100);
         decoder.feed(&[b'x'; 101]);
-        assert_eq!(decoder.next().map(|_| ()), Err(TooLong { limit: 100 }));
+        assert_eq!(decoder.next_event().map(|_| ()), Err(TooLong { limit: 100 }));
         let mut decoder = Decoder::new(100);
         decoder.feed("data: xxxxxxxxx\n".repeat(20).as_bytes());
-        assert_eq!(decoder.next().map(|_| ()), Err(TooLong { limit: 100 }));
+        assert_eq!(decoder.next_event().map(|_| ()), Err(TooLong { limit: 100 }));
     }
 
     proptest! {

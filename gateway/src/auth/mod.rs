@@ -11,6 +11,7 @@ use std::time::Duration;
 use arc_swap::ArcSwap;
 use http::HeaderMap;
 
+use crate::config::Limits;
 use crate::observe::metrics::Metrics;
 use crate::refusal::Refusal;
 use api_key::{ApiKey, Pepper};
@@ -35,13 +36,36 @@ impl Caller {
     pub fn tenant(&self) -> &str {
         &self.key.tenant
     }
-    /// The key's own limit, where it has one.
-    pub fn requests_per_minute(&self) -> Option<u32> {
-        self.key.requests_per_minute
+    /// The key's own limits, and the default where it has none.
+    pub fn limits(&self, default: &Limits) -> Limits {
+        let own = &self.key.limits;
+        Limits {
+            requests_per_minute: own.requests_per_minute.unwrap_or(default.requests_per_minute),
+            tokens_per_minute: own.tokens_per_minute.unwrap_or(default.tokens_per_minute),
+            concurrency: own.concurrency.unwrap_or(default.concurrency),
+            per_day: own.per_day.unwrap_or(default.per_day),
+        }
     }
 }
 
 type Keys = HashMap<String, Arc<KeyRow>>;
+
+#[cfg(test)]
+impl Caller {
+    /// A caller whose key is none of a store's.
+    pub fn for_tests(id: &str, limits: store::OwnLimits) -> Caller {
+        let key = KeyRow {
+            id: id.to_owned(),
+            name: id.to_owned(),
+            tenant: "default".into(),
+            hash: [0; 32],
+            created_ns: 0,
+            revoked_ns: None,
+            limits,
+        };
+        Caller { key: Arc::new(key) }
+    }
+}
 
 /// Knows every key; a lookup is one hash and one constant-time comparison.
 pub struct Auth {

@@ -5,6 +5,8 @@ use std::time::Duration;
 
 use rusqlite::{Connection, OptionalExtension, params};
 
+use crate::accounting::core::NanoUsd;
+
 /// A key as stored. Never the secret.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct KeyRow {
@@ -14,8 +16,21 @@ pub struct KeyRow {
     pub hash: [u8; 32],
     pub created_ns: i64,
     pub revoked_ns: Option<i64>,
-    pub requests_per_minute: Option<u32>,
+    pub limits: OwnLimits,
 }
+
+/// The limits that a key has of its own; the configuration's stand where it has none.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct OwnLimits {
+    pub requests_per_minute: Option<u32>,
+    pub tokens_per_minute: Option<u32>,
+    pub concurrency: Option<u32>,
+    pub per_day: Option<NanoUsd>,
+}
+
+/// Columns that a data folder of an earlier version lacks.
+const ADDED: [(&str, &str); 3] =
+    [("tokens_per_minute", "INTEGER"), ("concurrency", "INTEGER"), ("nano_usd_per_day", "INTEGER")];
 
 pub struct KeyStore(Connection);
 
@@ -35,6 +50,7 @@ impl KeyStore {
                 requests_per_minute INTEGER
              ) WITHOUT ROWID;",
         )?;
+        add_columns(&db)?;
         Ok(KeyStore(db))
     }
 
@@ -45,7 +61,9 @@ impl KeyStore {
 
     pub fn list(&self) -> rusqlite::Result<Vec<KeyRow>> {
         let mut query = self.0.prepare_cached(
-            "SELECT id, name, tenant, hash, created_ns, revoked_ns, requests_per_minute FROM keys ORDER BY created_ns, id",
+            "SELECT id, name, tenant, hash, created_ns, revoked_ns,
+                    requests_per_minute, tokens_per_minute, concurrency, nano_usd_per_day
+             FROM keys ORDER BY created_ns, id",
         )?;
         let rows = query.query_map([], |row| {
             Ok(KeyRow {
@@ -55,7 +73,12 @@ impl KeyStore {
                 hash: row.get(3)?,
                 created_ns: row.get(4)?,
                 revoked_ns: row.get(5)?,
-                requests_per_minute: row.get(6)?,
+                limits: OwnLimits {
+                    requests_per_minute: row.get(6)?,
+                    tokens_per_minute: row.get(7)?,
+                    concurrency: row.get(8)?,
+                    per_day: row.get::<_, Option<i64>>(9)?.map(|nano| NanoUsd(nano.max(0).unsigned_abs())),
+                },
             })
         })?;
         rows.collect()
@@ -64,9 +87,21 @@ impl KeyStore {
     /// Adds a key; `false` if its name is taken.
     pub fn add(&self, key: &KeyRow) -> rusqlite::Result<bool> {
         let added = self.0.execute(
-            "INSERT INTO keys (id, name, tenant, hash, created_ns, revoked_ns, requests_per_minute)
-             VALUES (?, ?, ?, ?, ?, ?, ?) ON CONFLICT DO NOTHING",
-            params![key.id, key.name, key.tenant, key.hash, key.created_ns, key.revoked_ns, key.requests_per_minute],
+            "INSERT INTO keys (id, name, tenant, hash, created_ns, revoked_ns,
+                               requests_per_minute, tokens_per_minute, concurrency, nano_usd_per_day)
+             VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT DO NOTHING",
+            params![
+                key.id,
+                key.name,
+                key.tenant,
+                key.hash,
+                key.created_ns,
+                key.revoked_ns,
+                key.limits.requests_per_minute,
+                key.limits.tokens_per_minute,
+                key.limits.concurrency,
+                key.limits.per_day.map(|usd| i64::try_from(usd.0).unwrap_or(i64::MAX)),
+            ],
         )?;
         Ok(added == 1)
     }
@@ -80,5 +115,63 @@ impl KeyStore {
                 |row| row.get(0),
             )
             .optional()
+    }
+}
+
+/// Brings the table of an earlier version up to date. Looks before it writes: a write would wake every gateway that
+/// follows this store.
+fn add_columns(db: &Connection) -> rusqlite::Result<()> {
+    if missing(db)?.is_empty() {
+        return Ok(());
+    }
+    // Two processes may both have looked; the lock lets one of them be first.
+    db.execute_batch("BEGIN IMMEDIATE")?;
+    let added = missing(db).and_then(|columns| {
+        columns
+            .iter()
+            .try_for_each(|(name, kind)| db.execute_batch(&format!("ALTER TABLE keys ADD COLUMN {name} {kind}")))
+    });
+    db.execute_batch(if added.is_ok() { "COMMIT" } else { "ROLLBACK" })?;
+    added
+}
+
+fn missing(db: &Connection) -> rusqlite::Result<Vec<(&'static str, &'static str)>> {
+    let mut query = db.prepare("SELECT name FROM pragma_table_info('keys')")?;
+    let there: Vec<String> = query.query_map([], |row| row.get(0))?.collect::<rusqlite::Result<_>>()?;
+    Ok(ADDED.into_iter().filter(|(name, _)| !there.iter().any(|there| there == name)).collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_store_of_an_earlier_version_keeps_its_keys_and_learns_new_limits() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("keys.sqlite");
+        Connection::open(&path)
+            .unwrap()
+            .execute_batch(
+                "CREATE TABLE keys (id TEXT PRIMARY KEY NOT NULL, name TEXT NOT NULL UNIQUE, tenant TEXT NOT NULL,
+                                    hash BLOB NOT NULL, created_ns INTEGER NOT NULL, revoked_ns INTEGER,
+                                    requests_per_minute INTEGER) WITHOUT ROWID;
+                 INSERT INTO keys VALUES ('a', 'alice', 'acme', zeroblob(32), 1, NULL, 7);",
+            )
+            .unwrap();
+        let store = KeyStore::open(&path).unwrap();
+        let alice = store.list().unwrap().remove(0);
+        assert_eq!((alice.name.as_str(), alice.limits.requests_per_minute), ("alice", Some(7)));
+        assert_eq!(alice.limits, OwnLimits { requests_per_minute: Some(7), ..OwnLimits::default() });
+        let limits = OwnLimits {
+            requests_per_minute: None,
+            tokens_per_minute: Some(1_000),
+            concurrency: Some(2),
+            per_day: Some(NanoUsd(1_500_000_000)),
+        };
+        let bob = KeyRow { id: "b".into(), name: "bob".into(), created_ns: 2, limits, ..alice.clone() };
+        assert!(store.add(&bob).unwrap());
+        let version = store.version().unwrap();
+        assert_eq!(KeyStore::open(&path).unwrap().list().unwrap(), [alice, bob], "a second open changes nothing");
+        assert_eq!(store.version().unwrap(), version, "and wakes nobody");
     }
 }

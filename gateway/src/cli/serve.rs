@@ -8,11 +8,12 @@ use std::sync::atomic::AtomicBool;
 use arc_swap::ArcSwap;
 
 use super::{Outcome, Place, keys, text};
-use crate::accounting::ledger::Ledger;
-use crate::admission::Admission;
+use crate::accounting::ledger::{Ledger, sqlite};
+use crate::admission::{self, Admission, SpentBefore};
 use crate::app::{App, Snapshot};
 use crate::auth::Auth;
 use crate::auth::api_key::{Pepper, generate};
+use crate::auth::store::OwnLimits;
 use crate::config::{AccessLogTo, Config, Overrides, TraceSink};
 use crate::data_dir::{DataDir, Run, write_secret};
 use crate::dispatch::upstream::Upstreams;
@@ -81,6 +82,12 @@ pub fn build(
         );
     }
     let ledger = Arc::new(ledger);
+    // After the recovery: a request that was cut off by a kill counts at its bound.
+    let day = admission::core::day(clock.now_ns());
+    let since = admission::core::day_start_ns(day);
+    let by_key = sqlite::open_readonly(&data_dir.ledger()).and_then(|db| sqlite::billed_by_key(&db, since));
+    let by_key = by_key.map_err(|error| format!("{}: {error}", data_dir.ledger().display()))?;
+    let spent = SpentBefore { day, by_key };
 
     let models = Models::start(&config.gateway.engine, metrics.clone())?;
     let loaded = models.load(&config.models);
@@ -114,7 +121,7 @@ pub fn build(
     Ok(Arc::new(App {
         snapshot: ArcSwap::from_pointee(Snapshot::build(config, &loaded, &servers, since)),
         auth,
-        admission: Admission::new(ledger.clone(), clock.clone(), metrics.clone()),
+        admission: Admission::new(ledger.clone(), clock.clone(), metrics.clone(), spent),
         observe: Arc::new(Observe::new(metrics.clone(), log, sinks)),
         metrics,
         models,
@@ -143,7 +150,7 @@ fn quickstart(data_dir: &DataDir) -> Result<Option<String>, String> {
         // The file first: a key that nobody was shown would be no use.
         let key = generate().map_err(text)?;
         write_secret(&path, &key).map_err(text)?;
-        keys::add(data_dir, &key, "quickstart", "default", None)?;
+        keys::add(data_dir, &key, "quickstart", "default", OwnLimits::default())?;
     }
     Ok(std::fs::read_to_string(path).ok().map(|key| key.trim().to_owned()))
 }

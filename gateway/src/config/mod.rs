@@ -41,12 +41,39 @@ pub struct GatewayConfig {
     pub wal_bytes_max: u64,
     pub model_roots: Vec<PathBuf>,
     pub engine: EngineConfig,
-    pub requests_per_minute: u32,
+    pub limits: Limits,
     pub cache_bytes_max: u64,
     pub shadow: ShadowConfig,
     pub access_log: AccessLogTo,
     pub traces: Vec<TraceSink>,
 }
+
+/// What one key may do. A key may have limits of its own instead.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Limits {
+    pub requests_per_minute: u32,
+    pub tokens_per_minute: u32,
+    /// Requests at a time.
+    pub concurrency: u32,
+    /// What it may spend on a UTC day.
+    pub per_day: NanoUsd,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Limits {
+            requests_per_minute: 600,
+            tokens_per_minute: 200_000,
+            concurrency: 64,
+            per_day: NanoUsd(5_000_000_000),
+        }
+    }
+}
+
+/// No limit is above these, in files and in the key store.
+pub const REQUESTS_PER_MINUTE_MAX: u32 = 1_000_000;
+pub const TOKENS_PER_MINUTE_MAX: u32 = 1_000_000_000;
+pub const CONCURRENCY_MAX: u32 = 10_000;
 
 /// What the embedded runtime may take.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -324,7 +351,7 @@ fn gateway(root: Section<'_, '_>, folder: &Path) -> (GatewayConfig, PathBuf, Pat
         wal_bytes_max: 64 << 20,
         model_roots: vec![folder.join("../models")],
         engine: EngineConfig { threads: spare_cores(), kv_bytes: 32 << 20, waiting_max: 256 },
-        requests_per_minute: 600,
+        limits: Limits::default(),
         cache_bytes_max: 64 << 20,
         shadow: ShadowConfig { concurrency: 4, queue_max: 256 },
         access_log: AccessLogTo::Stdout,
@@ -369,10 +396,8 @@ fn gateway(root: Section<'_, '_>, folder: &Path) -> (GatewayConfig, PathBuf, Pat
             models.integer("queue_max", 1..=100_000).map_or(config.engine.waiting_max, |n| n as usize);
         models.finish();
     }
-    if let Some(limits) = root.section("limits") {
-        config.requests_per_minute =
-            limits.integer("requests_per_minute", 1..=1_000_000).map_or(config.requests_per_minute, |n| n as u32);
-        limits.finish();
+    if let Some(section) = root.section("limits") {
+        config.limits = limits(section);
     }
     if let Some(cache) = root.section("cache") {
         config.cache_bytes_max = cache.bytes("max", 1 << 10).unwrap_or(config.cache_bytes_max);
@@ -405,6 +430,24 @@ fn gateway(root: Section<'_, '_>, folder: &Path) -> (GatewayConfig, PathBuf, Pat
     }
     root.finish();
     (config, routes, prices)
+}
+
+fn limits(section: Section<'_, '_>) -> Limits {
+    let default = Limits::default();
+    let number = |key, max: u32, default| section.integer(key, 1..=u64::from(max)).map_or(default, |n| n as u32);
+    let limits = Limits {
+        requests_per_minute: number("requests_per_minute", REQUESTS_PER_MINUTE_MAX, default.requests_per_minute),
+        tokens_per_minute: number("tokens_per_minute", TOKENS_PER_MINUTE_MAX, default.tokens_per_minute),
+        concurrency: number("concurrency", CONCURRENCY_MAX, default.concurrency),
+        per_day: section.number("usd_per_day").map_or(default.per_day, |usd| {
+            NanoUsd::from_usd(usd.value).unwrap_or_else(|why| {
+                section.problem_at(usd.at, format!("`limits.usd_per_day` {why}"));
+                default.per_day
+            })
+        }),
+    };
+    section.finish();
+    limits
 }
 
 /// One core is left to the proxy, where there are two.
@@ -729,14 +772,10 @@ fn prices(root: Section<'_, '_>, models: &BTreeMap<String, ModelConfig>) -> Pric
         };
         let (input, output) = (price("input").unwrap_or_default(), price("output").unwrap_or_default());
         let device_hour = section.number("device_hour").map_or(NanoUsd(0), |usd| {
-            if !(0.0..=1e6).contains(&usd.value) {
-                section.problem_at(
-                    usd.at,
-                    format!("`{}.device_hour` must be US dollars an hour, zero or more", section.name()),
-                );
-                return NanoUsd(0);
-            }
-            NanoUsd((usd.value * 1e9).round() as u64)
+            NanoUsd::from_usd(usd.value).unwrap_or_else(|why| {
+                section.problem_at(usd.at, format!("`{}.device_hour` {why}", section.name()));
+                NanoUsd(0)
+            })
         });
         let cache_read = price("cache_read").unwrap_or(input);
         section.finish();

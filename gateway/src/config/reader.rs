@@ -178,7 +178,11 @@ impl<'s, 't> Section<'s, 't> {
         let value = self.get(key)?;
         let number = match value.get_ref() {
             DeValue::Float(float) => float.as_str().replace('_', "").parse().ok(),
-            other => integer(other).map(|number| number as f64),
+            // Negative ones too: whether they can be meant is for the caller to say.
+            DeValue::Integer(number) => {
+                i64::from_str_radix(&number.as_str().replace('_', ""), number.radix()).ok().map(|number| number as f64)
+            }
+            _ => None,
         };
         if number.is_none() {
             self.wrong(key, value, "a number");

@@ -25,7 +25,7 @@ pub struct Family {
 }
 
 /// Families whose integer value is written divided by 10⁹.
-const IN_BILLIONTHS: [&str; 1] = ["gateway_cost_usd_total"];
+const IN_BILLIONTHS: [&str; 2] = ["gateway_cost_usd_total", "gateway_reserved_usd"];
 
 /// Tenants that get a label of their own; the rest share `other`.
 const TENANTS_MAX: usize = 200;
@@ -65,6 +65,8 @@ pub struct Metrics {
     cost: IntCounterVec,
     in_flight: IntGauge,
     limit_decisions: IntCounterVec,
+    reserved_tokens: IntGauge,
+    reserved_usd: IntGauge,
     rejections: IntCounterVec,
     panics: IntCounter,
     reloads: IntCounterVec,
@@ -220,8 +222,11 @@ impl Metrics {
             limit_decisions: make.counters(
                 "gateway_limit_decisions_total",
                 &["scope", "kind", "decision"],
-                "What limits decided",
+                "What limits decided; allowed is what they counted",
             )?,
+            reserved_tokens: make
+                .gauge("gateway_reserved_tokens", "Tokens that token limits hold for requests under way")?,
+            reserved_usd: make.gauge("gateway_reserved_usd", "US dollars that budgets hold for requests under way")?,
             rejections: make.counters("gateway_rejections_total", &["reason"], "Requests refused, by error code")?,
             panics: make.counter("gateway_panics_total", "Requests that ended in a panic of our own code")?,
             reloads: make.counters("gateway_config_reloads_total", &["result"], "Configuration reloads")?,
@@ -291,8 +296,10 @@ impl Metrics {
         for result in ["applied", "rejected"] {
             self.reloads.with_label_values(&[result]);
         }
-        for decision in ["allowed", "denied"] {
-            self.limit_decisions.with_label_values(&["key", "requests", decision]);
+        for kind in ["requests", "tokens", "concurrency", "budget"] {
+            for decision in ["allowed", "denied"] {
+                self.limit_decisions.with_label_values(&["key", kind, decision]);
+            }
         }
         for result in ["exported", "dropped", "failed"] {
             self.spans.with_label_values(&["file", result]);
@@ -385,6 +392,12 @@ impl Metrics {
     pub fn limit_decision(&self, scope: &str, kind: &str, allowed: bool) {
         let decision = if allowed { "allowed" } else { "denied" };
         self.limit_decisions.with_label_values(&[scope, kind, decision]).inc();
+    }
+
+    /// What limits hold has grown by so much (a negative change: shrunk).
+    pub fn reserved(&self, tokens: i64, nano_usd: i64) {
+        self.reserved_tokens.add(tokens);
+        self.reserved_usd.add(nano_usd);
     }
 
     pub fn rejection(&self, reason: &str) {
@@ -501,6 +514,10 @@ impl Metrics {
                     }
                     MetricType::COUNTER => {
                         let _ = writeln!(out, "{name}{} {}", braces(""), metric.get_counter().get_value());
+                    }
+                    MetricType::GAUGE if in_billionths => {
+                        let nano = metric.get_gauge().get_value() as u64;
+                        let _ = writeln!(out, "{name}{} {}", braces(""), crate::accounting::core::NanoUsd(nano));
                     }
                     MetricType::GAUGE => {
                         let _ = writeln!(out, "{name}{} {}", braces(""), metric.get_gauge().get_value());

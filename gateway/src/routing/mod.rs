@@ -131,8 +131,7 @@ impl Plan {
 
     /// Tokens that the longest of them can take.
     pub fn tokens_max(&self) -> u64 {
-        let tokens = |leg: &Leg| leg.measure.reservation().prompt() + leg.measure.reservation().completion();
-        self.legs().map(tokens).max().unwrap_or_default()
+        self.legs().map(|leg| leg.measure.reservation().total()).max().unwrap_or_default()
     }
 }
 

@@ -1,10 +1,12 @@
 //! The ledger's table in SQLite: idempotent inserts, and the questions that `glassgate spend` asks.
 
+use std::collections::HashMap;
 use std::path::Path;
 use std::time::Duration;
 
 use rusqlite::{Connection, OpenFlags, params};
 
+use super::super::core::NanoUsd;
 use super::super::row::{COLUMNS, Row};
 
 /// Opens the ledger for writing and makes its table.
@@ -116,6 +118,15 @@ impl GroupBy {
             GroupBy::Outcome => "outcome",
         }
     }
+}
+
+/// What each key was billed for requests that began at `since_ns` or later.
+pub fn billed_by_key(db: &Connection, since_ns: i64) -> rusqlite::Result<HashMap<String, NanoUsd>> {
+    let mut query =
+        db.prepare("SELECT key_id, SUM(billed_nano_usd) FROM ledger WHERE started_ns >= ? GROUP BY key_id")?;
+    let rows =
+        query.query_map([since_ns], |row| Ok((row.get(0)?, NanoUsd(row.get::<_, i64>(1)?.max(0).unsigned_abs()))))?;
+    rows.collect()
 }
 
 /// Spending since `since_ns`, the dearest first.

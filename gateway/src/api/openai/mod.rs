@@ -4,5 +4,6 @@ pub mod answer;
 mod fields;
 pub mod gather;
 pub mod models;
+pub mod ratelimit;
 pub mod request;
 pub mod upstream;

@@ -350,7 +350,7 @@ async fn read_stream(session: &mut HttpSession, server: &Server, ask: &Ask, shar
 
 /// Whether the stream has come to its end.
 fn read_events(decoder: &mut Decoder, progress: &mut Progress<'_>) -> Result<bool, String> {
-    while let Some(data) = decoder.next().map_err(|error| error.to_string())? {
+    while let Some(data) = decoder.next_event().map_err(|error| error.to_string())? {
         if data == b"[DONE]" {
             return Ok(true);
         }
