@@ -56,14 +56,57 @@ impl TraceParent {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize)]
 pub struct Marks {
     pub identified: Option<Duration>,
+    /// Through the door: requests per minute, concurrency.
+    pub knocked: Option<Duration>,
     pub body_read: Option<Duration>,
     pub routed: Option<Duration>,
     pub measured: Option<Duration>,
     pub admitted: Option<Duration>,
+    /// The cache has said what it knows.
+    pub looked_up: Option<Duration>,
     pub sent: Option<Duration>,
     pub first_token: Option<Duration>,
     pub last_token: Option<Duration>,
+    /// The ledger was given the row, and …
+    pub settling: Option<Duration>,
+    /// … it is durable.
+    pub settled: Option<Duration>,
     pub closed: Duration,
+}
+
+/// Who answers when the model runs in this process.
+pub const EMBEDDED: &str = "glassgate";
+
+/// One try to get an answer from a backend.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Attempt {
+    /// Counted from 0, as in the ledger.
+    pub number: u32,
+    /// Why it was made, as in the ledger: primary, retry, fallback, …
+    pub role: &'static str,
+    pub model: String,
+    pub variant: String,
+    pub provider: String,
+    /// Where it was sent; nowhere for a model in this process.
+    pub server: Option<(String, u16)>,
+    pub began: Duration,
+    pub first_byte: Option<Duration>,
+    pub ended: Duration,
+    pub outcome: &'static str,
+    /// Empty if it went well.
+    pub error_type: &'static str,
+    /// What the server said.
+    pub status: Option<u16>,
+}
+
+/// The spans below the server span whose ids must be known before they are built.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Child {
+    Inference,
+    /// The engine's phases, counted from 0.
+    Phase(u8),
+    /// By `Attempt::number`.
+    Attempt(u32),
 }
 
 /// Everything that is known of one request.
@@ -84,9 +127,13 @@ pub struct Record {
     pub key_name: String,
     pub authenticated: bool,
     pub session: Option<String>,
+    /// The end user, if the client said who that is.
+    pub user: Option<String>,
     pub route: String,
     pub model: String,
     pub variant: String,
+    /// Who made the answer: `EMBEDDED`, or the name of a provider.
+    pub provider: String,
     pub stream: bool,
     pub cache: &'static str,
     pub config_hash: String,
@@ -99,6 +146,8 @@ pub struct Record {
     /// Present exactly if the request was admitted; then it equals the ledger's row.
     pub receipt: Option<Receipt>,
     pub engine: Option<EngineTimes>,
+    /// In the order in which they began.
+    pub attempts: Vec<Attempt>,
     pub max_tokens: Option<u64>,
     pub sampling: Sampling,
     pub stop: Vec<String>,
@@ -132,6 +181,24 @@ impl Record {
         let decode = self.engine.and_then(|engine| engine.decode);
         let seen = || Some(self.marks.last_token?.saturating_sub(self.marks.first_token?));
         decode.or_else(seen)?.checked_div(gaps)
+    }
+
+    /// A child's span id follows from the server span's, which is random: it can be told to an upstream before any span
+    /// is built, and no more randomness is spent. Span ids of ours begin with a set bit, children's with a clear one.
+    pub fn child_id(&self, child: Child) -> SpanId {
+        let number = match child {
+            Child::Inference => 1,
+            Child::Phase(number) => 2 + u64::from(number),
+            Child::Attempt(number) => (1 << 8) + u64::from(number),
+        };
+        let own = u64::from_be_bytes(self.span_id.to_bytes());
+        SpanId::from_bytes((own ^ (1 << 63) ^ number).to_be_bytes())
+    }
+
+    /// The `traceparent` to send with an attempt, so that the upstream's spans hang below the attempt's span. The flag
+    /// says sampled: whether a sink keeps this trace is known at its end, when it may have become an error.
+    pub fn traceparent(&self, attempt: u32) -> String {
+        format!("00-{}-{}-01", self.trace_id, self.child_id(Child::Attempt(attempt)))
     }
 
     pub fn ended_ns(&self) -> i64 {
@@ -177,9 +244,11 @@ impl Exchange {
             key_name: String::new(),
             authenticated: false,
             session: None,
+            user: None,
             route: "none".into(),
             model: "none".into(),
             variant: "none".into(),
+            provider: EMBEDDED.into(),
             stream: false,
             cache: "none",
             config_hash: String::new(),
@@ -190,6 +259,7 @@ impl Exchange {
             finish: None,
             receipt: None,
             engine: None,
+            attempts: Vec::new(),
             max_tokens: None,
             sampling: Sampling::default(),
             stop: Vec::new(),
@@ -315,6 +385,22 @@ mod tests {
         });
         let seen = seen.0.lock().unwrap();
         assert_eq!((seen[0].outcome, seen[0].status, seen[0].error_type), ("panicked", 500, "panic"));
+    }
+
+    #[test]
+    fn an_upstream_is_told_the_id_of_the_span_that_its_attempt_will_have() {
+        let exchange = Exchange::open(Arc::new(Seen::default()), Arc::new(SystemClock));
+        let record = exchange.record().unwrap();
+        let mut ids = std::collections::HashSet::from([record.span_id]);
+        for child in [Child::Inference, Child::Phase(0), Child::Phase(1), Child::Phase(2)] {
+            assert!(ids.insert(record.child_id(child)));
+        }
+        for attempt in [0, 1, 2, 255, 256, u32::MAX] {
+            let told = TraceParent::parse(&record.traceparent(attempt)).unwrap();
+            assert_eq!(told.trace_id, record.trace_id);
+            assert_eq!(told.parent, record.child_id(Child::Attempt(attempt)));
+            assert!(ids.insert(told.parent), "every span has an id of its own");
+        }
     }
 
     #[test]

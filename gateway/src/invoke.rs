@@ -40,6 +40,7 @@ pub async fn answer(
     let caller = app.auth.identify(&inbound.head().headers)?;
     note_caller(exchange, &caller, inbound);
     let door = app.admission.knock(&caller, snapshot.config.gateway.requests_per_minute)?;
+    exchange.mark(|record, now| record.marks.knocked = Some(now));
     if app.is_draining() {
         return Err(Refusal::Draining);
     }
@@ -82,13 +83,16 @@ pub fn settle(
     let owed = delivered || matches!(outcome, Outcome::Answered | Outcome::Aborted);
     let usage = if owed { end.usage } else { Usage::default() };
     let compute = if owed { end.engine.compute } else { Duration::ZERO };
-    exchange.note(|record| {
+    exchange.mark(|record, now| {
+        record.marks.settling = Some(now);
         record.engine = Some(end.engine);
         if let Ended::Finished(finish) = end.how {
             record.finish = Some(finish);
         }
     });
-    running.settle(outcome, usage, compute, delivered).map_err(|_| Refusal::LedgerFull)
+    let settled = running.settle(outcome, usage, compute, delivered).map_err(|_| Refusal::LedgerFull);
+    exchange.mark(|record, now| record.marks.settled = Some(now));
+    settled
 }
 
 /// Ends the record. By now everything is settled: what `relay` did not settle, the drop of `Running` did.
@@ -165,6 +169,7 @@ fn note_request(exchange: &mut Exchange, request: &ChatRequest) {
         record.max_tokens = request.max_tokens;
         record.sampling = request.sampling.clone();
         record.stop.clone_from(&request.stop);
+        record.user.clone_from(&request.user);
     });
 }
 
