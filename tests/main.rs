@@ -20,3 +20,4 @@ mod oracle;
 mod panics;
 mod readme;
 mod tidy;
+mod traces;

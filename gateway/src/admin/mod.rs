@@ -10,9 +10,10 @@ use serde_json::{Value, json};
 use subtle::ConstantTimeEq;
 
 use crate::app::App;
-use crate::config::Config;
+use crate::config::{Config, SinkKind, TraceSink};
 use crate::observe::access_log;
-use crate::observe::spans;
+use crate::observe::spans::Origin;
+use crate::observe::stages;
 
 pub struct Admin {
     pub app: Arc<App>,
@@ -81,7 +82,8 @@ impl Admin {
                 match self.app.observe.find(id) {
                     Some(record) => {
                         let line: Value = serde_json::from_slice(&access_log::line(&record)).unwrap_or_default();
-                        let spans: Vec<Value> = spans::spans(&record)
+                        let spans: Vec<Value> = Origin::default()
+                            .spans(&record)
                             .iter()
                             .map(|span| {
                                 let since = |at: std::time::SystemTime| {
@@ -91,7 +93,10 @@ impl Admin {
                                        "start_ns": since(span.start_time), "end_ns": since(span.end_time)})
                             })
                             .collect();
-                        json(StatusCode::OK, &json!({"record": line, "spans": spans, "stages": record.marks}))
+                        json(
+                            StatusCode::OK,
+                            &json!({"record": line, "spans": spans, "stages": stages::stages(&record)}),
+                        )
                     }
                     None => error(
                         StatusCode::NOT_FOUND,
@@ -104,7 +109,7 @@ impl Admin {
     }
 }
 
-/// What serves, for people. The files hold no secrets so far; when they do, they print as `***`.
+/// What serves, for people. Secrets print as `***`.
 fn config(config: &Config, rejected: Option<&str>) -> Value {
     json!({
         "config_hash": config.hash,
@@ -113,6 +118,10 @@ fn config(config: &Config, rejected: Option<&str>) -> Value {
         "price_version": config.prices.version,
         "listen": {"data": config.gateway.data, "admin": config.gateway.admin},
         "data_dir": config.gateway.data_dir,
+        "telemetry": {
+            "environment": config.gateway.environment,
+            "traces": config.gateway.traces.iter().map(trace_sink).collect::<Vec<_>>(),
+        },
         "limits": {"requests_per_minute": config.gateway.requests_per_minute},
         "models": config.models.iter().map(|(name, model)| (name.clone(), json!({"source": model.source, "public": model.public, "output_max": model.output_max}))).collect::<serde_json::Map<_, _>>(),
         "routes": config.routes.iter().map(|route| json!({
@@ -120,6 +129,19 @@ fn config(config: &Config, rejected: Option<&str>) -> Value {
             "split": route.split.iter().map(|(name, weight)| (name.clone(), json!(weight))).collect::<serde_json::Map<_, _>>(),
         })).collect::<Vec<_>>(),
     })
+}
+
+fn trace_sink(sink: &TraceSink) -> Value {
+    match &sink.kind {
+        SinkKind::File => json!({"name": sink.name, "sample": sink.sample}),
+        SinkKind::Otlp(to) => json!({
+            "name": sink.name,
+            "sample": sink.sample,
+            // A query may hold a key.
+            "endpoint": to.endpoint.split_once('?').map_or(to.endpoint.clone(), |(url, _)| format!("{url}?***")),
+            "headers": to.headers.iter().map(|(name, value)| (name.clone(), json!(value))).collect::<serde_json::Map<_, _>>(),
+        }),
+    }
 }
 
 fn probe(unready: Option<&str>) -> Reply {

@@ -5,6 +5,8 @@
 
 pub mod problem;
 mod reader;
+pub mod secret;
+mod traces;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
@@ -14,6 +16,7 @@ use std::time::Duration;
 use crate::accounting::core::{NanoUsd, PicoPerToken, Price};
 use problem::{Problems, did_you_mean};
 use reader::{At, Section, Source};
+pub use traces::{OtlpConfig, SinkKind, TraceSink};
 
 /// Everything the three files say.
 #[derive(Clone, Debug)]
@@ -41,6 +44,8 @@ pub struct GatewayConfig {
     pub engine: EngineConfig,
     pub requests_per_minute: u32,
     pub access_log: AccessLogTo,
+    /// `production`, `staging`, …: where these requests happen.
+    pub environment: Option<String>,
     pub traces: Vec<TraceSink>,
 }
 
@@ -57,12 +62,6 @@ pub struct EngineConfig {
 pub enum AccessLogTo {
     Stdout,
     Off,
-}
-
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum TraceSink {
-    /// `<data_dir>/traces.jsonl`
-    File,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -224,6 +223,7 @@ fn gateway(root: Section<'_, '_>, folder: &Path) -> (GatewayConfig, PathBuf, Pat
         engine: EngineConfig { threads: spare_cores(), kv_bytes: 32 << 20, waiting_max: 256 },
         requests_per_minute: 600,
         access_log: AccessLogTo::Stdout,
+        environment: None,
         traces: Vec::new(),
     };
     if let Some(listen) = root.section("listen") {
@@ -275,21 +275,27 @@ fn gateway(root: Section<'_, '_>, folder: &Path) -> (GatewayConfig, PathBuf, Pat
             Some("off") => AccessLogTo::Off,
             _ => AccessLogTo::Stdout,
         };
-        for sink in telemetry.list("traces") {
-            if sink.word("kind", &["file"]).is_some() {
-                if config.traces.contains(&TraceSink::File) {
-                    sink.problem("there is a file for traces already; two would write over each other");
-                }
-                config.traces.push(TraceSink::File);
-            } else {
-                sink.problem("a `[[telemetry.traces]]` needs a `kind`");
-            }
-            sink.finish();
-        }
+        config.environment = environment(&telemetry);
+        config.traces = traces::traces(&telemetry);
         telemetry.finish();
     }
     root.finish();
     (config, routes, prices)
+}
+
+/// A name that every backend takes: Langfuse silently puts others under "default".
+fn environment(telemetry: &Section<'_, '_>) -> Option<String> {
+    let name = telemetry.string("environment")?;
+    let fine = (1..=40).contains(&name.value.len())
+        && name.value.bytes().all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit() || b"-_".contains(&byte))
+        && !name.value.starts_with("langfuse");
+    if !fine {
+        telemetry.problem_at(
+            name.at,
+            "`telemetry.environment` must be at most 40 of a-z, 0-9, '-' and '_', and not begin with \"langfuse\"",
+        );
+    }
+    Some(name.value)
 }
 
 /// One core is left to the proxy, where there are two.

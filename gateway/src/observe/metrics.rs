@@ -241,7 +241,11 @@ impl Metrics {
                 &["outcome"],
                 "Rows that this start found in the log of the life before",
             )?,
-            spans: make.counters("gateway_telemetry_spans_total", &["sink", "result"], "Spans handed to a sink")?,
+            spans: make.counters(
+                "gateway_telemetry_spans_total",
+                &["sink", "result"],
+                "Spans by what became of them; the results of a sink add up to all that were built",
+            )?,
             log_lines: make.counters("gateway_access_log_lines_total", &["result"], "Access log lines")?,
             runtime_requests: make.gauges("runtime_requests", &["model", "state"], "Sequences in the engine")?,
             runtime_kv_blocks: make.gauges("runtime_kv_blocks", &["model", "state"], "KV blocks of 32 tokens")?,
@@ -293,9 +297,6 @@ impl Metrics {
         }
         for decision in ["allowed", "denied"] {
             self.limit_decisions.with_label_values(&["key", "requests", decision]);
-        }
-        for result in ["exported", "dropped", "failed"] {
-            self.spans.with_label_values(&["file", result]);
         }
         for result in ["written", "dropped", "suppressed"] {
             self.log_lines.with_label_values(&[result]);
@@ -425,6 +426,13 @@ impl Metrics {
 
     pub fn span(&self, sink: &str, result: &str, count: u64) {
         self.spans.with_label_values(&[sink, result]).inc_by(count);
+    }
+
+    /// A sink that is there and has had nothing to do reads zero.
+    pub fn span_sink(&self, sink: &str) {
+        for result in ["exported", "dropped", "failed", "rejected", "sampled_out"] {
+            self.spans.with_label_values(&[sink, result]);
+        }
     }
 
     pub fn log_line(&self, result: &str) {
