@@ -55,8 +55,8 @@ fn counts(counts: &[(&str, u64)]) -> BTreeMap<String, u64> {
     counts.iter().map(|(result, spans)| ((*result).to_owned(), *spans)).collect()
 }
 
-/// Two answers, a stream, a list and a refusal.
-const TRAFFIC_SPANS: u64 = 3 * 5 + 1 + 1;
+/// The spans of two answers, a stream, a list and a refusal.
+const ALL: u64 = 3 * 5 + 1 + 1;
 
 /// What a collector does in turn, keys of its sink, and what became of the spans.
 type Case = (&'static [Mood], &'static str, &'static [(&'static str, u64)]);
@@ -82,9 +82,7 @@ fn whatever_a_collector_does_no_answer_changes_and_every_span_is_accounted_for()
         setup.replace("gateway.toml", "[[telemetry.traces]]\nkind = \"file\"", "");
         traffic(&setup.start())
     };
-    const ALL: u64 = TRAFFIC_SPANS;
-    let nobody = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
-    let moods: &[Case] = &[
+    let cases: &[Case] = &[
         (&[Mood::Accept], "", &[("exported", ALL)]),
         (&[Mood::Hang], "timeout = \"100ms\"", &[("failed", ALL)]),
         (&[Mood::Answer(400, "")], "", &[("failed", ALL)]),
@@ -98,28 +96,36 @@ fn whatever_a_collector_does_no_answer_changes_and_every_span_is_accounted_for()
         (&[Mood::Endless], "timeout = \"1s\"", &[("exported", ALL)]),
         (&[], "retry_for = \"1ms\"", &[("failed", ALL)]),
     ];
-    for (moods, keys, became) in moods {
-        let collector = Collector::start(moods);
-        let address = if moods.is_empty() { nobody } else { collector.address };
-        let gateway = with_sinks(&otlp(address, keys)).start();
-        let began = Instant::now();
-        assert_eq!(traffic(&gateway), expected, "{moods:?}");
-        let took = began.elapsed();
-        let found = accounted(&gateway, "otlp", ALL);
-        if let [Mood::Partial(rejected)] = moods {
-            let rejected = *rejected as u64 * collector.posts().len() as u64;
-            assert_eq!(found, counts(&[("exported", ALL - rejected), ("rejected", rejected)]), "never tried again");
-        } else {
-            assert_eq!(found, counts(became), "{moods:?}");
+    std::thread::scope(|scope| {
+        for case in cases {
+            scope.spawn(|| one_mood(case, &expected));
         }
-        // What must not be sent twice is not: here every try carries spans of its own.
-        if moods.len() == 1 && !keys.contains("retry_for") {
-            let mut ids = BTreeSet::new();
-            assert!(collector.spans().iter().all(|span| ids.insert(span.span_id.clone())), "{moods:?}: sent twice");
-        }
-        assert_eq!(accounted(&gateway, "file", ALL), counts(&[("exported", ALL)]), "{moods:?}: another sink noticed");
-        assert!(took < Duration::from_secs(10), "{moods:?}: {took:?}");
+    });
+}
+
+/// One gateway, one collector, and the same traffic as for everybody.
+fn one_mood(&(moods, keys, became): &Case, expected: &[String]) {
+    let collector = Collector::start(moods);
+    // Nobody listens on port 1.
+    let address = if moods.is_empty() { SocketAddr::from(([127, 0, 0, 1], 1)) } else { collector.address };
+    let gateway = with_sinks(&otlp(address, keys)).start();
+    let began = Instant::now();
+    assert_eq!(traffic(&gateway), expected, "{moods:?}");
+    let took = began.elapsed();
+    let found = accounted(&gateway, "otlp", ALL);
+    if let [Mood::Partial(rejected)] = moods {
+        let rejected = *rejected as u64 * collector.posts().len() as u64;
+        assert_eq!(found, counts(&[("exported", ALL - rejected), ("rejected", rejected)]), "never tried again");
+    } else {
+        assert_eq!(found, counts(became), "{moods:?}");
     }
+    // What must not be sent twice is not: here every try carries spans of its own.
+    if moods.len() == 1 && !keys.contains("retry_for") {
+        let mut ids = BTreeSet::new();
+        assert!(collector.spans().iter().all(|span| ids.insert(span.span_id.clone())), "{moods:?}: sent twice");
+    }
+    assert_eq!(accounted(&gateway, "file", ALL), counts(&[("exported", ALL)]), "{moods:?}: another sink noticed");
+    assert!(took < Duration::from_secs(10), "{moods:?}: {took:?}");
 }
 
 #[test]

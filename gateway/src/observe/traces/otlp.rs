@@ -112,8 +112,9 @@ impl Worker {
         };
         tokio::select! {
             () = self.follow() => {}
-            () = too_late => self.give_up(),
+            () = too_late => {}
         }
+        drop(self);
         // Nobody may be waiting.
         let _ = end.send(());
     }
@@ -184,10 +185,13 @@ impl Worker {
         }
         self.trouble = trouble;
     }
+}
 
-    fn give_up(&mut self) {
+impl Drop for Worker {
+    /// What is left is lost, and counted: at the end, and if we should ever panic.
+    fn drop(&mut self) {
         self.records.close();
-        let mut left = std::mem::take(&mut self.pending);
+        let mut left = self.pending;
         while let Ok(record) = self.records.try_recv() {
             left += spans::count(&record);
         }
