@@ -139,9 +139,11 @@ fn a_slow_collector_holds_nobody_up_and_what_its_queue_cannot_take_is_counted() 
         assert_eq!(gateway.send(&http::get("/v1/models", Some(&gateway.key))).status, 200);
     }
     assert_eq!(accounted(&gateway, "otlp", 3), counts(&[("dropped", 3)]));
+    assert_eq!(gateway.metric("gateway_telemetry_queue_length", &["sink=\"otlp\""]), 2.0);
     assert_eq!(accounted(&gateway, "file", 10), counts(&[("exported", 10)]), "the other sink has a queue of its own");
     collector.open_gate();
     assert_eq!(accounted(&gateway, "otlp", 10), counts(&[("dropped", 3), ("exported", 7)]));
+    assert_eq!(gateway.metric("gateway_telemetry_queue_length", &[]), 0.0);
 }
 
 #[test]

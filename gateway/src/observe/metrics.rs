@@ -76,6 +76,8 @@ pub struct Metrics {
     ledger_failures: IntCounter,
     ledger_recovered: IntCounterVec,
     spans: IntCounterVec,
+    span_queue: IntGaugeVec,
+    span_export: HistogramVec,
     log_lines: IntCounterVec,
     runtime_requests: IntGaugeVec,
     runtime_kv_blocks: IntGaugeVec,
@@ -245,6 +247,17 @@ impl Metrics {
                 "gateway_telemetry_spans_total",
                 &["sink", "result"],
                 "Spans by what became of them; the results of a sink add up to all that were built",
+            )?,
+            span_queue: make.gauges(
+                "gateway_telemetry_queue_length",
+                &["sink"],
+                "Requests whose spans wait for a sink",
+            )?,
+            span_export: make.histograms(
+                "gateway_telemetry_export_seconds",
+                &["sink"],
+                DURATION,
+                "What a sink needs for one batch, with everything that it tries again",
             )?,
             log_lines: make.counters("gateway_access_log_lines_total", &["result"], "Access log lines")?,
             runtime_requests: make.gauges("runtime_requests", &["model", "state"], "Sequences in the engine")?,
@@ -433,6 +446,16 @@ impl Metrics {
         for result in ["exported", "dropped", "failed", "rejected", "sampled_out"] {
             self.spans.with_label_values(&[sink, result]);
         }
+        self.span_queue.with_label_values(&[sink]);
+        self.span_export.with_label_values(&[sink]);
+    }
+
+    pub fn span_queue(&self, sink: &str, change: i64) {
+        self.span_queue.with_label_values(&[sink]).add(change);
+    }
+
+    pub fn span_export(&self, sink: &str, took: Duration) {
+        self.span_export.with_label_values(&[sink]).observe(took.as_secs_f64());
     }
 
     pub fn log_line(&self, result: &str) {

@@ -5,6 +5,7 @@ use std::io::Write;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Instant;
 
 use opentelemetry_proto::tonic::collector::trace::v1::ExportTraceServiceRequest;
 use opentelemetry_proto::transform::trace::tonic::group_spans_by_resource_and_scope;
@@ -26,12 +27,16 @@ pub fn open(path: &Path, origin: Origin, tally: Tally) -> std::io::Result<Writer
     let mut file = Rotating::open(path)?;
     let resource = (&origin.resource()).into();
     Writer::start("traces", QUEUE_RECORDS, move |record: Arc<Record>| {
+        tally.queued(-1);
+        let began = Instant::now();
         let spans = origin.spans(&record);
         let count = spans.len() as u64;
         let request = ExportTraceServiceRequest { resource_spans: group_spans_by_resource_and_scope(spans, &resource) };
         let mut json = serde_json::to_vec(&request).unwrap_or_default();
         json.push(b'\n');
-        match file.write(&json) {
+        let written = file.write(&json);
+        tally.took(began.elapsed());
+        match written {
             Ok(()) => tally.add("exported", count),
             Err(error) => {
                 tracing::warn!(%error, "spans could not be written");

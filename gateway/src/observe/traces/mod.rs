@@ -10,6 +10,7 @@ mod otlp;
 
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
 
 use super::metrics::Metrics;
 use super::spans::{self, Origin};
@@ -27,6 +28,14 @@ struct Tally {
 impl Tally {
     fn add(&self, result: &str, spans: u64) {
         self.metrics.span(&self.sink, result, spans);
+    }
+
+    fn queued(&self, change: i64) {
+        self.metrics.span_queue(&self.sink, change);
+    }
+
+    fn took(&self, time: Duration) {
+        self.metrics.span_export(&self.sink, time);
     }
 }
 
@@ -87,11 +96,14 @@ impl Sink {
         if !self.sample.keeps(record) {
             return self.tally.add("sampled_out", spans::count(record));
         }
+        // Before it is taken, so that it never reads less than nothing.
+        self.tally.queued(1);
         let taken = match &self.output {
             Output::File(writer) => writer.write(record.clone()),
             Output::Otlp(exporter) => exporter.write(record.clone()),
         };
         if let Err(record) = taken {
+            self.tally.queued(-1);
             self.tally.add("dropped", spans::count(&record));
         }
     }

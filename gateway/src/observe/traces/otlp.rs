@@ -133,7 +133,7 @@ impl Worker {
     /// The next batch; empty only at the end.
     async fn batch(&mut self) -> Vec<SpanData> {
         let mut batch = Vec::new();
-        let Worker { records, stopping, origin, pending, .. } = self;
+        let Worker { records, stopping, origin, pending, tally, .. } = self;
         let mut full = std::pin::pin!(tokio::time::sleep(BATCH_WAIT));
         while batch.len() < BATCH_SPANS {
             tokio::select! {
@@ -142,6 +142,7 @@ impl Worker {
                 _ = stopping.wait_for(Option::is_some), if !records.is_closed() => records.close(),
                 record = records.recv() => {
                     let Some(record) = record else { break };
+                    tally.queued(-1);
                     if batch.is_empty() {
                         full.as_mut().reset(tokio::time::Instant::now() + BATCH_WAIT);
                     }
@@ -155,32 +156,34 @@ impl Worker {
     }
 
     async fn export(&mut self, batch: Vec<SpanData>) {
+        let began = Instant::now();
         let encoded = self.exporter.export(batch).await.err().map(|error| error.to_string());
         // No outcome: it did not come so far as to be sent.
         let outcome = self.client.outcome().unwrap_or_else(|| Outcome::Failed(encoded.unwrap_or_default()));
+        self.tally.took(began.elapsed());
         let spans = std::mem::take(&mut self.pending);
         match outcome {
             Outcome::Accepted { rejected, message } => {
                 let rejected = rejected.min(spans);
                 self.tally.add("exported", spans - rejected);
                 self.tally.add("rejected", rejected);
-                self.say((rejected > 0).then(|| format!("it rejected some spans: {message}")));
+                self.say((rejected > 0).then(|| "it rejects some spans".into()), &message);
             }
             Outcome::Failed(why) => {
                 self.tally.add("failed", spans);
-                self.say(Some(why));
+                self.say(Some(why), "");
             }
         }
     }
 
-    /// Says what changed. The counters say how much.
-    fn say(&mut self, trouble: Option<String>) {
+    /// Says what changed. The counters say how much. What others sent is quoted, so that it cannot pass for a line of ours.
+    fn say(&mut self, trouble: Option<String>, message: &str) {
         if trouble == self.trouble {
             return;
         }
         let sink = self.tally.sink.as_str();
         match &trouble {
-            Some(why) => tracing::warn!(sink, %why, "spans are being lost"),
+            Some(why) => tracing::warn!(sink, ?why, ?message, "spans are being lost"),
             None => tracing::info!(sink, "spans are being taken again"),
         }
         self.trouble = trouble;
@@ -193,6 +196,7 @@ impl Drop for Worker {
         self.records.close();
         let mut left = self.pending;
         while let Ok(record) = self.records.try_recv() {
+            self.tally.queued(-1);
             left += spans::count(&record);
         }
         self.tally.add("dropped", left);
