@@ -131,6 +131,11 @@ fn inference_span(record: &Record) -> SpanData {
     }
     let mut add =
         |name: &'static str, value: Option<Value>| attributes.extend(value.map(|value| KeyValue::new(name, value)));
+    // Parts of the two sums above, told where there are any.
+    let part = |tokens: u64| (tokens > 0).then(|| integer(tokens).into());
+    add("gen_ai.usage.cache_read.input_tokens", part(usage.cache_read));
+    add("gen_ai.usage.cache_creation.input_tokens", part(usage.cache_write));
+    add("gen_ai.usage.reasoning.output_tokens", part(usage.reasoning));
     add("gen_ai.response.id", record.response_id.clone().map(Value::from));
     add("gen_ai.conversation.id", record.session.clone().map(Value::from));
     add("gen_ai.request.max_tokens", record.max_tokens.map(|n| integer(n).into()));
@@ -383,6 +388,10 @@ mod tests {
         assert_eq!(buckets.len(), 5);
         assert_eq!(buckets.values().map(|n| n.as_u64().unwrap()).sum::<u64>(), total.as_u64().unwrap());
         assert_eq!(text("langfuse.observation.cost_details"), r#"{"total":12.345678901}"#);
+        let said = |key: &str| get(generation, &format!("gen_ai.usage.{key}")).unwrap().clone();
+        let input = ["input_tokens", "cache_read.input_tokens", "cache_creation.input_tokens"].map(said);
+        assert_eq!(input, [15, 5, 7].map(Value::I64), "the convention's input includes what was cached");
+        assert_eq!(["output_tokens", "reasoning.output_tokens"].map(said), [24, 13].map(Value::I64));
     }
 
     #[test]
