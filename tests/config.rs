@@ -192,7 +192,15 @@ fn all_problems_of_all_files_are_reported_at_once() {
 fn the_shipped_configuration_is_sound_and_the_reference_names_every_key() {
     let setup = Setup::shipped();
     assert!(setup.run(&["check"]).status.success());
-    let (_, known) = Config::load_with_keys(&setup.path("gateway.toml"), &Overrides::default()).unwrap();
+    let (_, mut known) = Config::load_with_keys(&setup.path("gateway.toml"), &Overrides::default()).unwrap();
+    // Keys that only some kinds have.
+    setup.replace(
+        "gateway.toml",
+        "[[telemetry.traces]]",
+        "[[telemetry.traces]]\nkind = \"langfuse\"\nendpoint = \"http://a\"\npublic_key = \"a\"\nsecret_key = \"env:PATH\"\n\
+         [[telemetry.traces]]",
+    );
+    known.extend(Config::load_with_keys(&setup.path("gateway.toml"), &Overrides::default()).unwrap().1);
     let reference = root().join("configs/reference.toml");
     let read = Config::load(&reference, &Overrides::default()).expect("the reference is itself a gateway.toml");
     assert_eq!(read.gateway.limits, Limits::default(), "the reference shows the defaults");

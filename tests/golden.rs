@@ -142,3 +142,34 @@ fn golden_answer() {
     writeln!(text, "\n# a refusal\nheaders: {}\n{:#}", headers(&refused.headers), shape(&refused.json())).unwrap();
     golden("answer.txt", &text);
 }
+
+#[test]
+fn golden_spans() {
+    let mut gateway = TestGateway::start();
+    let body =
+        chat_with("What is Glassgate?", json!({"max_tokens": 4, "stream": true, "user": "alice", "stop": ["@"]}));
+    gateway.send(&gateway.chat_bytes(&body, &[("x-session-id", "1")]));
+    gateway.stop();
+    let line: Value =
+        serde_json::from_slice(&std::fs::read(gateway.data_dir().join("traces.jsonl")).unwrap()).expect("one line");
+    let resource = &line["resourceSpans"][0];
+    let spans = resource["scopeSpans"][0]["spans"].as_array().unwrap();
+    let names = |attributes: &Value| -> BTreeSet<String> {
+        let kind = |value: &Value| value.as_object().and_then(|value| value.keys().next()).cloned().unwrap_or_default();
+        let attributes = attributes.as_array().cloned().unwrap_or_default();
+        attributes.iter().map(|a| format!("  {} {}", a["key"].as_str().unwrap(), kind(&a["value"]))).collect()
+    };
+    let list = |names: BTreeSet<String>| names.into_iter().collect::<Vec<_>>().join("\n");
+    let mut text = format!("resource\n{}\n", list(names(&resource["resource"]["attributes"])));
+    for span in spans {
+        let parent = spans.iter().find(|parent| parent["spanId"] == span["parentSpanId"]);
+        let parent = parent.map_or("-", |parent| parent["name"].as_str().unwrap());
+        writeln!(text, "\n{} (kind {}, below {parent})", span["name"].as_str().unwrap(), span["kind"]).unwrap();
+        writeln!(text, "{}", list(names(&span["attributes"]))).unwrap();
+        for event in span["events"].as_array().into_iter().flatten() {
+            let attributes = names(&event["attributes"]).into_iter().collect::<String>();
+            writeln!(text, "  event {}:{attributes}", event["name"].as_str().unwrap()).unwrap();
+        }
+    }
+    golden("spans.txt", &text);
+}

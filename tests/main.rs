@@ -21,4 +21,5 @@ mod oracle;
 mod panics;
 mod readme;
 mod tidy;
+mod traces;
 mod upstreams;

@@ -1,6 +1,6 @@
 //! What the README shows, works.
 
-use crate::support::gateway::{TestGateway, chat};
+use crate::support::gateway::{Setup, TestGateway, chat};
 use crate::support::{eventually, root};
 
 #[test]
@@ -29,4 +29,16 @@ fn every_command_that_the_readme_shows_works() {
         .unwrap();
     let answer = String::from_utf8(output.stdout).unwrap();
     assert!(answer.contains("Glassgate") && answer.trim_end().ends_with("data: [DONE]"), "{answer}");
+}
+
+#[test]
+fn the_sink_that_the_readme_shows_is_one_that_a_gateway_takes() {
+    let readme = std::fs::read_to_string(root().join("README.md")).unwrap();
+    let shown = readme.split("```toml\n").nth(1).expect("a sink").split("```").next().unwrap();
+    let setup = Setup::shipped();
+    setup.replace("gateway.toml", "[[telemetry.traces]]", &format!("{shown}\n[[telemetry.traces]]"));
+    assert!(!setup.run(&["check"]).status.success(), "the key is not in the environment");
+    setup.env("LANGFUSE_SECRET_KEY", "sk-lf-1");
+    let output = setup.run(&["check"]);
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
 }

@@ -16,7 +16,7 @@ use crate::support::upstream::{
 fn rows(gateway: &TestGateway) -> Vec<Value> {
     let db = rusqlite::Connection::open(gateway.data_dir().join("ledger.sqlite")).unwrap();
     let mut query = db.prepare("SELECT * FROM ledger ORDER BY request_id, attempt").unwrap();
-    let names: Vec<String> = query.column_names().into_iter().map(str::to_owned).collect();
+    let names: Vec<String> = query.column_names().map(str::to_owned).collect();
     let found = query.query_map([], |row| {
         let value = |index| match row.get_ref(index).unwrap() {
             rusqlite::types::ValueRef::Integer(number) => json!(number),

@@ -106,6 +106,7 @@ impl App {
             (
                 "telemetry",
                 config.gateway.access_log != current.config.gateway.access_log
+                    || config.gateway.environment != current.config.gateway.environment
                     || config.gateway.traces != current.config.gateway.traces,
             ),
         ] {

@@ -57,32 +57,57 @@ impl TraceParent {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize)]
 pub struct Marks {
     pub identified: Option<Duration>,
+    /// Through the door: requests per minute, concurrency.
+    pub knocked: Option<Duration>,
     pub body_read: Option<Duration>,
     pub routed: Option<Duration>,
     pub measured: Option<Duration>,
     pub admitted: Option<Duration>,
+    /// The cache has said what it knows.
+    pub looked_up: Option<Duration>,
     pub sent: Option<Duration>,
     pub first_token: Option<Duration>,
     pub last_token: Option<Duration>,
+    /// The ledger was given the row, and …
+    pub settling: Option<Duration>,
+    /// … it is durable.
+    pub settled: Option<Duration>,
     pub closed: Duration,
 }
 
-/// One go at answering, for spans and the waterfall. Times count from the request's beginning.
-#[derive(Clone, Debug)]
+/// Who answers when the model runs in this process.
+pub const EMBEDDED: &str = "glassgate";
+
+/// One try to get an answer from a backend. Times count from the request's beginning.
+#[derive(Clone, Debug, PartialEq)]
 pub struct Attempt {
+    /// Counted from 0, as in the ledger.
     pub number: u32,
+    /// Why it was made, as in the ledger: primary, retry, fallback, …
     pub role: &'static str,
     pub model: String,
     pub variant: String,
     pub provider: String,
-    /// Host and port, if it is not this process.
+    /// Where it was sent; nowhere for a model in this process.
     pub server: Option<(String, u16)>,
     pub began: Duration,
     pub first_byte: Option<Duration>,
     pub ended: Duration,
     pub outcome: &'static str,
+    /// Empty if it went well.
     pub error_type: &'static str,
+    /// What the server said.
     pub status: Option<u16>,
+}
+
+/// The spans below the server span whose ids must be known before they are built.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Child {
+    Inference,
+    /// The engine's phases, counted from 0.
+    Phase(u8),
+    /// By `Attempt::number`.
+    Attempt(u32),
 }
 
 /// Everything that is known of one request.
@@ -105,11 +130,13 @@ pub struct Record {
     /// What the key had left once it had passed the door.
     pub quotas: Option<Quotas>,
     pub session: Option<String>,
+    /// The end user, if the client said who that is.
+    pub user: Option<String>,
     pub route: String,
     pub model: String,
     pub variant: String,
+    /// Who made the answer: `EMBEDDED`, or the name of a provider.
     pub provider: String,
-    pub attempts: Vec<Attempt>,
     pub stream: bool,
     pub cache: &'static str,
     pub config_hash: String,
@@ -123,6 +150,8 @@ pub struct Record {
     /// Present exactly if the request was admitted; then it equals the ledger's row.
     pub receipt: Option<Receipt>,
     pub engine: Option<EngineTimes>,
+    /// In the order in which they began.
+    pub attempts: Vec<Attempt>,
     pub max_tokens: Option<u64>,
     pub sampling: Sampling,
     pub stop: Vec<String>,
@@ -158,18 +187,22 @@ impl Record {
         decode.or_else(seen)?.checked_div(gaps)
     }
 
-    /// The `traceparent` that the latest attempt's upstream gets: its span is the one exported for that attempt.
-    pub fn attempt_traceparent(&self) -> String {
-        let number = self.attempts.len().saturating_sub(1) as u32;
-        format!("00-{}-{}-01", self.trace_id, self.attempt_span_id(number))
+    /// A child's span id follows from the server span's, which is random: it can be told to an upstream before any span
+    /// is built, and no more randomness is spent. Span ids of ours begin with a set bit, children's with a clear one.
+    pub fn child_id(&self, child: Child) -> SpanId {
+        let number = match child {
+            Child::Inference => 1,
+            Child::Phase(number) => 2 + u64::from(number),
+            Child::Attempt(number) => (1 << 8) + u64::from(number),
+        };
+        let own = u64::from_be_bytes(self.span_id.to_bytes());
+        SpanId::from_bytes((own ^ (1 << 63) ^ number).to_be_bytes())
     }
 
-    /// The span of an attempt. Children's ids follow from the request's, which is random.
-    pub fn attempt_span_id(&self, number: u32) -> SpanId {
-        let mut bytes = self.span_id.to_bytes();
-        bytes[0] ^= 0x40;
-        bytes[7] ^= number as u8;
-        SpanId::from_bytes(bytes)
+    /// The `traceparent` to send with an attempt, so that the upstream's spans hang below the attempt's span. The flag
+    /// says sampled: whether a sink keeps this trace is known at its end, when it may have become an error.
+    pub fn traceparent(&self, attempt: u32) -> String {
+        format!("00-{}-{}-01", self.trace_id, self.child_id(Child::Attempt(attempt)))
     }
 
     pub fn ended_ns(&self) -> i64 {
@@ -216,11 +249,11 @@ impl Exchange {
             authenticated: false,
             quotas: None,
             session: None,
+            user: None,
             route: "none".into(),
             model: "none".into(),
             variant: "none".into(),
-            provider: "glassgate".into(),
-            attempts: Vec::new(),
+            provider: EMBEDDED.into(),
             stream: false,
             cache: "none",
             config_hash: String::new(),
@@ -231,6 +264,7 @@ impl Exchange {
             finishes: Vec::new(),
             receipt: None,
             engine: None,
+            attempts: Vec::new(),
             max_tokens: None,
             sampling: Sampling::default(),
             stop: Vec::new(),
@@ -361,6 +395,22 @@ mod tests {
         });
         let seen = seen.0.lock().unwrap();
         assert_eq!((seen[0].outcome, seen[0].status, seen[0].error_type), ("panicked", 500, "panic"));
+    }
+
+    #[test]
+    fn an_upstream_is_told_the_id_of_the_span_that_its_attempt_will_have() {
+        let exchange = Exchange::open(Arc::new(Seen::default()), Arc::new(SystemClock));
+        let record = exchange.record().unwrap();
+        let mut ids = std::collections::HashSet::from([record.span_id]);
+        for child in [Child::Inference, Child::Phase(0), Child::Phase(1), Child::Phase(2)] {
+            assert!(ids.insert(record.child_id(child)));
+        }
+        for attempt in [0, 1, 2, 255, 256, u32::MAX] {
+            let told = TraceParent::parse(&record.traceparent(attempt)).unwrap();
+            assert_eq!(told.trace_id, record.trace_id);
+            assert_eq!(told.parent, record.child_id(Child::Attempt(attempt)));
+            assert!(ids.insert(told.parent), "every span has an id of its own");
+        }
     }
 
     #[test]

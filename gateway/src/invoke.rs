@@ -44,7 +44,7 @@ pub async fn answer(
     let caller = app.auth.identify(&inbound.head().headers)?;
     note_caller(exchange, &caller, inbound);
     let door = app.admission.knock(&caller, &snapshot.config.gateway.limits)?;
-    exchange.note(|record| record.quotas = Some(door.quotas()));
+    exchange.mark(|record, now| (record.quotas, record.marks.knocked) = (Some(door.quotas()), Some(now)));
     if app.is_draining() {
         return Err(Refusal::Draining);
     }
@@ -89,7 +89,8 @@ pub fn settle(
     let owed = delivered || matches!(outcome, Outcome::Answered | Outcome::Aborted);
     let usage = if owed { end.usage } else { Usage::default() };
     let compute = end.engine.filter(|_| owed).map_or(Duration::ZERO, |engine| engine.compute);
-    exchange.note(|record| {
+    exchange.mark(|record, now| {
+        record.marks.settling = Some(now);
         record.engine = end.engine;
         if let Ended::Finished(finishes) = &end.how {
             record.finishes.clone_from(finishes);
@@ -100,7 +101,9 @@ pub fn settle(
         return exchange.receipt().get().copied().ok_or(Refusal::Internal);
     };
     let spent = Spent { usage, source: end.source, compute };
-    running.settle(outcome, spent, delivered).map_err(|_| Refusal::LedgerFull)
+    let settled = running.settle(outcome, spent, delivered).map_err(|_| Refusal::LedgerFull);
+    exchange.mark(|record, now| record.marks.settled = Some(now));
+    settled
 }
 
 /// Ends the record. By now everything is settled: what `relay` did not settle, the drop of `Running` did.
@@ -188,6 +191,7 @@ fn note_request(exchange: &mut Exchange, request: &Request) {
         record.max_tokens = request.max_tokens;
         record.sampling = request.sampling.clone();
         record.stop.clone_from(&request.stop);
+        record.user.clone_from(&request.user);
     });
 }
 

@@ -300,7 +300,7 @@ impl Evidence {
         if exported > self.spans.len() as f64 {
             found.push(format!("span: {exported} exported, {} in the file", self.spans.len()));
         }
-        for result in ["dropped", "failed"] {
+        for result in ["dropped", "failed", "rejected", "sampled_out"] {
             if metric(&self.metrics, "gateway_telemetry_spans_total", &[result]) != 0.0 {
                 found.push(format!("span: some were {result}"));
             }

@@ -98,6 +98,13 @@ impl Setup {
         TestGateway::serve(self.0)
     }
 
+    /// Adds a line to what every process on this configuration finds in its environment.
+    pub fn env(&self, name: &str, value: &str) {
+        let path = self.0.path().join("environment");
+        let before = std::fs::read_to_string(&path).unwrap_or_default();
+        std::fs::write(path, format!("{before}{name}={value}\n")).unwrap();
+    }
+
     /// Runs another command on this configuration.
     pub fn run(&self, args: &[&str]) -> Output {
         run(self.0.path(), args)
@@ -115,12 +122,15 @@ pub fn replace(path: &Path, from: &str, to: &str) {
     std::fs::write(path, text.replace(from, to)).unwrap();
 }
 
-fn binary() -> Command {
-    Command::new(env!("CARGO_BIN_EXE_glassgate"))
+fn binary(folder: &Path) -> Command {
+    let environment = std::fs::read_to_string(folder.join("environment")).unwrap_or_default();
+    let mut command = Command::new(env!("CARGO_BIN_EXE_glassgate"));
+    command.envs(environment.lines().filter_map(|line| line.split_once('=')));
+    command
 }
 
 fn run(folder: &Path, args: &[&str]) -> Output {
-    binary()
+    binary(folder)
         .args(args)
         .arg("--config")
         .arg(folder.join("configs/gateway.toml"))
@@ -326,7 +336,7 @@ impl Drop for TestGateway {
 
 fn spawn(folder: &Path, life: u32) -> Child {
     let file = |name: &str| File::create(folder.join(format!("{name}.{life}"))).unwrap();
-    binary()
+    binary(folder)
         .args(["serve", "--listen", "127.0.0.1:0", "--admin", "127.0.0.1:0", "--config"])
         .arg(folder.join("configs/gateway.toml"))
         .arg("--data-dir")

@@ -1,5 +1,6 @@
 //! What every test uses: a gateway of its own, and a client that checks each answer.
 
+pub mod collector;
 pub mod evidence;
 pub mod gateway;
 pub mod http;

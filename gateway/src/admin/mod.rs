@@ -10,9 +10,10 @@ use serde_json::{Value, json};
 use subtle::ConstantTimeEq;
 
 use crate::app::App;
-use crate::config::{Config, Limits};
+use crate::config::{Config, Limits, SinkKind, TraceSink};
 use crate::observe::access_log;
-use crate::observe::spans;
+use crate::observe::spans::Origin;
+use crate::observe::stages;
 
 pub struct Admin {
     pub app: Arc<App>,
@@ -81,7 +82,8 @@ impl Admin {
                 match self.app.observe.find(id) {
                     Some(record) => {
                         let line: Value = serde_json::from_slice(&access_log::line(&record)).unwrap_or_default();
-                        let spans: Vec<Value> = spans::spans(&record)
+                        let spans: Vec<Value> = Origin::default()
+                            .spans(&record)
                             .iter()
                             .map(|span| {
                                 let since = |at: std::time::SystemTime| {
@@ -91,7 +93,10 @@ impl Admin {
                                        "start_ns": since(span.start_time), "end_ns": since(span.end_time)})
                             })
                             .collect();
-                        json(StatusCode::OK, &json!({"record": line, "spans": spans, "stages": record.marks}))
+                        json(
+                            StatusCode::OK,
+                            &json!({"record": line, "spans": spans, "stages": stages::stages(&record)}),
+                        )
                     }
                     None => error(
                         StatusCode::NOT_FOUND,
@@ -113,11 +118,15 @@ fn config(config: &Config, rejected: Option<&str>) -> Value {
         "price_version": config.prices.version,
         "listen": {"data": config.gateway.data, "admin": config.gateway.admin},
         "data_dir": config.gateway.data_dir,
+        "telemetry": {
+            "environment": config.gateway.environment,
+            "traces": config.gateway.traces.iter().map(trace_sink).collect::<Vec<_>>(),
+        },
         "limits": limits(&config.gateway.limits),
         "models": config.models.iter().map(|(name, model)| (name.clone(), json!({"source": model.source.to_string(), "public": model.public, "output_max": model.output_max}))).collect::<serde_json::Map<_, _>>(),
         "upstreams": config.upstreams.values().map(|upstream| (upstream.name.clone(), json!({
             "host": upstream.host, "port": upstream.port, "tls": upstream.tls, "http2": upstream.http2,
-            "api_key": upstream.api_key.as_ref().map(|_| "***"),
+            "api_key": upstream.api_key,
         }))).collect::<serde_json::Map<_, _>>(),
         "routes": config.routes.iter().map(|route| json!({
             "name": route.name,
@@ -137,6 +146,19 @@ fn limits(limits: &Limits) -> Value {
         "concurrency": limits.concurrency,
         "usd_per_day": limits.per_day.to_string(),
     })
+}
+
+fn trace_sink(sink: &TraceSink) -> Value {
+    match &sink.kind {
+        SinkKind::File => json!({"name": sink.name, "sample": sink.sample}),
+        SinkKind::Otlp(to) => json!({
+            "name": sink.name,
+            "sample": sink.sample,
+            // A query may hold a key.
+            "endpoint": to.endpoint.split_once('?').map_or(to.endpoint.clone(), |(url, _)| format!("{url}?***")),
+            "headers": to.headers.iter().map(|(name, value)| (name.clone(), json!(value))).collect::<serde_json::Map<_, _>>(),
+        }),
+    }
 }
 
 fn probe(unready: Option<&str>) -> Reply {

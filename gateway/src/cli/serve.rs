@@ -14,14 +14,15 @@ use crate::app::{App, Snapshot};
 use crate::auth::Auth;
 use crate::auth::api_key::{Pepper, generate};
 use crate::auth::store::OwnLimits;
-use crate::config::{AccessLogTo, Config, Overrides, TraceSink};
+use crate::config::{AccessLogTo, Config, Overrides};
 use crate::data_dir::{DataDir, Run, write_secret};
 use crate::dispatch::upstream::Upstreams;
 use crate::models::Models;
 use crate::observe::Observe;
 use crate::observe::access_log::AccessLog;
 use crate::observe::metrics::Metrics;
-use crate::observe::spans::FileSink;
+use crate::observe::spans::Origin;
+use crate::observe::traces::Sink;
 use crate::ports::{Clock, SystemClock};
 use crate::server;
 
@@ -106,12 +107,10 @@ pub fn build(
         AccessLogTo::Stdout => Some(AccessLog::to(std::io::stdout(), metrics.clone()).map_err(text)?),
         AccessLogTo::Off => None,
     };
-    let mut sinks = Vec::new();
-    for sink in &config.gateway.traces {
-        match sink {
-            TraceSink::File => sinks.push(FileSink::open(&data_dir.traces(), metrics.clone()).map_err(text)?),
-        }
-    }
+    let origin = Origin { environment: config.gateway.environment.clone() };
+    let traces = config.gateway.traces.iter();
+    let sinks = traces.map(|sink| Sink::start(sink, origin.clone(), &data_dir.traces(), metrics.clone()));
+    let sinks = sinks.collect::<Result<Vec<_>, _>>()?;
     let upstreams = Upstreams::default();
     let servers = upstreams.open(&config.upstreams)?;
     models.show(&loaded);

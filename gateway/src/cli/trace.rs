@@ -48,34 +48,23 @@ fn show(answer: &Value) {
         println!("tokens {}  billed {} USD at prices {}", kinds.join(", "), word("cost_usd"), word("price_version"));
     }
     println!();
-    let stages = &answer["stages"];
-    let millis = |mark: &Value| Some(mark["secs"].as_f64()? * 1e3 + mark["nanos"].as_f64()? / 1e6);
-    let total = millis(&stages["closed"]).unwrap_or(0.0).max(0.001);
-    let bar = |from: f64, to: f64| {
-        let column = |at: f64| (at / total * WIDTH).round().clamp(0.0, WIDTH) as usize;
-        let (start, end) = (column(from), column(to).max(column(from) + 1));
-        format!("{}{}", " ".repeat(start), "█".repeat(end - start))
-    };
-    let mut from = 0.0;
-    for (name, mark) in [
-        ("auth", "identified"),
-        ("body", "body_read"),
-        ("route", "routed"),
-        ("measure", "measured"),
-        ("admit", "admitted"),
-    ] {
-        if let Some(to) = millis(&stages[mark]) {
-            println!("{name:10} {:>10.3} ms  {}", to - from, bar(from, to));
-            from = to;
-        }
+    println!("{:10} {:>10}    {:>10}", "stage", "at", "took");
+    let stages = answer["stages"].as_array().map(Vec::as_slice).unwrap_or_default();
+    let millis = |stage: &Value, end: &str| stage[end].as_f64().unwrap_or(0.0) / 1e6;
+    let total = record["duration_ms"].as_f64().unwrap_or(0.0).max(0.001);
+    for stage in stages {
+        let (from, to) = (millis(stage, "start_ns"), millis(stage, "end_ns"));
+        row(stage["name"].as_str().unwrap_or(""), from, to, total, stage["detail"].as_str().unwrap_or(""));
     }
-    for span in answer["spans"].as_array().into_iter().flatten() {
-        let name = span["name"].as_str().unwrap_or("");
-        if let ("queue" | "prefill" | "decode", Some(start), Some(end)) =
-            (name, span["start_ns"].as_f64(), span["end_ns"].as_f64())
-        {
-            println!("{name:10} {:>10.3} ms  {}", (end - start) / 1e6, bar(start / 1e6, end / 1e6));
-        }
-    }
-    println!("{:10} {total:>10.3} ms  {}", "total", bar(0.0, total));
+    row("total", 0.0, total, total, "");
+}
+
+/// One line of the waterfall: when it began, how long it took, and both as a bar.
+fn row(name: &str, from: f64, to: f64, total: f64, detail: &str) {
+    let column = |at: f64| (at / total * WIDTH).round().clamp(0.0, WIDTH) as usize;
+    // What is too short to be seen still has its place.
+    let start = column(from).min(WIDTH as usize - 1);
+    let end = column(to).max(start + 1);
+    let bar = format!("{}{}{}", " ".repeat(start), "█".repeat(end - start), " ".repeat(WIDTH as usize - end));
+    println!("{}", format!("{name:10} {from:>10.3} ms {:>10.3} ms  {bar}  {detail}", to - from).trim_end());
 }

@@ -5,6 +5,8 @@
 
 pub mod problem;
 mod reader;
+pub mod secret;
+mod traces;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
@@ -15,6 +17,8 @@ use std::time::Duration;
 use crate::accounting::core::{NanoUsd, PicoPerToken, Price};
 use problem::{Problems, did_you_mean};
 use reader::{At, Section, Source};
+use secret::Secret;
+pub use traces::{OtlpConfig, SinkKind, TraceSink};
 
 /// Everything the three files say.
 #[derive(Clone, Debug)]
@@ -45,6 +49,8 @@ pub struct GatewayConfig {
     pub cache_bytes_max: u64,
     pub shadow: ShadowConfig,
     pub access_log: AccessLogTo,
+    /// `production`, `staging`, …: where these requests happen.
+    pub environment: Option<String>,
     pub traces: Vec<TraceSink>,
 }
 
@@ -88,32 +94,6 @@ pub struct EngineConfig {
 pub enum AccessLogTo {
     Stdout,
     Off,
-}
-
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum TraceSink {
-    /// `<data_dir>/traces.jsonl`
-    File,
-}
-
-/// A secret: it is used, and never shown.
-#[derive(Clone, PartialEq, Eq)]
-pub struct Secret(String);
-
-impl Secret {
-    pub fn new(secret: String) -> Secret {
-        Secret(secret)
-    }
-
-    pub fn expose(&self) -> &str {
-        &self.0
-    }
-}
-
-impl std::fmt::Debug for Secret {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str("***")
-    }
 }
 
 /// A server that speaks OpenAI's dialect.
@@ -355,6 +335,7 @@ fn gateway(root: Section<'_, '_>, folder: &Path) -> (GatewayConfig, PathBuf, Pat
         cache_bytes_max: 64 << 20,
         shadow: ShadowConfig { concurrency: 4, queue_max: 256 },
         access_log: AccessLogTo::Stdout,
+        environment: None,
         traces: Vec::new(),
     };
     if let Some(listen) = root.section("listen") {
@@ -415,17 +396,8 @@ fn gateway(root: Section<'_, '_>, folder: &Path) -> (GatewayConfig, PathBuf, Pat
             Some("off") => AccessLogTo::Off,
             _ => AccessLogTo::Stdout,
         };
-        for sink in telemetry.list("traces") {
-            if sink.word("kind", &["file"]).is_some() {
-                if config.traces.contains(&TraceSink::File) {
-                    sink.problem("there is a file for traces already; two would write over each other");
-                }
-                config.traces.push(TraceSink::File);
-            } else {
-                sink.problem("a `[[telemetry.traces]]` needs a `kind`");
-            }
-            sink.finish();
-        }
+        config.environment = environment(&telemetry);
+        config.traces = traces::traces(&telemetry);
         telemetry.finish();
     }
     root.finish();
@@ -448,6 +420,21 @@ fn limits(section: Section<'_, '_>) -> Limits {
     };
     section.finish();
     limits
+}
+
+/// A name that every backend takes: Langfuse silently puts others under "default".
+fn environment(telemetry: &Section<'_, '_>) -> Option<String> {
+    let name = telemetry.string("environment")?;
+    let fine = (1..=40).contains(&name.value.len())
+        && name.value.bytes().all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit() || b"-_".contains(&byte))
+        && !name.value.starts_with("langfuse");
+    if !fine {
+        telemetry.problem_at(
+            name.at,
+            "`telemetry.environment` must be at most 40 of a-z, 0-9, '-' and '_', and not begin with \"langfuse\"",
+        );
+    }
+    Some(name.value)
 }
 
 /// One core is left to the proxy, where there are two.
@@ -585,18 +572,11 @@ fn upstream(section: &Section<'_, '_>, name: &str, folder: &Path) -> Option<Upst
 /// Secrets are named, not written down: files end up in git and in pictures.
 fn secret(section: &Section<'_, '_>, key: &str, named: At<String>) -> Option<Secret> {
     let name = format!("{}.{key}", section.name());
-    let Some(variable) = named.value.strip_prefix("env:") else {
+    if !named.value.starts_with("env:") {
         section.problem_at(named.at, format!("`{name}` must name where the secret is, such as \"env:OPENAI_API_KEY\""));
         return None;
-    };
-    match std::env::var(variable) {
-        Ok(secret) if !secret.trim().is_empty() => Some(Secret::new(secret.trim().to_owned())),
-        _ => {
-            section
-                .problem_at(named.at, format!("`{name}` names the environment variable {variable}, which is not set"));
-            None
-        }
     }
+    section.resolve(&named)
 }
 
 fn model_source(

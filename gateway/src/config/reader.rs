@@ -14,6 +14,7 @@ use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
 use super::problem::{Problems, did_you_mean};
+use super::secret::Secret;
 
 /// Nothing here waits longer; more would overflow clocks.
 const DURATION_MIN: Duration = Duration::from_millis(1);
@@ -283,6 +284,36 @@ impl<'s, 't> Section<'s, 't> {
             }
         }
         Some(weights)
+    }
+
+    /// Names that the user chose with a text each, in the order of the file.
+    pub fn texts(&self, key: &str) -> Option<Vec<(At<String>, At<String>)>> {
+        let value = self.get(key)?;
+        let Some(table) = value.get_ref().as_table() else {
+            self.wrong(key, value, "a table of strings");
+            return None;
+        };
+        let mut texts = Vec::new();
+        for (name, text) in table {
+            match text.get_ref().as_str() {
+                Some(found) => texts.push((
+                    At { value: name.get_ref().to_string(), at: name.span().start },
+                    At { value: found.to_owned(), at: text.span().start },
+                )),
+                None => self.wrong(&join(key, name.get_ref()), text, "a string"),
+            }
+        }
+        Some(texts)
+    }
+
+    /// A text as it is, or what the environment holds if it is `env:NAME`.
+    pub fn resolve(&self, text: &At<String>) -> Option<Secret> {
+        let Some(name) = text.value.strip_prefix("env:") else { return Some(Secret::new(&text.value)) };
+        let found = std::env::var(name).ok().filter(|value| !value.is_empty());
+        if found.is_none() {
+            self.source.problem(text.at, format!("the environment variable `{name}` is not set"));
+        }
+        found.map(Secret::new)
     }
 
     fn as_section(&self, key: &str, generic: &str, value: &'s Spanned<DeValue<'t>>) -> Option<Section<'s, 't>> {

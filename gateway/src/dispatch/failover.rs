@@ -52,17 +52,17 @@ pub async fn send(
     let Asked { caller, request, plan: Plan { first: mut leg, mut fallback } } = asked;
     let (mut role, mut has_retried) = (Role::Primary, false);
     loop {
-        note_began(exchange, role, &leg);
+        let attempt = note_began(exchange, role, &leg);
         waits.is_shared = !fallback.is_empty();
         let call = Call {
             request,
             tenant: caller.tenant(),
             request_id: &exchange.record().map(|record| record.request_id.clone()).unwrap_or_default(),
-            traceparent: exchange.record().map(|record| record.attempt_traceparent()).unwrap_or_default(),
+            traceparent: exchange.record().map(|record| record.traceparent(attempt)).unwrap_or_default(),
             urgency: Urgency::User,
             is_fresh: role == Role::Retry,
         };
-        let failed = match attempt(backends, running, &leg, &call, waits, inbound, exchange).await {
+        let failed = match try_leg(backends, running, &leg, &call, waits, inbound, exchange).await {
             Ok(answer) => return Ok(answer),
             Err(failed) => failed,
         };
@@ -87,7 +87,7 @@ pub async fn send(
     }
 }
 
-async fn attempt(
+async fn try_leg(
     backends: &Backends,
     running: Running,
     leg: &Leg,
@@ -162,14 +162,15 @@ fn terms(leg: &Leg, role: Role) -> Next {
 }
 
 /// The record follows the attempt: it ends as the last of them.
-fn note_began(exchange: &mut Exchange, role: Role, leg: &Leg) {
+fn note_began(exchange: &mut Exchange, role: Role, leg: &Leg) -> u32 {
     let target = &leg.target;
+    let number = exchange.record().map_or(0, |record| record.attempts.len() as u32);
     exchange.mark(|record, now| {
         record.model.clone_from(&target.model);
         record.variant.clone_from(&target.variant);
         record.provider.clone_from(&target.provider);
         record.attempts.push(Attempt {
-            number: record.attempts.len() as u32,
+            number,
             role: role.as_str(),
             model: target.model.clone(),
             variant: target.variant.clone(),
@@ -183,6 +184,7 @@ fn note_began(exchange: &mut Exchange, role: Role, leg: &Leg) {
             status: None,
         });
     });
+    number
 }
 
 fn note_failed(exchange: &mut Exchange, failed: &Failed) {

@@ -78,6 +78,8 @@ pub struct Metrics {
     ledger_failures: IntCounter,
     ledger_recovered: IntCounterVec,
     spans: IntCounterVec,
+    span_queue: IntGaugeVec,
+    span_export: HistogramVec,
     log_lines: IntCounterVec,
     runtime_requests: IntGaugeVec,
     runtime_kv_blocks: IntGaugeVec,
@@ -246,7 +248,22 @@ impl Metrics {
                 &["outcome"],
                 "Rows that this start found in the log of the life before",
             )?,
-            spans: make.counters("gateway_telemetry_spans_total", &["sink", "result"], "Spans handed to a sink")?,
+            spans: make.counters(
+                "gateway_telemetry_spans_total",
+                &["sink", "result"],
+                "Spans by what became of them; the results of a sink add up to all that were built",
+            )?,
+            span_queue: make.gauges(
+                "gateway_telemetry_queue_length",
+                &["sink"],
+                "Requests whose spans wait for a sink",
+            )?,
+            span_export: make.histograms(
+                "gateway_telemetry_export_seconds",
+                &["sink"],
+                DURATION,
+                "What a sink needs for one batch, with everything that it tries again",
+            )?,
             log_lines: make.counters("gateway_access_log_lines_total", &["result"], "Access log lines")?,
             runtime_requests: make.gauges("runtime_requests", &["model", "state"], "Sequences in the engine")?,
             runtime_kv_blocks: make.gauges("runtime_kv_blocks", &["model", "state"], "KV blocks of 32 tokens")?,
@@ -300,9 +317,6 @@ impl Metrics {
             for decision in ["allowed", "denied"] {
                 self.limit_decisions.with_label_values(&["key", kind, decision]);
             }
-        }
-        for result in ["exported", "dropped", "failed"] {
-            self.spans.with_label_values(&["file", result]);
         }
         for result in ["written", "dropped", "suppressed"] {
             self.log_lines.with_label_values(&[result]);
@@ -438,6 +452,23 @@ impl Metrics {
 
     pub fn span(&self, sink: &str, result: &str, count: u64) {
         self.spans.with_label_values(&[sink, result]).inc_by(count);
+    }
+
+    /// A sink that is there and has had nothing to do reads zero.
+    pub fn span_sink(&self, sink: &str) {
+        for result in ["exported", "dropped", "failed", "rejected", "sampled_out"] {
+            self.spans.with_label_values(&[sink, result]);
+        }
+        self.span_queue.with_label_values(&[sink]);
+        self.span_export.with_label_values(&[sink]);
+    }
+
+    pub fn span_queue(&self, sink: &str, change: i64) {
+        self.span_queue.with_label_values(&[sink]).add(change);
+    }
+
+    pub fn span_export(&self, sink: &str, took: Duration) {
+        self.span_export.with_label_values(&[sink]).observe(took.as_secs_f64());
     }
 
     pub fn log_line(&self, result: &str) {

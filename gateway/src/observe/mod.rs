@@ -1,8 +1,11 @@
 //! Who watches: every closed record becomes numbers, a log line, spans, and one of the last thousand to look up.
 
 pub mod access_log;
+mod langfuse;
 pub mod metrics;
 pub mod spans;
+pub mod stages;
+pub mod traces;
 mod writer;
 
 use std::collections::VecDeque;
@@ -12,7 +15,7 @@ use std::time::{Duration, Instant};
 use access_log::AccessLog;
 use metrics::{Metrics, Served};
 use parking_lot::Mutex;
-use spans::FileSink;
+use traces::Sink;
 
 use crate::exchange::{Observer, Record};
 
@@ -24,19 +27,19 @@ const STRANGERS_EVERY: Duration = Duration::from_secs(1);
 pub struct Observe {
     metrics: Arc<Metrics>,
     log: Option<AccessLog>,
-    traces: Vec<FileSink>,
+    traces: Vec<Sink>,
     recent: Mutex<VecDeque<Arc<Record>>>,
     strangers: Mutex<Option<Instant>>,
 }
 
 impl Observe {
-    pub fn new(metrics: Arc<Metrics>, log: Option<AccessLog>, traces: Vec<FileSink>) -> Self {
+    pub fn new(metrics: Arc<Metrics>, log: Option<AccessLog>, traces: Vec<Sink>) -> Self {
         Observe { metrics, log, traces, recent: Mutex::default(), strangers: Mutex::default() }
     }
 
     /// One of the last thousand requests, by request, response or trace id.
     pub fn find(&self, id: &str) -> Option<Arc<Record>> {
-        let id = id.strip_prefix("chatcmpl-").unwrap_or(id);
+        let id = id.trim_start_matches("chat").trim_start_matches("cmpl-");
         let recent = self.recent.lock();
         recent.iter().rev().find(|record| record.request_id == id || record.trace_id.to_string() == id).cloned()
     }
@@ -47,7 +50,10 @@ impl Observe {
             log.shut_down();
         }
         for sink in &self.traces {
-            sink.shut_down();
+            sink.end();
+        }
+        for sink in &self.traces {
+            sink.ended();
         }
     }
 

@@ -1,0 +1,124 @@
+//! A record → where its time went: one row a stage, in the order of the path. `glassgate trace` prints it, spans carry it.
+
+use std::time::Duration;
+
+use serde::Serialize;
+
+use crate::answer::EngineTimes;
+use crate::exchange::{Attempt, EMBEDDED, Record};
+
+/// A stretch of a request, as time since it began.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Stage {
+    pub name: &'static str,
+    #[serde(rename = "start_ns", serialize_with = "nanos")]
+    pub began: Duration,
+    #[serde(rename = "end_ns", serialize_with = "nanos")]
+    pub ended: Duration,
+    /// What a reader wants to know beside it; mostly nothing.
+    pub detail: String,
+}
+
+fn nanos<S: serde::Serializer>(time: &Duration, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.serialize_u64(u64::try_from(time.as_nanos()).unwrap_or(u64::MAX))
+}
+
+impl Stage {
+    fn new(name: &'static str, began: Duration, ended: Duration) -> Stage {
+        Stage { name, began, ended: ended.max(began), detail: String::new() }
+    }
+}
+
+/// Every stage that the request reached and left.
+pub fn stages(record: &Record) -> Vec<Stage> {
+    let mut stages = before(record);
+    stages.extend(attempts(record));
+    stages.extend(phases(record).map(|phase| Stage::new(phase.name, phase.began, phase.ended)));
+    stages.extend(after(record));
+    stages
+}
+
+/// What we do until somebody is asked for an answer: each stage begins where the one before it ended.
+pub fn before(record: &Record) -> Vec<Stage> {
+    let marks = &record.marks;
+    let mut began = Duration::ZERO;
+    let mut stages = Vec::new();
+    for (name, left) in [
+        ("auth", marks.identified),
+        ("door", marks.knocked),
+        ("body", marks.body_read),
+        ("route", marks.routed),
+        ("measure", marks.measured),
+        ("admit", marks.admitted),
+        ("cache", marks.looked_up),
+    ] {
+        if let Some(left) = left {
+            stages.push(Stage::new(name, began, left));
+            began = left;
+        }
+    }
+    stages
+}
+
+/// What we do with the answer. A stream is settled while it is relayed, a whole answer before.
+pub fn after(record: &Record) -> Vec<Stage> {
+    let marks = &record.marks;
+    let relay = marks.sent.map(|sent| Stage::new("relay", sent, marks.closed));
+    let settle = marks.settling.zip(marks.settled).map(|(began, ended)| Stage::new("settle", began, ended));
+    relay.into_iter().chain(settle).collect()
+}
+
+/// All attempts together, then each of them where there are records of them.
+fn attempts(record: &Record) -> Vec<Stage> {
+    let marks = &record.marks;
+    let asked = !record.attempts.is_empty() || engine(record).is_some();
+    let Some(dispatched) = dispatched(record).filter(|_| asked) else { return Vec::new() };
+    let ended = record.attempts.iter().map(|attempt| attempt.ended).max();
+    let ended = ended.or(marks.settling).unwrap_or(marks.closed);
+    let mut stages = vec![Stage::new("attempts", dispatched, ended)];
+    stages.extend(
+        record
+            .attempts
+            .iter()
+            .map(|attempt| Stage { detail: describe(attempt), ..Stage::new("attempt", attempt.began, attempt.ended) }),
+    );
+    stages
+}
+
+fn describe(attempt: &Attempt) -> String {
+    let Attempt { number, role, model, provider, outcome, error_type, .. } = attempt;
+    let status = attempt.status.map(|status| format!(" {status}")).unwrap_or_default();
+    let why = if error_type.is_empty() { String::new() } else { format!(" ({error_type})") };
+    format!("{number} {role} {model} at {provider}: {outcome}{status}{why}")
+}
+
+/// A phase of the engine, as it timed it.
+#[derive(Clone, Copy, Debug)]
+pub struct Phase {
+    pub number: u8,
+    pub name: &'static str,
+    pub began: Duration,
+    pub ended: Duration,
+}
+
+/// Queue, prefill and decode, as far as it came.
+pub fn phases(record: &Record) -> impl Iterator<Item = Phase> + use<> {
+    let engine = engine(record);
+    let embedded = record.attempts.iter().rev().find(|attempt| attempt.provider == EMBEDDED);
+    let mut began = embedded.map(|attempt| attempt.began).or_else(|| dispatched(record)).unwrap_or_default();
+    let times = engine.map_or([None; 3], |engine| [Some(engine.queue), engine.prefill, engine.decode]);
+    (0..).zip(["queue", "prefill", "decode"]).zip(times).filter_map(move |((number, name), took)| {
+        let phase = Phase { number, name, began, ended: began + took? };
+        began = phase.ended;
+        Some(phase)
+    })
+}
+
+/// The engine's clock, if it was asked at all.
+pub fn engine(record: &Record) -> Option<EngineTimes> {
+    record.engine.filter(|engine| *engine != EngineTimes::default())
+}
+
+fn dispatched(record: &Record) -> Option<Duration> {
+    record.marks.looked_up.or(record.marks.admitted)
+}
