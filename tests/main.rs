@@ -14,6 +14,7 @@ mod clients;
 mod config;
 mod endings;
 mod golden;
+mod guard;
 mod keys;
 mod kill;
 mod oracle;

@@ -86,7 +86,8 @@ impl App {
                 "listen",
                 config.gateway.data != current.config.gateway.data
                     || config.gateway.admin != current.config.gateway.admin
-                    || config.gateway.threads != current.config.gateway.threads,
+                    || config.gateway.threads != current.config.gateway.threads
+                    || config.gateway.listen != current.config.gateway.listen,
             ),
             (
                 "storage",

@@ -1,5 +1,6 @@
 //! pingora's phases, each one call. What is not in `endpoint` is a 404.
 
+use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -8,10 +9,12 @@ use bytes::{Bytes, BytesMut};
 use http::Method;
 use pingora_core::upstreams::peer::HttpPeer;
 use pingora_core::{Error, ErrorType, Result as PingoraResult};
-use pingora_http::ResponseHeader;
+use pingora_http::{RequestHeader, ResponseHeader};
 use pingora_proxy::{FailToProxy, ProxyHttp, Session};
 use serde_json::json;
+use tokio::time::{Instant, timeout_at};
 
+use crate::api::head;
 use crate::api::openai::models;
 use crate::app::App;
 use crate::exchange::Exchange;
@@ -20,10 +23,13 @@ use crate::ports::Inbound;
 use crate::refusal::Refusal;
 use crate::relay::{self, Stop};
 
-/// Idle connections are closed after this; pingora would keep them for ever.
-const KEEPALIVE_SECONDS: u64 = 60;
-/// A body must be complete by then.
-const BODY_DEADLINE: Duration = Duration::from_secs(30);
+/// A body must be complete by then …
+const BODY_DEADLINE: Duration = Duration::from_secs(120);
+/// … and after a while it must have come at this rate, so that a few slow clients do not hold all connections.
+const BODY_GRACE: Duration = Duration::from_secs(5);
+const BODY_BYTES_PER_SECOND: u64 = 1 << 10;
+/// What is left of a refused request must come by then.
+const DRAIN_DEADLINE: Duration = Duration::from_secs(5);
 /// What is left of a refused request's body is read up to here, so that its connection can be used again.
 const DRAIN_BYTES_MAX: u64 = 64 << 10;
 
@@ -61,14 +67,8 @@ impl ProxyHttp for Gateway {
     }
 
     async fn request_filter(&self, session: &mut Session, exchange: &mut Exchange) -> PingoraResult<bool> {
-        // pingora has switched it off where a connection must not be used again; where it has not, it would wait for ever.
-        if session.as_downstream().get_keepalive().is_some() {
-            session.set_keepalive(Some(KEEPALIVE_SECONDS));
-        }
         session.set_write_timeout(Some(relay::WRITE_STALL));
-        session.set_total_drain_timeout(Some(BODY_DEADLINE));
-        // Otherwise a pipelined byte would be taken for a hang-up.
-        session.as_downstream_mut().set_pipelining_enabled(true);
+        session.set_total_drain_timeout(Some(DRAIN_DEADLINE));
         match self.serve(session, exchange).await {
             Ok(()) => Ok(true),
             Err(Stop::Refused(refusal)) => refuse(session, exchange, refusal).await.map(|()| true),
@@ -112,6 +112,9 @@ impl Gateway {
             record.method = method.as_str().chars().take(16).collect();
             record.path = path.chars().take(128).collect();
         });
+        if session.is_http2() {
+            check_http2(session.req_header())?;
+        }
         let snapshot = self.app.snapshot.load_full();
         let Some((endpoint, allowed)) = endpoint(&path) else {
             return Err(Refusal::UnknownPath { path: path.chars().take(128).collect() }.into());
@@ -162,6 +165,18 @@ impl Gateway {
     }
 }
 
+/// What the guard holds HTTP/1 to, where there is no raw head to look at. Its framing is HTTP/2's own.
+fn check_http2(header: &RequestHeader) -> Result<(), Refusal> {
+    if header.headers.len() > head::FIELDS_MAX {
+        return Err(Refusal::HeadTooLarge);
+    }
+    // pingora has refused requests with neither, and with two that differ.
+    let host = header.headers.get(http::header::HOST).map(|host| host.as_bytes());
+    let authority = header.uri.authority().map(|authority| authority.as_str().as_bytes());
+    head::authority(authority.or(host).unwrap_or_default())?;
+    head::path(header.uri.path_and_query().map_or("", |path| path.as_str()).as_bytes())
+}
+
 async fn answer(session: &mut Session, exchange: &mut Exchange, status: u16, body: Vec<u8>) -> Result<(), Stop> {
     let mut response = ResponseHeader::build(status, Some(8))?;
     response.insert_header("content-type", "application/json")?;
@@ -207,7 +222,7 @@ async fn refuse(session: &mut Session, exchange: &mut Exchange, refusal: Refusal
 /// Whether the connection may take another request after a refusal: what the client still sends must be small, and its
 /// framing sound. After a broken body nobody knows where the next request begins.
 fn is_reusable(session: &mut Session, refusal: &Refusal) -> bool {
-    if matches!(refusal, Refusal::BodyCut | Refusal::BodyTooSlow | Refusal::Draining) {
+    if matches!(refusal, Refusal::BadFraming { .. } | Refusal::BodyCut | Refusal::BodyTooSlow | Refusal::Draining) {
         return false;
     }
     let headers = &session.req_header().headers;
@@ -254,18 +269,30 @@ impl Inbound for PingoraInbound<'_> {
         {
             self.session.as_downstream_mut().write_continue_response().await.map_err(|_| Refusal::ClientGone)?;
         }
-        let session = &mut *self.session;
-        let read = async {
-            let mut body = BytesMut::new();
-            while let Some(bytes) = session.read_request_body().await.map_err(|_| Refusal::BodyCut)? {
-                if body.len() + bytes.len() > limit {
-                    return Err(too_large);
-                }
-                body.extend_from_slice(&bytes);
+        let began = Instant::now();
+        let mut body = BytesMut::new();
+        loop {
+            let earned = Duration::from_secs(body.len() as u64 / BODY_BYTES_PER_SECOND);
+            let deadline = began + (BODY_GRACE + earned).min(BODY_DEADLINE);
+            let read = timeout_at(deadline, self.session.read_request_body()).await;
+            let Some(bytes) = read.map_err(|_| Refusal::BodyTooSlow)?.map_err(|error| broken_body(&error))? else {
+                return Ok(body.freeze());
+            };
+            if body.len() + bytes.len() > limit {
+                return Err(too_large);
             }
-            Ok(body.freeze())
-        };
-        tokio::time::timeout(BODY_DEADLINE, read).await.unwrap_or(Err(Refusal::BodyTooSlow))
+            body.extend_from_slice(&bytes);
+        }
+    }
+}
+
+/// The guard says with `InvalidData` that it was not the client's absence but its framing.
+fn broken_body(error: &Error) -> Refusal {
+    match error.root_cause().downcast_ref::<io::Error>() {
+        Some(error) if error.kind() == io::ErrorKind::InvalidData => {
+            Refusal::BadFraming { why: "a chunk of the body is not framed by its size and CRLF" }
+        }
+        _ => Refusal::BodyCut,
     }
 }
 

@@ -25,7 +25,7 @@ use tracing_subscriber::EnvFilter;
 
 use crate::admin::Admin;
 use crate::app::App;
-use crate::proxy::Gateway;
+use crate::guard::Guard;
 
 /// A connection reads into 8 KiB and writes from 16 KiB: pingora's 64 KiB would be resident for every idle stream, and a
 /// head with a small JSON body leaves in one write.
@@ -84,8 +84,8 @@ pub fn run(
     let (stop, stopped) = watch::channel(false);
 
     let conf = Arc::new(ServerConf::default());
-    let proxy = pingora_proxy::http_proxy_service(&conf, Gateway { app: app.clone() });
-    listen(&data_runtime, proxy, data, stopped.clone());
+    let guard = Guard::new(app.clone(), &conf, &app.snapshot.load().config.gateway.listen);
+    listen(&data_runtime, Service::new("data".to_owned(), guard), data, stopped.clone());
     let console = Service::new("admin".to_owned(), HttpServer::new_app(Admin { app: app.clone(), token }));
     listen(&admin_runtime, console, admin, stopped);
     watch_files(app);

@@ -35,6 +35,7 @@ pub struct GatewayConfig {
     pub admin: SocketAddr,
     pub threads: usize,
     pub body_bytes_max: usize,
+    pub listen: ListenConfig,
     pub data_dir: PathBuf,
     pub wal_bytes_max: u64,
     pub model_roots: Vec<PathBuf>,
@@ -42,6 +43,30 @@ pub struct GatewayConfig {
     pub requests_per_minute: u32,
     pub access_log: AccessLogTo,
     pub traces: Vec<TraceSink>,
+}
+
+/// Whom the data listener lets in, and how they speak.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ListenConfig {
+    /// HTTP/2 with prior knowledge, beside HTTP/1.
+    pub http2: bool,
+    /// `None`: a share of the files that the process may open.
+    pub connections_max: Option<usize>,
+    /// `None`: half of the above.
+    pub connections_per_ip: Option<usize>,
+    /// From a head's first byte to its last.
+    pub head_timeout: Duration,
+}
+
+impl Default for ListenConfig {
+    fn default() -> Self {
+        ListenConfig {
+            http2: false,
+            connections_max: None,
+            connections_per_ip: None,
+            head_timeout: Duration::from_secs(10),
+        }
+    }
 }
 
 /// What the embedded runtime may take.
@@ -218,6 +243,7 @@ fn gateway(root: Section<'_, '_>, folder: &Path) -> (GatewayConfig, PathBuf, Pat
         admin: SocketAddr::from(([127, 0, 0, 1], 8081)),
         threads: 1,
         body_bytes_max: 4 << 20,
+        listen: ListenConfig::default(),
         data_dir: folder.join("../data"),
         wal_bytes_max: 64 << 20,
         model_roots: vec![folder.join("../models")],
@@ -245,6 +271,7 @@ fn gateway(root: Section<'_, '_>, folder: &Path) -> (GatewayConfig, PathBuf, Pat
         config.admin = address("admin").unwrap_or(config.admin);
         config.threads = listen.integer("threads", 1..=256).map_or(config.threads, |n| n as usize);
         config.body_bytes_max = listen.bytes("body_max", 1 << 10).map_or(config.body_bytes_max, |n| n as usize);
+        config.listen = listening(&listen);
         listen.finish();
     }
     if let Some(storage) = root.section("storage") {
@@ -290,6 +317,17 @@ fn gateway(root: Section<'_, '_>, folder: &Path) -> (GatewayConfig, PathBuf, Pat
     }
     root.finish();
     (config, routes, prices)
+}
+
+fn listening(section: &Section<'_, '_>) -> ListenConfig {
+    let default = ListenConfig::default();
+    let connections = |key| section.integer(key, 1..=1_000_000).map(|n| n as usize);
+    ListenConfig {
+        http2: section.boolean("http2").unwrap_or(default.http2),
+        connections_max: connections("connections_max"),
+        connections_per_ip: connections("connections_per_ip"),
+        head_timeout: section.duration("head_timeout").unwrap_or(default.head_timeout),
+    }
 }
 
 /// One core is left to the proxy, where there are two.
