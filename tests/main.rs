@@ -12,6 +12,7 @@ mod answers;
 mod bad_input;
 mod clients;
 mod config;
+mod drain;
 mod endings;
 mod golden;
 mod guard;

@@ -11,7 +11,7 @@ use crate::accounting::settlement::{Receipt, Running, Terms};
 use crate::admission::Door;
 use crate::answer::{Answer, End, Ended};
 use crate::api::openai::chat::ChatRequest;
-use crate::app::{App, Snapshot};
+use crate::app::{App, Phase, Snapshot};
 use crate::auth::Caller;
 use crate::exchange::{Exchange, Record, TraceParent};
 use crate::ports::Inbound;
@@ -40,7 +40,7 @@ pub async fn answer(
     let caller = app.auth.identify(&inbound.head().headers)?;
     note_caller(exchange, &caller, inbound);
     let door = app.admission.knock(&caller, snapshot.config.gateway.requests_per_minute)?;
-    if app.is_draining() {
+    if app.phase() >= Phase::Draining {
         return Err(Refusal::Draining);
     }
 

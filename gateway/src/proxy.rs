@@ -1,6 +1,7 @@
 //! pingora's phases, each one call. What is not in `endpoint` is a 404.
 
 use std::io;
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -71,7 +72,7 @@ impl ProxyHttp for Gateway {
         session.set_total_drain_timeout(Some(DRAIN_DEADLINE));
         match self.serve(session, exchange).await {
             Ok(()) => Ok(true),
-            Err(Stop::Refused(refusal)) => refuse(session, exchange, refusal).await.map(|()| true),
+            Err(Stop::Refused(refusal)) => refuse(&self.app, session, exchange, refusal).await.map(|()| true),
             Err(Stop::Broken(error)) => Err(error),
         }
     }
@@ -89,7 +90,7 @@ impl ProxyHttp for Gateway {
             } else {
                 tracing::error!(%error, "a request failed inside the gateway");
                 // The connection may be broken too; then nobody is left to tell.
-                let _ = refuse(session, exchange, Refusal::Internal).await;
+                let _ = refuse(&self.app, session, exchange, Refusal::Internal).await;
             }
         }
         FailToProxy { error_code: 0, can_reuse_downstream: false }
@@ -126,14 +127,14 @@ impl Gateway {
             Endpoint::Chat => {
                 exchange.note(|record| record.op = "chat");
                 let reply = {
-                    let mut inbound = PingoraInbound { head: parts(session), session };
+                    let mut inbound = PingoraInbound { app: &self.app, head: parts(session), session };
                     invoke::answer(&self.app, &snapshot, &mut inbound, exchange).await?
                 };
                 relay::send(&self.app, session, exchange, reply).await
             }
             Endpoint::Models | Endpoint::Model(_) => {
                 exchange.note(|record| record.op = "models");
-                let inbound = PingoraInbound { head: parts(session), session };
+                let inbound = PingoraInbound { app: &self.app, head: parts(session), session };
                 let caller = self.app.auth.identify(&inbound.head().headers)?;
                 invoke::note_caller(exchange, &caller, &inbound);
                 let body = match endpoint {
@@ -199,7 +200,7 @@ async fn send(session: &mut Session, response: ResponseHeader, body: Bytes) -> P
 }
 
 /// Says no, in OpenAI's shape, and keeps the connection if what the client still sends is small.
-async fn refuse(session: &mut Session, exchange: &mut Exchange, refusal: Refusal) -> PingoraResult<()> {
+async fn refuse(app: &App, session: &mut Session, exchange: &mut Exchange, refusal: Refusal) -> PingoraResult<()> {
     exchange.refused(&refusal);
     if refusal == Refusal::ClientGone {
         return Err(Error::explain(ErrorType::ConnectionClosed, "the client hung up"));
@@ -207,6 +208,7 @@ async fn refuse(session: &mut Session, exchange: &mut Exchange, refusal: Refusal
     if !is_reusable(session, &refusal) || session.as_downstream_mut().drain_request_body().await.is_err() {
         session.set_keepalive(None);
     }
+    relay::part_ways(app, session);
     let body = refusal.body();
     let mut response = ResponseHeader::build(refusal.describe().status, Some(12))?;
     response.insert_header("content-type", "application/json")?;
@@ -238,6 +240,7 @@ fn content_length(headers: &http::HeaderMap) -> Option<u64> {
 
 /// pingora's session as the stages see it.
 struct PingoraInbound<'s> {
+    app: &'s App,
     head: http::request::Parts,
     session: &'s mut Session,
 }
@@ -269,12 +272,17 @@ impl Inbound for PingoraInbound<'_> {
         {
             self.session.as_downstream_mut().write_continue_response().await.map_err(|_| Refusal::ClientGone)?;
         }
+        let mut cut = pin!(self.app.cut());
         let began = Instant::now();
         let mut body = BytesMut::new();
         loop {
             let earned = Duration::from_secs(body.len() as u64 / BODY_BYTES_PER_SECOND);
             let deadline = began + (BODY_GRACE + earned).min(BODY_DEADLINE);
-            let read = timeout_at(deadline, self.session.read_request_body()).await;
+            let read = tokio::select! {
+                biased;
+                read = timeout_at(deadline, self.session.read_request_body()) => read,
+                () = &mut cut => return Err(Refusal::Draining),
+            };
             let Some(bytes) = read.map_err(|_| Refusal::BodyTooSlow)?.map_err(|error| broken_body(&error))? else {
                 return Ok(body.freeze());
             };

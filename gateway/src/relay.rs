@@ -1,5 +1,6 @@
 //! Answer → client, as JSON or as server-sent events, noting each chunk. Settles before usage leaves; notices a hang-up.
 
+use std::pin::{Pin, pin};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
@@ -15,7 +16,7 @@ use crate::answer::{Answer, Chunk, Chunks, End, Ended, EngineTimes, next};
 use crate::api::glassgate::Glassgate;
 use crate::api::openai::chat::{self, Head, Piece};
 use crate::api::sse;
-use crate::app::App;
+use crate::app::{App, Phase};
 use crate::config::Timeouts;
 use crate::exchange::Exchange;
 use crate::invoke::{self, Reply};
@@ -53,7 +54,7 @@ pub async fn send(app: &App, session: &mut Session, exchange: &mut Exchange, rep
     if reply.request.stream {
         stream(app, session, exchange, reply).await
     } else {
-        whole(session, exchange, reply).await
+        whole(app, session, exchange, reply).await
     }
 }
 
@@ -62,18 +63,21 @@ enum Next {
     Chunk(Chunk),
     Gone,
     TimedOut(&'static str, Duration),
+    Cut,
 }
 
 /// The waits of one answer.
-struct Waits {
+struct Waits<'c> {
     limits: Timeouts,
     began: Instant,
     begun: bool,
+    /// Ends when we have to leave. One for all waits: it is subscribed once.
+    cut: Pin<&'c mut (dyn Future<Output = ()> + Send)>,
 }
 
-impl Waits {
-    fn begin(limits: Timeouts) -> Self {
-        Waits { limits, began: Instant::now(), begun: false }
+impl<'c> Waits<'c> {
+    fn begin(limits: Timeouts, cut: Pin<&'c mut (dyn Future<Output = ()> + Send)>) -> Self {
+        Waits { limits, began: Instant::now(), begun: false, cut }
     }
 
     /// When waiting ends, and for want of what.
@@ -93,8 +97,9 @@ impl Waits {
         tokio::select! {
             // Chunks come last: an engine that is always ahead must not hide a hang-up or a passed deadline.
             biased;
-            // Resolves only when the client hangs up or resets: the body is read, and pipelining is on.
+            // Resolves only when the client hangs up or resets: the body is read, and the guard keeps what comes after it.
             _ = session.as_downstream_mut().read_body_or_idle(true) => Next::Gone,
+            () = &mut self.cut => Next::Cut,
             () = tokio::time::sleep_until(deadline.into()) => Next::TimedOut(what, limit),
             chunk = next(chunks) => {
                 self.begun = true;
@@ -136,9 +141,10 @@ async fn wind_down(
     }
 }
 
-async fn whole(session: &mut Session, exchange: &mut Exchange, reply: Reply) -> Result<(), Stop> {
+async fn whole(app: &App, session: &mut Session, exchange: &mut Exchange, reply: Reply) -> Result<(), Stop> {
     let Reply { answer: Answer { running, mut chunks }, request, route, door, .. } = reply;
-    let mut waits = Waits::begin(route.timeouts());
+    let cut = pin!(app.cut());
+    let mut waits = Waits::begin(route.timeouts(), cut);
     let mut text = String::new();
     let end = loop {
         match waits.next(session, &mut *chunks).await {
@@ -154,6 +160,10 @@ async fn whole(session: &mut Session, exchange: &mut Exchange, reply: Reply) -> 
             Next::TimedOut(what, limit) => {
                 wind_down(exchange, running, chunks, Outcome::TimedOut, false).await;
                 return Err(Stop::Refused(Refusal::TimedOut { what, limit }));
+            }
+            Next::Cut => {
+                wind_down(exchange, running, chunks, Outcome::Cut, false).await;
+                return Err(Stop::Refused(Refusal::Draining));
             }
         }
     };
@@ -174,6 +184,7 @@ async fn whole(session: &mut Session, exchange: &mut Exchange, reply: Reply) -> 
     response.insert_header("content-length", body.len())?;
     response.insert_header("x-glassgate-cost", receipt.billed.to_string())?;
     answer_headers(&mut response, exchange, &route, &door)?;
+    part_ways(app, session);
     exchange
         .mark(|record, now| (record.status, record.marks.sent, record.bytes_out) = (200, Some(now), body.len() as u64));
     session.write_response_header(Box::new(response), false).await?;
@@ -184,7 +195,8 @@ async fn whole(session: &mut Session, exchange: &mut Exchange, reply: Reply) -> 
 async fn stream(app: &App, session: &mut Session, exchange: &mut Exchange, reply: Reply) -> Result<(), Stop> {
     let Reply { answer: Answer { running, mut chunks }, request, route, door, cost_max } = reply;
     let gaps = app.metrics.inter_token(Served { route: route.name(), model: route.model(), variant: route.variant() });
-    let mut waits = Waits::begin(route.timeouts());
+    let cut = pin!(app.cut());
+    let mut waits = Waits::begin(route.timeouts(), cut);
     let mut sent = false;
     let mut last_text: Option<Instant> = None;
     let mut out = Vec::with_capacity(512);
@@ -208,6 +220,10 @@ async fn stream(app: &App, session: &mut Session, exchange: &mut Exchange, reply
                 wind_down(exchange, running, chunks, Outcome::TimedOut, sent).await;
                 return Err(broken_off(session, exchange, sent, Refusal::TimedOut { what, limit }).await);
             }
+            Next::Cut => {
+                wind_down(exchange, running, chunks, Outcome::Cut, sent).await;
+                return Err(broken_off(session, exchange, sent, Refusal::Draining).await);
+            }
         };
         note_chunk(exchange);
         let Some(record) = exchange.record() else { return Err(Stop::Refused(Refusal::Internal)) };
@@ -224,12 +240,19 @@ async fn stream(app: &App, session: &mut Session, exchange: &mut Exchange, reply
                 sse::event(&chat::part(&head, Piece::Text(&text), request.include_usage), &mut out);
                 if !sent {
                     sent = true;
+                    part_ways(app, session);
                     if let Err(error) = begin_stream(session, exchange, &route, &door, cost_max).await {
-                        return Err(client_lost(exchange, running, chunks, error).await);
+                        return Err(client_lost(app, exchange, running, chunks, error).await);
                     }
                 }
-                if let Err(error) = write(session, exchange, &out).await {
-                    return Err(client_lost(exchange, running, chunks, error).await);
+                let written = tokio::select! {
+                    biased;
+                    written = write(session, exchange, &out) => written,
+                    // A client that does not read must not keep us when we have to leave.
+                    () = &mut waits.cut => Err(Error::explain(ErrorType::WriteTimedout, "cut in the middle of a write")),
+                };
+                if let Err(error) = written {
+                    return Err(client_lost(app, exchange, running, chunks, error).await);
                 }
             }
             Chunk::End(end) => break end,
@@ -241,6 +264,7 @@ async fn stream(app: &App, session: &mut Session, exchange: &mut Exchange, reply
         Err(refusal) => return Err(broken_off(session, exchange, sent, refusal).await),
     };
     if !sent {
+        part_ways(app, session);
         begin_stream(session, exchange, &route, &door, cost_max).await?;
     }
     finish_stream(exchange, &request, &end, &receipt, &mut out);
@@ -262,10 +286,20 @@ fn finish_stream(exchange: &Exchange, request: &chat::ChatRequest, end: &End, re
     out.extend_from_slice(sse::DONE);
 }
 
-/// The write failed: the client is gone, and what was produced is owed.
-async fn client_lost(exchange: &mut Exchange, running: Running, chunks: Box<dyn Chunks>, error: Box<Error>) -> Stop {
-    wind_down(exchange, running, chunks, Outcome::Aborted, true).await;
-    exchange.note(|record| record.error_type = Refusal::ClientGone.describe().code);
+/// The write failed: the client is gone, or we are, and what was produced is owed.
+async fn client_lost(
+    app: &App,
+    exchange: &mut Exchange,
+    running: Running,
+    chunks: Box<dyn Chunks>,
+    error: Box<Error>,
+) -> Stop {
+    let (outcome, why) = match app.phase() {
+        Phase::Cut => (Outcome::Cut, Refusal::Draining),
+        _ => (Outcome::Aborted, Refusal::ClientGone),
+    };
+    wind_down(exchange, running, chunks, outcome, true).await;
+    exchange.note(|record| record.error_type = why.describe().code);
     Stop::Broken(error)
 }
 
@@ -341,6 +375,13 @@ fn answer_headers(response: &mut ResponseHeader, exchange: &Exchange, route: &Ro
         response.insert_header("x-glassgate-config-hash", &record.config_hash)?;
     }
     Ok(())
+}
+
+/// While we are leaving, an answer says that no other request may follow it here.
+pub fn part_ways(app: &App, session: &mut Session) {
+    if app.phase() > Phase::Serving {
+        session.set_keepalive(None);
+    }
 }
 
 /// What every response carries, refusals too.

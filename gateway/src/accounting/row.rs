@@ -31,6 +31,8 @@ pub enum Outcome {
     Aborted,
     /// One of the route's timeouts passed.
     TimedOut,
+    /// We had to leave before it was done.
+    Cut,
     /// The backend failed.
     Failed,
     /// Our own code panicked.
@@ -40,11 +42,12 @@ pub enum Outcome {
 }
 
 impl Outcome {
-    pub const ALL: [Outcome; 7] = [
+    pub const ALL: [Outcome; 8] = [
         Outcome::Answered,
         Outcome::Released,
         Outcome::Aborted,
         Outcome::TimedOut,
+        Outcome::Cut,
         Outcome::Failed,
         Outcome::Panicked,
         Outcome::Killed,
@@ -56,6 +59,7 @@ impl Outcome {
             Outcome::Released => "released",
             Outcome::Aborted => "aborted",
             Outcome::TimedOut => "timed_out",
+            Outcome::Cut => "cut",
             Outcome::Failed => "failed",
             Outcome::Panicked => "panicked",
             Outcome::Killed => "killed",

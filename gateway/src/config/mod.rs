@@ -36,6 +36,10 @@ pub struct GatewayConfig {
     pub threads: usize,
     pub body_bytes_max: usize,
     pub listen: ListenConfig,
+    /// How long after SIGTERM new requests are still served.
+    pub pre_drain: Duration,
+    /// How long after that running ones may finish.
+    pub drain: Duration,
     pub data_dir: PathBuf,
     pub wal_bytes_max: u64,
     pub model_roots: Vec<PathBuf>,
@@ -244,6 +248,8 @@ fn gateway(root: Section<'_, '_>, folder: &Path) -> (GatewayConfig, PathBuf, Pat
         threads: 1,
         body_bytes_max: 4 << 20,
         listen: ListenConfig::default(),
+        pre_drain: Duration::from_secs(5),
+        drain: Duration::from_secs(30),
         data_dir: folder.join("../data"),
         wal_bytes_max: 64 << 20,
         model_roots: vec![folder.join("../models")],
@@ -272,6 +278,8 @@ fn gateway(root: Section<'_, '_>, folder: &Path) -> (GatewayConfig, PathBuf, Pat
         config.threads = listen.integer("threads", 1..=256).map_or(config.threads, |n| n as usize);
         config.body_bytes_max = listen.bytes("body_max", 1 << 10).map_or(config.body_bytes_max, |n| n as usize);
         config.listen = listening(&listen);
+        config.pre_drain = listen.duration_or_none("pre_drain").unwrap_or(config.pre_drain);
+        config.drain = listen.duration_or_none("drain").unwrap_or(config.drain);
         listen.finish();
     }
     if let Some(storage) = root.section("storage") {

@@ -62,6 +62,8 @@ pub struct Guard {
     refusing: Semaphore,
     head_timeout: Duration,
     http2: bool,
+    /// True once we are leaving: then pingora gives no connection back, and HTTP/2 says goodbye.
+    leaving: ShutdownWatch,
 }
 
 /// What came first on a connection, or next.
@@ -75,7 +77,7 @@ enum Next {
 }
 
 impl Guard {
-    pub fn new(app: Arc<App>, conf: &Arc<ServerConf>, listen: &ListenConfig) -> Guard {
+    pub fn new(app: Arc<App>, conf: &Arc<ServerConf>, listen: &ListenConfig, leaving: ShutdownWatch) -> Guard {
         let mut proxy = http_proxy(conf, Gateway { app: app.clone() });
         let mut options = HttpServerOptions::default();
         // Connections are told apart here; what is handed over whole is HTTP/2.
@@ -103,6 +105,7 @@ impl Guard {
             refusing: Semaphore::new(REFUSING_MAX),
             head_timeout: listen.head_timeout,
             http2: listen.http2,
+            leaving,
         }
     }
 
@@ -157,13 +160,7 @@ impl Guard {
     }
 
     /// Serves one HTTP/1 request, and gives the connection back if another may follow.
-    async fn serve(
-        &self,
-        mut wire: Box<Wire>,
-        head: usize,
-        mut framing: head::Framing,
-        shutdown: &ShutdownWatch,
-    ) -> Option<Box<Wire>> {
+    async fn serve(&self, mut wire: Box<Wire>, head: usize, mut framing: head::Framing) -> Option<Box<Wire>> {
         let body = match framing.take(&wire.ahead()[head..]) {
             Ok(body) => body,
             Err(refusal) => {
@@ -175,7 +172,7 @@ impl Guard {
         let bytes = wire.begin(head, body, framing);
         let mut session = ServerSession::new_http1(wire);
         session.set_pipelined_prefix(bytes);
-        let (stream, _) = self.proxy.process_new_http(session, shutdown).await?.consume();
+        let (stream, _) = self.proxy.process_new_http(session, &self.leaving).await?.consume();
         stream.into_any().downcast().ok()
     }
 
@@ -200,7 +197,7 @@ impl Guard {
 
 #[async_trait]
 impl ServerApp for Guard {
-    async fn process_new(self: &Arc<Self>, stream: Stream, shutdown: &ShutdownWatch) -> Option<Stream> {
+    async fn process_new(self: &Arc<Self>, stream: Stream, _shutdown: &ShutdownWatch) -> Option<Stream> {
         let Some(slot) = self.slots.take(address(&stream)) else {
             self.refuse(stream, Refusal::TooManyConnections).await;
             return None;
@@ -209,10 +206,13 @@ impl ServerApp for Guard {
         let mut fresh = true;
         loop {
             match self.next(&mut wire, fresh).await {
-                Next::Request(head, framing) => wire = self.serve(wire, head, framing, shutdown).await?,
+                Next::Request(head, framing) => wire = self.serve(wire, head, framing).await?,
                 Next::Http2 => {
                     wire.open();
-                    return self.proxy.process_new(wire, shutdown).await;
+                    // Connections from before are said goodbye to when we leave; one that is made later is served.
+                    let mut leaving = self.leaving.clone();
+                    leaving.borrow_and_update();
+                    return self.proxy.process_new(wire, &leaving).await;
                 }
                 Next::Refused(refusal) => {
                     wire.open();
