@@ -110,6 +110,13 @@ fn every_mistake_is_reported_with_file_line_and_a_suggestion() {
             "requests_per_minit = 600",
             &["gateway.toml:19:", "unknown key `limits.requests_per_minit`", "Did you mean `requests_per_minute`?"],
         ),
+        ("gateway.toml", "pre_drain = \"0s\"", "pre_drain = \"-1s\"", &["gateway.toml:9:", "from \"0s\" to \"24h\""]),
+        (
+            "gateway.toml",
+            "pre_drain = \"0s\"",
+            "connections_max = 5\nconnections_per_ip = 6",
+            &["`listen.connections_per_ip` is larger than"],
+        ),
         ("gateway.toml", "\"127.0.0.1:8080\"", "\"here\"", &["gateway.toml:7:", "127.0.0.1:8080"]),
         (
             "gateway.toml",

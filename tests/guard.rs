@@ -452,6 +452,21 @@ mod http2 {
     }
 
     #[test]
+    fn a_body_that_does_not_come_is_a_408_on_http2_too() {
+        let gateway = listening("http2 = true");
+        run(async {
+            let mut client = open(&gateway).await;
+            let (response, mut send) =
+                client.send_request(request(&gateway, "POST", "/v1/chat/completions"), false).unwrap();
+            send.send_data("{".into(), false).unwrap();
+            let response = response.await.unwrap();
+            assert_eq!(response.status(), StatusCode::REQUEST_TIMEOUT);
+            let other = ask(&mut client, request(&gateway, "GET", "/v1/models"), "").await;
+            assert_eq!(other.status(), StatusCode::OK, "the connection serves others");
+        });
+    }
+
+    #[test]
     fn a_cut_stream_ends_with_a_reset_and_never_cleanly() {
         let setup = Setup::shipped();
         setup.replace("gateway.toml", "[listen]", "[listen]\nhttp2 = true");
@@ -529,4 +544,14 @@ fn strangers_who_speak_no_http_cannot_flood_the_log() {
     gateway.stop();
     let lines = gateway.stdout().lines().count();
     assert!(suppressed >= 40.0 && lines as f64 + suppressed == 50.0, "{lines} lines, {suppressed} suppressed");
+}
+
+#[test]
+fn an_operator_sees_what_was_refused() {
+    let mut gateway = TestGateway::start();
+    last_words(gateway.data, b"GET /v1//models?token=secret HTTP/1.1\r\nhost: g\r\n\r\n");
+    gateway.stop();
+    let line: serde_json::Value = serde_json::from_str(gateway.stdout().lines().next().unwrap()).unwrap();
+    let said = ["method", "path", "error_type", "outcome"].map(|name| line[name].as_str().unwrap().to_owned());
+    assert_eq!(said, ["GET", "/v1//models", "bad_path", "refused"]);
 }

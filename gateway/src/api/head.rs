@@ -99,6 +99,14 @@ pub fn check(head: &[u8]) -> Result<Framing, Refusal> {
     }
 }
 
+/// Method and path of a refused head, for the record; without a query, which may hold what nobody should read.
+pub fn guess(bytes: &[u8]) -> Option<(&str, &str)> {
+    let line = bytes.split(|byte| !(b' '..=b'~').contains(byte)).next()?;
+    let mut words = std::str::from_utf8(line).ok()?.split(' ');
+    let (method, target) = (words.next()?, words.next()?);
+    Some((method, target.split('?').next().unwrap_or(target)))
+}
+
 /// A host and perhaps a port, in one plain spelling.
 ///
 /// # Errors

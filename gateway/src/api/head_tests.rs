@@ -178,6 +178,14 @@ fn a_path_has_exactly_one_spelling() {
 }
 
 #[test]
+fn what_was_refused_is_still_told_but_never_its_query() {
+    assert_eq!(guess(b"GET /v1//x?key=secret HTTP/1.1\r\n"), Some(("GET", "/v1//x")));
+    assert_eq!(guess(b"GET /v1\0 HTTP/1.1\r\n"), Some(("GET", "/v1")));
+    assert_eq!(guess(b"\x16\x03\x01 tls"), None);
+    assert_eq!(guess(b""), None);
+}
+
+#[test]
 fn a_head_is_bounded_in_bytes_and_fields() {
     let fields = |count: usize| with(&vec!["a: b"; count - 1].join("\r\n"));
     assert_eq!(code(&fields(FIELDS_MAX)), "");
@@ -337,7 +345,7 @@ proptest! {
     #[test]
     fn no_bytes_make_it_panic(bytes in proptest::collection::vec(any::<u8>(), 0..200)) {
         let _ = end(&bytes, &mut 0);
-        let _ = check(&bytes);
+        let _ = (check(&bytes), guess(&bytes));
         let _ = Chunks::default().take(&bytes);
     }
 }

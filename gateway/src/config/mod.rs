@@ -330,10 +330,14 @@ fn gateway(root: Section<'_, '_>, folder: &Path) -> (GatewayConfig, PathBuf, Pat
 fn listening(section: &Section<'_, '_>) -> ListenConfig {
     let default = ListenConfig::default();
     let connections = |key| section.integer(key, 1..=1_000_000).map(|n| n as usize);
+    let (most, per_ip) = (connections("connections_max"), connections("connections_per_ip"));
+    if most.zip(per_ip).is_some_and(|(most, per_ip)| per_ip > most) {
+        section.problem("`listen.connections_per_ip` is larger than `listen.connections_max`, so it limits nothing");
+    }
     ListenConfig {
         http2: section.boolean("http2").unwrap_or(default.http2),
-        connections_max: connections("connections_max"),
-        connections_per_ip: connections("connections_per_ip"),
+        connections_max: most,
+        connections_per_ip: per_ip,
         head_timeout: section.duration("head_timeout").unwrap_or(default.head_timeout),
     }
 }

@@ -164,8 +164,7 @@ impl Guard {
         let body = match framing.take(&wire.ahead()[head..]) {
             Ok(body) => body,
             Err(refusal) => {
-                wire.open();
-                self.refuse(wire, refusal).await;
+                self.refuse_head(wire, refusal).await;
                 return None;
             }
         };
@@ -176,9 +175,25 @@ impl Guard {
         stream.into_any().downcast().ok()
     }
 
+    /// Says no to what has arrived here, and notes what it seemed to be.
+    async fn refuse_head(&self, mut wire: Box<Wire>, refusal: Refusal) {
+        let mut exchange = self.open();
+        if let Some((method, path)) = head::guess(wire.ahead()) {
+            exchange.note(|record| {
+                record.method = method.chars().take(16).collect();
+                record.path = path.chars().take(128).collect();
+            });
+        }
+        wire.open();
+        self.refuse(wire, exchange, refusal).await;
+    }
+
+    fn open(&self) -> Exchange {
+        Exchange::open(self.app.observe.clone(), self.app.clock.clone())
+    }
+
     /// Says no to whoever is on this connection, in one short answer, and closes it.
-    async fn refuse(&self, mut stream: Stream, refusal: Refusal) {
-        let mut exchange = Exchange::open(self.app.observe.clone(), self.app.clock.clone());
+    async fn refuse(&self, mut stream: Stream, mut exchange: Exchange, refusal: Refusal) {
         exchange.refused(&refusal);
         let Ok(_turn) = self.refusing.try_acquire() else { return };
         let answer = answer(&exchange, &refusal);
@@ -199,7 +214,7 @@ impl Guard {
 impl ServerApp for Guard {
     async fn process_new(self: &Arc<Self>, stream: Stream, _shutdown: &ShutdownWatch) -> Option<Stream> {
         let Some(slot) = self.slots.take(address(&stream)) else {
-            self.refuse(stream, Refusal::TooManyConnections).await;
+            self.refuse(stream, self.open(), Refusal::TooManyConnections).await;
             return None;
         };
         let mut wire = Box::new(Wire::new(stream, slot, WRITE_STALL));
@@ -215,8 +230,7 @@ impl ServerApp for Guard {
                     return self.proxy.process_new(wire, &leaving).await;
                 }
                 Next::Refused(refusal) => {
-                    wire.open();
-                    self.refuse(wire, refusal).await;
+                    self.refuse_head(wire, refusal).await;
                     return None;
                 }
                 Next::Quiet => return None,
