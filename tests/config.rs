@@ -117,6 +117,13 @@ fn every_mistake_is_reported_with_file_line_and_a_suggestion() {
             &["gateway.toml:22:", "`limits.usd_per_day` must be a number of US dollars from 0"],
         ),
         ("gateway.toml", "concurrency = 10000", "concurrency = 0", &["gateway.toml:21:", "`limits.concurrency`"]),
+        ("gateway.toml", "pre_drain = \"0s\"", "pre_drain = \"-1s\"", &["gateway.toml:9:", "from \"0s\" to \"24h\""]),
+        (
+            "gateway.toml",
+            "pre_drain = \"0s\"",
+            "connections_max = 5\nconnections_per_ip = 6",
+            &["`listen.connections_per_ip` is larger than"],
+        ),
         ("gateway.toml", "\"127.0.0.1:8080\"", "\"here\"", &["gateway.toml:7:", "127.0.0.1:8080"]),
         (
             "gateway.toml",

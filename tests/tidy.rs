@@ -27,15 +27,18 @@ fn is_leaf(path: &str) -> bool {
 
 fn is_sans_io(path: &str) -> bool {
     path.ends_with("/core.rs")
-        || in_gateway(path, &["accounting/settlement", "accounting/row", "accounting/ledger/wal", "api/sse"])
+        || in_gateway(
+            path,
+            &["accounting/settlement", "accounting/row", "accounting/ledger/wal", "api/sse", "api/head"],
+        )
 }
 
 const RULES: &[Rule] = &[
     Rule {
-        name: "only server, proxy, relay and admin name pingora",
+        name: "only server, guard, proxy, relay, dispatch/upstream and admin name pingora",
         binds: |path| {
             path.starts_with("gateway/")
-                && !in_gateway(path, &["server", "proxy", "relay", "admin", "dispatch/upstream"])
+                && !in_gateway(path, &["server", "guard", "proxy", "relay", "admin", "dispatch/upstream"])
         },
         forbidden: &["pingora_core", "pingora_proxy", "pingora_http"],
         violation: "use pingora_core::Result;",
@@ -161,7 +164,9 @@ fn sources(folder: &Path, found: &mut Vec<PathBuf>) {
 }
 
 fn is_test(path: &Path) -> bool {
-    path.file_name().is_some_and(|name| name == "tests.rs" || name.to_string_lossy().ends_with("_model.rs"))
+    path.file_name().is_some_and(|name| {
+        name == "tests.rs" || ["_tests.rs", "_model.rs"].iter().any(|end| name.to_string_lossy().ends_with(end))
+    })
 }
 
 #[test]

@@ -6,10 +6,10 @@
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 
 use arc_swap::ArcSwap;
 use parking_lot::Mutex;
+use tokio::sync::watch;
 
 use crate::accounting::settlement::Costs;
 use crate::admission::Admission;
@@ -33,6 +33,18 @@ pub struct Snapshot {
     pub since: i64,
 }
 
+/// How far the end has come. It only moves forward.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Phase {
+    Serving,
+    /// We say that we are going, so that no more is sent to us, and serve what comes all the same.
+    Leaving,
+    /// New requests are refused; running ones may finish.
+    Draining,
+    /// What still runs is cut.
+    Cut,
+}
+
 pub struct App {
     pub snapshot: ArcSwap<Snapshot>,
     pub auth: Auth,
@@ -43,7 +55,7 @@ pub struct App {
     pub upstreams: Upstreams,
     pub ledger: Arc<crate::accounting::ledger::Ledger>,
     pub clock: Arc<dyn Clock>,
-    pub draining: AtomicBool,
+    pub phase: watch::Sender<Phase>,
     pub config_path: PathBuf,
     pub overrides: Overrides,
     /// Held while reloading: one at a time.
@@ -92,7 +104,8 @@ impl App {
                 "listen",
                 config.gateway.data != current.config.gateway.data
                     || config.gateway.admin != current.config.gateway.admin
-                    || config.gateway.threads != current.config.gateway.threads,
+                    || config.gateway.threads != current.config.gateway.threads
+                    || config.gateway.listen != current.config.gateway.listen,
             ),
             (
                 "storage",
@@ -131,13 +144,19 @@ impl App {
         Ok(hash)
     }
 
-    pub fn is_draining(&self) -> bool {
-        self.draining.load(Ordering::Acquire)
+    pub fn phase(&self) -> Phase {
+        *self.phase.borrow()
+    }
+
+    /// Ends when what runs is to be cut.
+    pub async fn cut(&self) {
+        // It cannot fail: the sender is ours.
+        let _ = self.phase.subscribe().wait_for(|phase| *phase == Phase::Cut).await;
     }
 
     /// Why the gateway should get no traffic, if it should not.
     pub fn unready(&self) -> Option<&'static str> {
-        if self.is_draining() {
+        if self.phase() > Phase::Serving {
             Some("shutting down")
         } else if !self.ledger.is_healthy() {
             Some("the ledger cannot be written")

@@ -174,6 +174,7 @@ impl Record {
             "aborted" => 499,
             "panicked" | "failed" => 500,
             "timed_out" => 504,
+            "cut" => 503,
             _ => self.status,
         }
     }

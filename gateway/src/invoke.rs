@@ -11,7 +11,7 @@ use crate::accounting::settlement::{Receipt, Running, Spent, Terms};
 use crate::admission::Door;
 use crate::answer::{Answer, End, Ended};
 use crate::api::openai::request::{Op, Request};
-use crate::app::{App, Snapshot};
+use crate::app::{App, Phase, Snapshot};
 use crate::auth::Caller;
 use crate::dispatch::failover::{self, Asked};
 use crate::dispatch::waits::Waits;
@@ -45,7 +45,7 @@ pub async fn answer(
     note_caller(exchange, &caller, inbound);
     let door = app.admission.knock(&caller, &snapshot.config.gateway.limits)?;
     exchange.mark(|record, now| (record.quotas, record.marks.knocked) = (Some(door.quotas()), Some(now)));
-    if app.is_draining() {
+    if app.phase() >= Phase::Draining {
         return Err(Refusal::Draining);
     }
 

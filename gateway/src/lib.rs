@@ -3,7 +3,8 @@
 //! # Layout, in reading order
 //! - `invoke`: THE request path on one page. Read this first
 //! - `exchange`: the one record of a request; `answer`: what every way of answering yields; `refusal`: every way we say no
-//! - `proxy`: pingora's phases; `relay`: answer → client; `server`: listeners, signals, the end
+//! - `guard`: who may connect and what a head is; `proxy`: pingora's phases; `relay`: answer → client; `server`: listeners,
+//!   signals, the end
 //! - stages, in the order of the path: `auth`, `admission`, `routing`, `dispatch`; below them `accounting` and `models`
 //! - `observe`: a closed record → metrics, log line, spans
 //! - `config`: three files → what they mean; `app`: the stages built from it
@@ -23,6 +24,7 @@ pub mod config;
 pub mod data_dir;
 pub mod dispatch;
 pub mod exchange;
+pub mod guard;
 pub mod invoke;
 pub mod models;
 pub mod observe;

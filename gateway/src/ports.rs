@@ -39,7 +39,7 @@ pub trait Inbound: Send {
     /// `Refusal::BodyTooLarge` over the limit, `Refusal::BodyCut` when the client went away or sent too slowly.
     fn read_body(&mut self, limit: usize) -> impl Future<Output = Result<Bytes, Refusal>> + Send;
 
-    /// Resolves when the client hangs up; to be asked once the body is read.
+    /// Resolves when the client hangs up, or when we have to leave; to be asked once the body is read.
     fn gone(&mut self) -> impl Future<Output = ()> + Send;
 }
 

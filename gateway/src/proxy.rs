@@ -1,5 +1,7 @@
 //! pingora's phases, each one call. What is not in `endpoint` is a 404.
 
+use std::io;
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -8,10 +10,12 @@ use bytes::{Bytes, BytesMut};
 use http::Method;
 use pingora_core::upstreams::peer::HttpPeer;
 use pingora_core::{Error, ErrorType, Result as PingoraResult};
-use pingora_http::ResponseHeader;
+use pingora_http::{RequestHeader, ResponseHeader};
 use pingora_proxy::{FailToProxy, ProxyHttp, Session};
 use serde_json::json;
+use tokio::time::{Instant, timeout_at};
 
+use crate::api::head;
 use crate::api::openai::models;
 use crate::api::openai::request::Op;
 use crate::app::App;
@@ -21,10 +25,13 @@ use crate::ports::Inbound;
 use crate::refusal::Refusal;
 use crate::relay::{self, Stop};
 
-/// Idle connections are closed after this; pingora would keep them for ever.
-const KEEPALIVE_SECONDS: u64 = 60;
-/// A body must be complete by then.
-const BODY_DEADLINE: Duration = Duration::from_secs(30);
+/// A body must be complete by then …
+const BODY_DEADLINE: Duration = Duration::from_secs(120);
+/// … and after a while it must have come at this rate, so that a few slow clients do not hold all connections.
+const BODY_GRACE: Duration = Duration::from_secs(5);
+const BODY_BYTES_PER_SECOND: u64 = 1 << 10;
+/// What is left of a refused request must come by then.
+const DRAIN_DEADLINE: Duration = Duration::from_secs(5);
 /// What is left of a refused request's body is read up to here, so that its connection can be used again.
 const DRAIN_BYTES_MAX: u64 = 64 << 10;
 
@@ -63,17 +70,11 @@ impl ProxyHttp for Gateway {
     }
 
     async fn request_filter(&self, session: &mut Session, exchange: &mut Exchange) -> PingoraResult<bool> {
-        // pingora has switched it off where a connection must not be used again; where it has not, it would wait for ever.
-        if session.as_downstream().get_keepalive().is_some() {
-            session.set_keepalive(Some(KEEPALIVE_SECONDS));
-        }
         session.set_write_timeout(Some(relay::WRITE_STALL));
-        session.set_total_drain_timeout(Some(BODY_DEADLINE));
-        // Otherwise a pipelined byte would be taken for a hang-up.
-        session.as_downstream_mut().set_pipelining_enabled(true);
+        session.set_total_drain_timeout(Some(DRAIN_DEADLINE));
         match self.serve(session, exchange).await {
             Ok(()) => Ok(true),
-            Err(Stop::Refused(refusal)) => refuse(session, exchange, refusal).await.map(|()| true),
+            Err(Stop::Refused(refusal)) => refuse(&self.app, session, exchange, refusal).await.map(|()| true),
             Err(Stop::Broken(error)) => Err(error),
         }
     }
@@ -91,7 +92,7 @@ impl ProxyHttp for Gateway {
             } else {
                 tracing::error!(%error, "a request failed inside the gateway");
                 // The connection may be broken too; then nobody is left to tell.
-                let _ = refuse(session, exchange, Refusal::Internal).await;
+                let _ = refuse(&self.app, session, exchange, Refusal::Internal).await;
             }
         }
         FailToProxy { error_code: 0, can_reuse_downstream: false }
@@ -114,6 +115,9 @@ impl Gateway {
             record.method = method.as_str().chars().take(16).collect();
             record.path = path.chars().take(128).collect();
         });
+        if session.is_http2() {
+            check_http2(session.req_header())?;
+        }
         let snapshot = self.app.snapshot.load_full();
         let Some((endpoint, allowed)) = endpoint(&path) else {
             return Err(Refusal::UnknownPath { path: path.chars().take(128).collect() }.into());
@@ -125,14 +129,14 @@ impl Gateway {
             Endpoint::Answer(op) => {
                 exchange.note(|record| record.op = op.as_str());
                 let reply = {
-                    let mut inbound = PingoraInbound { head: parts(session), session };
+                    let mut inbound = PingoraInbound { app: &self.app, head: parts(session), session };
                     invoke::answer(&self.app, &snapshot, op, &mut inbound, exchange).await?
                 };
                 relay::send(&self.app, session, exchange, reply).await
             }
             Endpoint::Models | Endpoint::Model(_) => {
                 exchange.note(|record| record.op = "models");
-                let inbound = PingoraInbound { head: parts(session), session };
+                let inbound = PingoraInbound { app: &self.app, head: parts(session), session };
                 let caller = self.app.auth.identify(&inbound.head().headers)?;
                 invoke::note_caller(exchange, &caller, &inbound);
                 let body = match endpoint {
@@ -164,6 +168,18 @@ impl Gateway {
     }
 }
 
+/// What the guard holds HTTP/1 to, where there is no raw head to look at. Its framing is HTTP/2's own.
+fn check_http2(header: &RequestHeader) -> Result<(), Refusal> {
+    if header.headers.len() > head::FIELDS_MAX {
+        return Err(Refusal::HeadTooLarge);
+    }
+    // pingora has refused requests with neither, and with two that differ.
+    let host = header.headers.get(http::header::HOST).map(|host| host.as_bytes());
+    let authority = header.uri.authority().map(|authority| authority.as_str().as_bytes());
+    head::authority(authority.or(host).unwrap_or_default())?;
+    head::path(header.uri.path_and_query().map_or("", |path| path.as_str()).as_bytes())
+}
+
 async fn answer(session: &mut Session, exchange: &mut Exchange, status: u16, body: Vec<u8>) -> Result<(), Stop> {
     let mut response = ResponseHeader::build(status, Some(8))?;
     response.insert_header("content-type", "application/json")?;
@@ -186,7 +202,7 @@ async fn send(session: &mut Session, response: ResponseHeader, body: Bytes) -> P
 }
 
 /// Says no, in OpenAI's shape, and keeps the connection if what the client still sends is small.
-async fn refuse(session: &mut Session, exchange: &mut Exchange, refusal: Refusal) -> PingoraResult<()> {
+async fn refuse(app: &App, session: &mut Session, exchange: &mut Exchange, refusal: Refusal) -> PingoraResult<()> {
     exchange.refused(&refusal);
     if refusal == Refusal::ClientGone {
         return Err(Error::explain(ErrorType::ConnectionClosed, "the client hung up"));
@@ -194,6 +210,7 @@ async fn refuse(session: &mut Session, exchange: &mut Exchange, refusal: Refusal
     if !is_reusable(session, &refusal) || session.as_downstream_mut().drain_request_body().await.is_err() {
         session.set_keepalive(None);
     }
+    relay::part_ways(app, session);
     let body = refusal.body();
     let mut response = ResponseHeader::build(refusal.describe().status, Some(16))?;
     response.insert_header("content-type", "application/json")?;
@@ -210,7 +227,7 @@ async fn refuse(session: &mut Session, exchange: &mut Exchange, refusal: Refusal
 /// Whether the connection may take another request after a refusal: what the client still sends must be small, and its
 /// framing sound. After a broken body nobody knows where the next request begins.
 fn is_reusable(session: &mut Session, refusal: &Refusal) -> bool {
-    if matches!(refusal, Refusal::BodyCut | Refusal::BodyTooSlow | Refusal::Draining) {
+    if matches!(refusal, Refusal::BadFraming { .. } | Refusal::BodyCut | Refusal::BodyTooSlow | Refusal::Draining) {
         return false;
     }
     let headers = &session.req_header().headers;
@@ -226,6 +243,7 @@ fn content_length(headers: &http::HeaderMap) -> Option<u64> {
 
 /// pingora's session as the stages see it.
 struct PingoraInbound<'s> {
+    app: &'s App,
     head: http::request::Parts,
     session: &'s mut Session,
 }
@@ -257,23 +275,43 @@ impl Inbound for PingoraInbound<'_> {
         {
             self.session.as_downstream_mut().write_continue_response().await.map_err(|_| Refusal::ClientGone)?;
         }
-        let session = &mut *self.session;
-        let read = async {
-            let mut body = BytesMut::new();
-            while let Some(bytes) = session.read_request_body().await.map_err(|_| Refusal::BodyCut)? {
-                if body.len() + bytes.len() > limit {
-                    return Err(too_large);
-                }
-                body.extend_from_slice(&bytes);
+        let mut cut = pin!(self.app.cut());
+        let began = Instant::now();
+        let mut body = BytesMut::new();
+        loop {
+            let earned = Duration::from_secs(body.len() as u64 / BODY_BYTES_PER_SECOND);
+            let deadline = began + (BODY_GRACE + earned).min(BODY_DEADLINE);
+            let read = tokio::select! {
+                biased;
+                read = timeout_at(deadline, self.session.read_request_body()) => read,
+                () = &mut cut => return Err(Refusal::Draining),
+            };
+            let Some(bytes) = read.map_err(|_| Refusal::BodyTooSlow)?.map_err(|error| broken_body(&error))? else {
+                return Ok(body.freeze());
+            };
+            if body.len() + bytes.len() > limit {
+                return Err(too_large);
             }
-            Ok(body.freeze())
-        };
-        tokio::time::timeout(BODY_DEADLINE, read).await.unwrap_or(Err(Refusal::BodyTooSlow))
+            body.extend_from_slice(&bytes);
+        }
     }
 
     async fn gone(&mut self) {
-        // Resolves only when the client hangs up or resets: the body is read, and pipelining is on.
-        let _ = self.session.as_downstream_mut().read_body_or_idle(true).await;
+        tokio::select! {
+            // Resolves only when the client hangs up or resets: the body is read, and the guard keeps what comes after it.
+            _ = self.session.as_downstream_mut().read_body_or_idle(true) => {}
+            () = self.app.cut() => {}
+        }
+    }
+}
+
+/// The guard says with `InvalidData` that it was not the client's absence but its framing.
+fn broken_body(error: &Error) -> Refusal {
+    match error.root_cause().downcast_ref::<io::Error>() {
+        Some(error) if error.kind() == io::ErrorKind::InvalidData => {
+            Refusal::BadFraming { why: "a chunk of the body is not framed by its size and CRLF" }
+        }
+        _ => Refusal::BodyCut,
     }
 }
 

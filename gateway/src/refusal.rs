@@ -8,10 +8,27 @@ use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 
 use crate::accounting::core::NanoUsd;
+use crate::api::head::{FIELDS_MAX, HEAD_BYTES_MAX};
 use crate::api::openai::ratelimit::{Quota, Quotas};
 
 #[derive(Clone, Debug, PartialEq)]
 pub enum Refusal {
+    // Whether this is a request at all
+    BadHead {
+        why: &'static str,
+    },
+    BadFraming {
+        why: &'static str,
+    },
+    BadAuthority {
+        why: &'static str,
+    },
+    BadPath {
+        why: &'static str,
+    },
+    HeadTooLarge,
+    HeadTooSlow,
+    TooManyConnections,
     // Who is asking, and for what
     UnknownPath {
         path: String,
@@ -130,6 +147,13 @@ impl Refusal {
     #[rustfmt::skip]
     pub fn describe(&self) -> Described {
         let (status, kind, code, should_retry) = match self {
+            Refusal::BadHead { .. }          => (400, "invalid_request_error", "bad_head", Some(false)),
+            Refusal::BadFraming { .. }       => (400, "invalid_request_error", "bad_framing", Some(false)),
+            Refusal::BadAuthority { .. }     => (400, "invalid_request_error", "bad_authority", Some(false)),
+            Refusal::BadPath { .. }          => (400, "invalid_request_error", "bad_path", Some(false)),
+            Refusal::HeadTooLarge            => (431, "invalid_request_error", "head_too_large", Some(false)),
+            Refusal::HeadTooSlow             => (408, "invalid_request_error", "head_too_slow", Some(false)),
+            Refusal::TooManyConnections      => (503, "server_error",          "too_many_connections", Some(true)),
             Refusal::UnknownPath { .. }      => (404, "invalid_request_error", "unknown_path", None),
             Refusal::WrongMethod { .. }      => (405, "invalid_request_error", "method_not_allowed", None),
             Refusal::WrongContentType { .. } => (415, "invalid_request_error", "unsupported_media_type", None),
@@ -184,6 +208,13 @@ impl Refusal {
             reset: seconds(3_600),
         };
         vec![
+            Refusal::BadHead { why: "a header has no colon" },
+            Refusal::BadFraming { why: "there are both Content-Length and Transfer-Encoding" },
+            Refusal::BadAuthority { why: "there is more than one Host" },
+            Refusal::BadPath { why: "it has an empty segment (`//`)" },
+            Refusal::HeadTooLarge,
+            Refusal::HeadTooSlow,
+            Refusal::TooManyConnections,
             Refusal::UnknownPath { path: "/v1/chat".into() },
             Refusal::WrongMethod { method: "GET".into(), allowed: "POST" },
             Refusal::WrongContentType { found: "text/plain".into() },
@@ -273,9 +304,10 @@ impl Refusal {
             Refusal::UpstreamLimited { retry_after } | Refusal::TokensLimited { retry_after, .. } => *retry_after,
             Refusal::BudgetSpent { limit, requested, reset, .. } => (requested <= limit).then_some(*reset),
             // Nobody knows when one of the others ends.
-            Refusal::ConcurrencyLimited { .. } | Refusal::LedgerFull | Refusal::Draining => {
-                Some(Duration::from_secs(1))
-            }
+            Refusal::ConcurrencyLimited { .. }
+            | Refusal::TooManyConnections
+            | Refusal::LedgerFull
+            | Refusal::Draining => Some(Duration::from_secs(1)),
             _ => None,
         }
     }
@@ -283,6 +315,17 @@ impl Refusal {
     /// What the client reads: what is wrong and what to do.
     pub fn message(&self) -> String {
         match self {
+            Refusal::BadHead { why } => format!("This is not a request that can be served: {why}."),
+            Refusal::BadFraming { why } => format!("Where the request ends is not clear: {why}."),
+            Refusal::BadAuthority { why } => format!("Whom the request is for is not clear: {why}."),
+            Refusal::BadPath { why } => format!("The path cannot be served as it is written: {why}."),
+            Refusal::HeadTooLarge => format!(
+                "The request head is larger than {HEAD_BYTES_MAX} bytes or has more than {FIELDS_MAX} fields."
+            ),
+            Refusal::HeadTooSlow => "The request head did not arrive in time.".into(),
+            Refusal::TooManyConnections => {
+                "There are too many open connections, from this address or in all. Close some, or try again later.".into()
+            }
             Refusal::UnknownPath { path } => format!(
                 "There is nothing at {path}. This gateway serves POST /v1/chat/completions, POST /v1/completions and GET /v1/models."
             ),

@@ -1,5 +1,6 @@
 //! Answer → client, as JSON or as server-sent events, noting each chunk. Settles before usage leaves; notices a hang-up.
 
+use std::pin::{Pin, pin};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
@@ -17,7 +18,7 @@ use crate::api::openai::answer::{self as wire, Event, Head};
 use crate::api::openai::gather::Gather;
 use crate::api::openai::request::{Op, Request};
 use crate::api::sse;
-use crate::app::App;
+use crate::app::{App, Phase};
 use crate::dispatch::waits::Waits;
 use crate::exchange::{Exchange, Record};
 use crate::invoke::{self, Reply};
@@ -30,6 +31,8 @@ pub const WRITE_STALL: Duration = Duration::from_secs(30);
 /// How long a cancelled backend may take to say what it had used. The engine needs one step; an upstream, which goes on
 /// and would be paid, is listened to until it says, or counted.
 const WIND_DOWN: Duration = Duration::from_secs(10);
+/// … and when we have to leave.
+const LAST_WORDS: Duration = Duration::from_secs(1);
 /// Chunks that are there at once leave in writes of about this size.
 const WRITE_BYTES_MAX: usize = 8 << 10;
 
@@ -58,7 +61,7 @@ pub async fn send(app: &App, session: &mut Session, exchange: &mut Exchange, rep
     if reply.request.stream {
         stream(app, session, exchange, reply).await
     } else {
-        whole(session, exchange, reply).await
+        whole(app, session, exchange, reply).await
     }
 }
 
@@ -67,15 +70,20 @@ enum Next {
     Chunk(Chunk),
     Gone,
     TimedOut(Refusal),
+    Cut,
 }
 
-async fn wait(waits: &mut Waits, session: &mut Session, chunks: &mut dyn Chunks) -> Next {
+/// Ends when we have to leave. One for all waits of an answer: it is subscribed once.
+type Cut<'c> = Pin<&'c mut (dyn Future<Output = ()> + Send)>;
+
+async fn wait(waits: &mut Waits, cut: &mut Cut<'_>, session: &mut Session, chunks: &mut dyn Chunks) -> Next {
     let deadline = waits.deadline();
     tokio::select! {
         // Chunks come last: an engine that is always ahead must not hide a hang-up or a passed deadline.
         biased;
-        // Resolves only when the client hangs up or resets: the body is read, and pipelining is on.
+        // Resolves only when the client hangs up or resets: the body is read, and the guard keeps what comes after it.
         _ = session.as_downstream_mut().read_body_or_idle(true) => Next::Gone,
+        () = cut => Next::Cut,
         () = tokio::time::sleep_until(deadline.at.into()) => Next::TimedOut(deadline.refusal()),
         chunk = next(chunks) => {
             waits.has_begun = true;
@@ -100,7 +108,8 @@ async fn wind_down(
             }
         }
     };
-    match tokio::time::timeout(WIND_DOWN, rest).await {
+    let patience = if outcome == Outcome::Cut { LAST_WORDS } else { WIND_DOWN };
+    match tokio::time::timeout(patience, rest).await {
         Ok(end) => {
             // It may have finished while the client left: then the whole answer was produced, and is owed.
             let finished = outcome == Outcome::Aborted && matches!(end.how, Ended::Finished(_));
@@ -116,11 +125,12 @@ async fn wind_down(
     }
 }
 
-async fn whole(session: &mut Session, exchange: &mut Exchange, reply: Reply) -> Result<(), Stop> {
+async fn whole(app: &App, session: &mut Session, exchange: &mut Exchange, reply: Reply) -> Result<(), Stop> {
     let Reply { answer: Answer { running, mut chunks }, request, route, door, mut waits, .. } = reply;
+    let mut cut: Cut<'_> = pin!(app.cut());
     let mut gather = Gather::default();
     let end = loop {
-        match wait(&mut waits, session, &mut *chunks).await {
+        match wait(&mut waits, &mut cut, session, &mut *chunks).await {
             Next::Chunk(Chunk::Part(part)) => {
                 note_chunk(exchange);
                 gather.add(&part);
@@ -133,6 +143,10 @@ async fn whole(session: &mut Session, exchange: &mut Exchange, reply: Reply) -> 
             Next::TimedOut(refusal) => {
                 wind_down(exchange, running, chunks, Outcome::TimedOut, false).await;
                 return Err(Stop::Refused(refusal));
+            }
+            Next::Cut => {
+                wind_down(exchange, running, chunks, Outcome::Cut, false).await;
+                return Err(Stop::Refused(Refusal::Draining));
             }
         }
     };
@@ -156,6 +170,7 @@ async fn whole(session: &mut Session, exchange: &mut Exchange, reply: Reply) -> 
     response.insert_header("content-length", body.len())?;
     response.insert_header("x-glassgate-cost", receipt.billed.to_string())?;
     answer_headers(&mut response, exchange, &route, &door)?;
+    part_ways(app, session);
     // The work is done: whoever has read this answer may ask again, also where one request at a time is allowed.
     drop(door);
     exchange
@@ -171,13 +186,14 @@ async fn stream(app: &App, session: &mut Session, exchange: &mut Exchange, reply
         let Some(record) = exchange.record() else { return Err(Stop::Refused(Refusal::Internal)) };
         app.metrics.inter_token(Served { route: &record.route, model: &record.model, variant: &record.variant })
     };
+    let mut cut: Cut<'_> = pin!(app.cut());
     let mut sent = false;
     let mut last_text: Option<Instant> = None;
     // Choices whose role was told.
     let mut begun: Vec<u32> = Vec::new();
     let mut out = Vec::with_capacity(512);
     let end = loop {
-        let mut chunk = match wait(&mut waits, session, &mut *chunks).await {
+        let mut chunk = match wait(&mut waits, &mut cut, session, &mut *chunks).await {
             Next::Chunk(chunk) => chunk,
             Next::Gone => {
                 wind_down(exchange, running, chunks, Outcome::Aborted, sent).await;
@@ -186,6 +202,10 @@ async fn stream(app: &App, session: &mut Session, exchange: &mut Exchange, reply
             Next::TimedOut(refusal) => {
                 wind_down(exchange, running, chunks, Outcome::TimedOut, sent).await;
                 return Err(broken_off(session, exchange, sent, refusal).await);
+            }
+            Next::Cut => {
+                wind_down(exchange, running, chunks, Outcome::Cut, sent).await;
+                return Err(broken_off(session, exchange, sent, Refusal::Draining).await);
             }
         };
         // What is there already leaves in one write.
@@ -216,14 +236,21 @@ async fn stream(app: &App, session: &mut Session, exchange: &mut Exchange, reply
         }
         // What a finished answer still has to say leaves with its end.
         if !out.is_empty() && !is_finished {
-            let began = if sent { Ok(()) } else { begin_stream(session, exchange, &route, &door, cost_max).await };
-            sent = true;
-            let written = match began {
-                Ok(()) => write(session, exchange, &out).await,
-                Err(error) => Err(error),
+            if !sent {
+                sent = true;
+                part_ways(app, session);
+                if let Err(error) = begin_stream(session, exchange, &route, &door, cost_max).await {
+                    return Err(client_lost(app, exchange, running, chunks, ended, error).await);
+                }
+            }
+            let written = tokio::select! {
+                biased;
+                written = write(session, exchange, &out) => written,
+                // A client that does not read must not keep us when we have to leave.
+                () = &mut cut => Err(Error::explain(ErrorType::WriteTimedout, "cut in the middle of a write")),
             };
             if let Err(error) = written {
-                return Err(client_lost(exchange, running, chunks, ended, error).await);
+                return Err(client_lost(app, exchange, running, chunks, ended, error).await);
             }
             out.clear();
         }
@@ -247,6 +274,7 @@ async fn stream(app: &App, session: &mut Session, exchange: &mut Exchange, reply
         Err(refusal) => return Err(broken_off(session, exchange, sent, refusal).await),
     };
     if !sent {
+        part_ways(app, session);
         begin_stream(session, exchange, &route, &door, cost_max).await?;
     }
     finish_stream(exchange, &request, &end, &receipt, &mut begun, &mut out);
@@ -294,21 +322,26 @@ fn finish_stream(
     out.extend_from_slice(sse::DONE);
 }
 
-/// The write failed: the client is gone, and what was produced is owed.
+/// The write failed: the client is gone, or we are, and what was produced is owed.
 async fn client_lost(
+    app: &App,
     exchange: &mut Exchange,
     running: Option<Running>,
     chunks: Box<dyn Chunks>,
     ended: Option<End>,
     error: Box<Error>,
 ) -> Stop {
+    let (outcome, why) = match app.phase() {
+        Phase::Cut => (Outcome::Cut, Refusal::Draining),
+        _ => (Outcome::Aborted, Refusal::ClientGone),
+    };
     match ended {
         Some(end) => {
             let _ = invoke::settle(exchange, running, &end, None, true);
         }
-        None => wind_down(exchange, running, chunks, Outcome::Aborted, true).await,
+        None => wind_down(exchange, running, chunks, outcome, true).await,
     }
-    exchange.note(|record| record.error_type = Refusal::ClientGone.describe().code);
+    exchange.note(|record| record.error_type = why.describe().code);
     Stop::Broken(error)
 }
 
@@ -385,6 +418,13 @@ fn answer_headers(response: &mut ResponseHeader, exchange: &Exchange, route: &Ro
         response.insert_header("x-glassgate-config-hash", &record.config_hash)?;
     }
     Ok(())
+}
+
+/// While we are leaving, an answer says that no other request may follow it here.
+pub fn part_ways(app: &App, session: &mut Session) {
+    if app.phase() > Phase::Serving {
+        session.set_keepalive(None);
+    }
 }
 
 /// What every response carries, refusals too.

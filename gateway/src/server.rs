@@ -6,7 +6,6 @@ use std::net::{SocketAddr, TcpListener};
 use std::os::fd::IntoRawFd;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 use std::sync::mpsc::channel;
 use std::time::{Duration, Instant};
 
@@ -24,15 +23,15 @@ use tokio::sync::watch;
 use tracing_subscriber::EnvFilter;
 
 use crate::admin::Admin;
-use crate::app::App;
-use crate::proxy::Gateway;
+use crate::app::{App, Phase};
+use crate::guard::Guard;
 
 /// A connection reads into 8 KiB and writes from 16 KiB: pingora's 64 KiB would be resident for every idle stream, and a
 /// head with a small JSON body leaves in one write.
 const READ_BUFFER: usize = 8 << 10;
 const WRITE_BUFFER: usize = 16 << 10;
-/// Running requests may take this long after SIGTERM.
-const DRAIN_MAX: Duration = Duration::from_secs(30);
+/// What is cut has this long to say so, to its client and to the ledger.
+const CUT_MAX: Duration = Duration::from_secs(2);
 const DRAIN_LOOK: Duration = Duration::from_millis(20);
 /// Editors write a file in several steps; reading waits until they are done.
 const SETTLE: Duration = Duration::from_millis(300);
@@ -82,10 +81,11 @@ pub fn run(
     let admin_runtime =
         tokio::runtime::Builder::new_multi_thread().worker_threads(1).thread_name("admin").enable_all().build()?;
     let (stop, stopped) = watch::channel(false);
+    let (leave, leaving) = watch::channel(false);
 
     let conf = Arc::new(ServerConf::default());
-    let proxy = pingora_proxy::http_proxy_service(&conf, Gateway { app: app.clone() });
-    listen(&data_runtime, proxy, data, stopped.clone());
+    let guard = Guard::new(app.clone(), &conf, &app.snapshot.load().config.gateway.listen, leaving);
+    listen(&data_runtime, Service::new("data".to_owned(), guard), data, stopped.clone());
     let console = Service::new("admin".to_owned(), HttpServer::new_app(Admin { app: app.clone(), token }));
     listen(&admin_runtime, console, admin, stopped);
     watch_files(app);
@@ -95,24 +95,16 @@ pub fn run(
         let mut hangup = signal(SignalKind::hangup())?;
         // Only now: whoever knows that we are here may also tell us to go.
         ready();
-        loop {
+        let end_of_life = loop {
             tokio::select! {
-                () = end.recv() => break,
+                why = end.recv() => break why,
                 _ = hangup.recv() => {
                     let app = app.clone();
                     tokio::task::spawn_blocking(move || app.reload());
                 }
             }
-        }
-        app.draining.store(true, Ordering::Release);
-        tracing::info!(in_flight = app.metrics.requests_in_flight(), "shutting down; a second signal ends it now");
-        let deadline = Instant::now() + DRAIN_MAX;
-        while app.metrics.requests_in_flight() > 0 && Instant::now() < deadline {
-            tokio::select! {
-                () = tokio::time::sleep(DRAIN_LOOK) => {}
-                () = end.recv() => break,
-            }
-        }
+        };
+        drain(app, &leave, &mut end, end_of_life).await;
         io::Result::Ok(())
     })?;
     // Nobody is waiting any more; what the drop of a stream settles still reaches the ledger.
@@ -120,6 +112,51 @@ pub fn run(
     data_runtime.shutdown_timeout(Duration::from_secs(1));
     admin_runtime.shutdown_timeout(Duration::from_secs(1));
     Ok(())
+}
+
+/// The end in its phases. A second signal goes straight to the cut.
+async fn drain(app: &App, leave: &watch::Sender<bool>, end: &mut Signals, why: Signal) {
+    let (before, running) = {
+        let gateway = &app.snapshot.load().config.gateway;
+        (gateway.pre_drain, gateway.drain)
+    };
+    app.phase.send_replace(Phase::Leaving);
+    leave.send_replace(true);
+    let in_flight = || app.metrics.requests_in_flight();
+    tracing::info!(in_flight = in_flight(), "shutting down; a second signal ends it now");
+    // Who presses Ctrl-C has no load balancer that must hear of it first.
+    let hurried = why == Signal::Terminate && {
+        tokio::select! {
+            () = tokio::time::sleep(before) => false,
+            _ = end.recv() => true,
+        }
+    };
+    if !hurried {
+        app.phase.send_replace(Phase::Draining);
+        until_idle(app, running, end).await;
+    }
+    app.phase.send_replace(Phase::Cut);
+    if in_flight() > 0 {
+        tracing::warn!(in_flight = in_flight(), "cutting what still runs");
+        until_idle(app, CUT_MAX, end).await;
+    }
+}
+
+/// Waits until nobody is in flight, but no longer than `most`, nor beyond another signal.
+async fn until_idle(app: &App, most: Duration, end: &mut Signals) {
+    let deadline = Instant::now() + most;
+    while app.metrics.requests_in_flight() > 0 && Instant::now() < deadline {
+        tokio::select! {
+            () = tokio::time::sleep(DRAIN_LOOK) => {}
+            _ = end.recv() => break,
+        }
+    }
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Signal {
+    Terminate,
+    Interrupt,
 }
 
 /// SIGTERM or SIGINT, whichever comes.
@@ -133,10 +170,10 @@ impl Signals {
         Ok(Signals { terminate: signal(SignalKind::terminate())?, interrupt: signal(SignalKind::interrupt())? })
     }
 
-    async fn recv(&mut self) {
+    async fn recv(&mut self) -> Signal {
         tokio::select! {
-            _ = self.terminate.recv() => {}
-            _ = self.interrupt.recv() => {}
+            _ = self.terminate.recv() => Signal::Terminate,
+            _ = self.interrupt.recv() => Signal::Interrupt,
         }
     }
 }

@@ -99,7 +99,12 @@ impl Open {
     }
 
     /// Reads the rest.
-    pub fn finish(mut self) -> Response {
+    pub fn finish(self) -> Response {
+        self.finish_and_keep().0
+    }
+
+    /// Reads the rest, and gives the connection back for what comes after it.
+    pub fn finish_and_keep(mut self) -> (Response, BufReader<TcpStream>) {
         let mut body = Vec::new();
         let complete = if self.chunked {
             loop {
@@ -115,7 +120,7 @@ impl Open {
         } else {
             self.reader.read_to_end(&mut body).is_ok()
         };
-        Response { status: self.status, headers: self.headers, body, complete }
+        (Response { status: self.status, headers: self.headers, body, complete }, self.reader)
     }
 }
 

@@ -42,6 +42,8 @@ pub enum Outcome {
     Aborted,
     /// One of the route's timeouts passed.
     TimedOut,
+    /// We had to leave before it was done.
+    Cut,
     /// The backend failed.
     Failed,
     /// The backend gave nothing and another attempt took over: every other outcome ends its request, this one does not.
@@ -53,11 +55,12 @@ pub enum Outcome {
 }
 
 impl Outcome {
-    pub const ALL: [Outcome; 8] = [
+    pub const ALL: [Outcome; 9] = [
         Outcome::Answered,
         Outcome::Released,
         Outcome::Aborted,
         Outcome::TimedOut,
+        Outcome::Cut,
         Outcome::Failed,
         Outcome::FailedOver,
         Outcome::Panicked,
@@ -70,6 +73,7 @@ impl Outcome {
             Outcome::Released => "released",
             Outcome::Aborted => "aborted",
             Outcome::TimedOut => "timed_out",
+            Outcome::Cut => "cut",
             Outcome::Failed => "failed",
             Outcome::FailedOver => "failed_over",
             Outcome::Panicked => "panicked",

@@ -3,14 +3,13 @@
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
 
 use arc_swap::ArcSwap;
 
 use super::{Outcome, Place, keys, text};
 use crate::accounting::ledger::{Ledger, sqlite};
 use crate::admission::{self, Admission, SpentBefore};
-use crate::app::{App, Snapshot};
+use crate::app::{App, Phase, Snapshot};
 use crate::auth::Auth;
 use crate::auth::api_key::{Pepper, generate};
 use crate::auth::store::OwnLimits;
@@ -127,7 +126,7 @@ pub fn build(
         upstreams,
         ledger,
         clock,
-        draining: AtomicBool::new(false),
+        phase: tokio::sync::watch::Sender::new(Phase::Serving),
         config_path: path.to_owned(),
         overrides,
         reloading: parking_lot::Mutex::default(),

@@ -41,6 +41,11 @@ pub struct GatewayConfig {
     pub admin: SocketAddr,
     pub threads: usize,
     pub body_bytes_max: usize,
+    pub listen: ListenConfig,
+    /// How long after SIGTERM new requests are still served.
+    pub pre_drain: Duration,
+    /// How long after that running ones may finish.
+    pub drain: Duration,
     pub data_dir: PathBuf,
     pub wal_bytes_max: u64,
     pub model_roots: Vec<PathBuf>,
@@ -72,6 +77,30 @@ impl Default for Limits {
             tokens_per_minute: 200_000,
             concurrency: 64,
             per_day: NanoUsd(5_000_000_000),
+        }
+    }
+}
+
+/// Whom the data listener lets in, and how they speak.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ListenConfig {
+    /// HTTP/2 with prior knowledge, beside HTTP/1.
+    pub http2: bool,
+    /// `None`: a share of the files that the process may open.
+    pub connections_max: Option<usize>,
+    /// `None`: half of the above.
+    pub connections_per_ip: Option<usize>,
+    /// From a head's first byte to its last.
+    pub head_timeout: Duration,
+}
+
+impl Default for ListenConfig {
+    fn default() -> Self {
+        ListenConfig {
+            http2: false,
+            connections_max: None,
+            connections_per_ip: None,
+            head_timeout: Duration::from_secs(10),
         }
     }
 }
@@ -327,6 +356,9 @@ fn gateway(root: Section<'_, '_>, folder: &Path) -> (GatewayConfig, PathBuf, Pat
         admin: SocketAddr::from(([127, 0, 0, 1], 8081)),
         threads: 1,
         body_bytes_max: 4 << 20,
+        listen: ListenConfig::default(),
+        pre_drain: Duration::from_secs(5),
+        drain: Duration::from_secs(30),
         data_dir: folder.join("../data"),
         wal_bytes_max: 64 << 20,
         model_roots: vec![folder.join("../models")],
@@ -357,6 +389,9 @@ fn gateway(root: Section<'_, '_>, folder: &Path) -> (GatewayConfig, PathBuf, Pat
         config.admin = address("admin").unwrap_or(config.admin);
         config.threads = listen.integer("threads", 1..=256).map_or(config.threads, |n| n as usize);
         config.body_bytes_max = listen.bytes("body_max", 1 << 10).map_or(config.body_bytes_max, |n| n as usize);
+        config.listen = listening(&listen);
+        config.pre_drain = listen.duration_or_none("pre_drain").unwrap_or(config.pre_drain);
+        config.drain = listen.duration_or_none("drain").unwrap_or(config.drain);
         listen.finish();
     }
     if let Some(storage) = root.section("storage") {
@@ -435,6 +470,21 @@ fn environment(telemetry: &Section<'_, '_>) -> Option<String> {
         );
     }
     Some(name.value)
+}
+
+fn listening(section: &Section<'_, '_>) -> ListenConfig {
+    let default = ListenConfig::default();
+    let connections = |key| section.integer(key, 1..=1_000_000).map(|n| n as usize);
+    let (most, per_ip) = (connections("connections_max"), connections("connections_per_ip"));
+    if most.zip(per_ip).is_some_and(|(most, per_ip)| per_ip > most) {
+        section.problem("`listen.connections_per_ip` is larger than `listen.connections_max`, so it limits nothing");
+    }
+    ListenConfig {
+        http2: section.boolean("http2").unwrap_or(default.http2),
+        connections_max: most,
+        connections_per_ip: per_ip,
+        head_timeout: section.duration("head_timeout").unwrap_or(default.head_timeout),
+    }
 }
 
 /// One core is left to the proxy, where there are two.

@@ -193,13 +193,22 @@ impl<'s, 't> Section<'s, 't> {
 
     /// A span of time such as "250ms", "5s", "10m" or "1h".
     pub fn duration(&self, key: &str) -> Option<Duration> {
+        self.duration_from(DURATION_MIN, "1ms", key)
+    }
+
+    /// As `duration`, and "0s" is one too.
+    pub fn duration_or_none(&self, key: &str) -> Option<Duration> {
+        self.duration_from(Duration::ZERO, "0s", key)
+    }
+
+    fn duration_from(&self, min: Duration, shown: &str, key: &str) -> Option<Duration> {
         let text = self.string(key)?;
-        let duration = parse_duration(&text.value).filter(|duration| (DURATION_MIN..=DURATION_MAX).contains(duration));
+        let duration = parse_duration(&text.value).filter(|duration| (min..=DURATION_MAX).contains(duration));
         if duration.is_none() {
             self.source.problem(
                 text.at,
                 format!(
-                    "`{}` must be a time such as \"250ms\", \"5s\" or \"10m\", from \"1ms\" to \"24h\", not \"{}\"",
+                    "`{}` must be a time such as \"250ms\", \"5s\" or \"10m\", from \"{shown}\" to \"24h\", not \"{}\"",
                     join(&self.path, key),
                     text.value
                 ),
