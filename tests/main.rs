@@ -10,6 +10,7 @@ mod support;
 
 mod answers;
 mod bad_input;
+mod cache;
 mod clients;
 mod config;
 mod drain;

@@ -13,7 +13,7 @@ struct Rule {
     violation: &'static str,
 }
 
-const STAGES: [&str; 5] = ["auth", "admission", "routing", "dispatch", "observe"];
+const STAGES: [&str; 7] = ["auth", "admission", "routing", "cache", "dispatch", "shadow", "observe"];
 
 fn in_gateway(path: &str, names: &[&str]) -> bool {
     path.strip_prefix("gateway/src/").is_some_and(|rest| {

@@ -14,6 +14,7 @@ use tokio::sync::watch;
 use crate::accounting::settlement::Costs;
 use crate::admission::Admission;
 use crate::auth::Auth;
+use crate::cache::Cache;
 use crate::config::problem::Problems;
 use crate::config::{Config, EMBEDDED, ModelConfig, ModelSource, Overrides, RouteConfig, Timeouts, Unit};
 use crate::dispatch::upstream::{Servers, UpstreamModel, Upstreams};
@@ -49,6 +50,7 @@ pub struct App {
     pub snapshot: ArcSwap<Snapshot>,
     pub auth: Auth,
     pub admission: Admission,
+    pub cache: Arc<Cache>,
     pub observe: Arc<Observe>,
     pub metrics: Arc<Metrics>,
     pub models: Models,
@@ -226,20 +228,22 @@ impl Snapshot {
 }
 
 fn target(config: &Config, name: &str, model: &ModelConfig, backends: &Backends) -> Target {
-    let (provider, costs, reads, server) = match (&model.source, backends.0.get(name)) {
+    let (provider, costs, reads, server, identity) = match (&model.source, backends.0.get(name)) {
         (ModelSource::Upstream { upstream, context, .. }, _) => {
             let server = config.upstreams.get(upstream).map(|server| (server.host.clone(), server.port));
-            (upstream.as_str(), Costs::Tokens, Reads::Elsewhere { context: *context }, server)
+            let identity = format!("{} at {server:?}", model.source);
+            (upstream.as_str(), Costs::Tokens, Reads::Elsewhere { context: *context }, server, identity)
         }
         (ModelSource::Folder(_), Some(Backend::Embedded(model))) => {
-            (EMBEDDED, Costs::DeviceTime, Reads::Here(model.clone()), None)
+            (EMBEDDED, Costs::DeviceTime, Reads::Here(model.clone()), None, model.digest().to_owned())
         }
-        (ModelSource::Folder(_), _) => (EMBEDDED, Costs::DeviceTime, Reads::Never, None),
+        (ModelSource::Folder(_), _) => (EMBEDDED, Costs::DeviceTime, Reads::Never, None, String::new()),
     };
     Target {
         variant: name.to_owned(),
         model: name.to_owned(),
         provider: provider.to_owned(),
+        identity,
         price: config.prices.models.get(name).copied().unwrap_or_default(),
         costs,
         output_max: u64::from(model.output_max),

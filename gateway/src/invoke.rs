@@ -13,6 +13,7 @@ use crate::answer::{Answer, End, Ended};
 use crate::api::openai::request::{Op, Request};
 use crate::app::{App, Phase, Snapshot};
 use crate::auth::Caller;
+use crate::cache::{self, Find, Flight};
 use crate::dispatch::failover::{self, Asked};
 use crate::dispatch::waits::Waits;
 use crate::exchange::{Exchange, Record, TraceParent};
@@ -60,13 +61,45 @@ pub async fn answer(
     let plan = route.measure(&request).await?;
     exchange.mark(|record, now| record.marks.measured = Some(now));
 
+    let key = cache::key(&caller, &route, &request, &plan, &inbound.head().headers);
+    // What a cache could have answered is a miss until it does.
+    exchange.note(|record| record.cache = if key.is_some() { "miss" } else { "none" });
+
     let ticket = app.admission.admit(&door, terms(exchange, &caller, &route, &plan), exchange.receipt())?;
     let cost_max = ticket.cost_max();
     exchange.mark(|record, now| record.marks.admitted = Some(now));
     let mut waits = Waits::begin(route.timeouts());
+    let found = app.cache.find(key, &route, waits.end(), inbound).await?;
+    exchange.mark(|record, now| record.marks.looked_up = key.map(|_| now));
+    let flight = match found {
+        Find::Hit { entry, how } => {
+            // Settled at once: nothing can change what it costs.
+            ticket.settle_hit(entry.usage, entry.source, how).map_err(|_| Refusal::LedgerFull)?;
+            exchange.note(|record| record.cache = how);
+            let answer = Answer { running: None, chunks: entry.replay() };
+            return Ok(Reply { answer, request, route, door, waits, cost_max: NanoUsd(0) });
+        }
+        Find::Lead(flight) => Some(flight),
+        Find::Alone => None,
+    };
     let asked = Asked { caller: &caller, request: &request, plan };
-    let answer = failover::send(&snapshot.backends, ticket.start(), asked, &mut waits, inbound, exchange).await?;
+    let sent = failover::send(&snapshot.backends, ticket.start(), asked, &mut waits, inbound, exchange).await;
+    let answer = match (sent, flight) {
+        (Ok(answer), Some(flight)) if is_by_chosen(exchange, &route) => {
+            Answer { chunks: flight.record(answer.chunks), ..answer }
+        }
+        (sent, flight) => {
+            // Nothing that others may have.
+            flight.into_iter().for_each(Flight::fail);
+            sent?
+        }
+    };
     Ok(Reply { answer, request, route, door, waits, cost_max })
+}
+
+/// Whether the route's own target answers, and not a stand-in.
+fn is_by_chosen(exchange: &Exchange, route: &Route) -> bool {
+    exchange.record().is_some_and(|record| record.variant == route.target().variant)
 }
 
 /// Writes the terminal row, before usage leaves.

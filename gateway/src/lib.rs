@@ -19,6 +19,7 @@ pub mod answer;
 pub mod api;
 pub mod app;
 pub mod auth;
+pub mod cache;
 pub mod cli;
 pub mod config;
 pub mod data_dir;

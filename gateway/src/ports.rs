@@ -39,8 +39,9 @@ pub trait Inbound: Send {
     /// `Refusal::BodyTooLarge` over the limit, `Refusal::BodyCut` when the client went away or sent too slowly.
     fn read_body(&mut self, limit: usize) -> impl Future<Output = Result<Bytes, Refusal>> + Send;
 
-    /// Resolves when the client hangs up, or when we have to leave; to be asked once the body is read.
-    fn gone(&mut self) -> impl Future<Output = ()> + Send;
+    /// Resolves when the client hangs up, or when we have to leave, with what to say then; to be asked once the body is
+    /// read.
+    fn gone(&mut self) -> impl Future<Output = Refusal> + Send;
 }
 
 /// Counts what a running backend has produced so far.

@@ -296,11 +296,11 @@ impl Inbound for PingoraInbound<'_> {
         }
     }
 
-    async fn gone(&mut self) {
+    async fn gone(&mut self) -> Refusal {
         tokio::select! {
             // Resolves only when the client hangs up or resets: the body is read, and the guard keeps what comes after it.
-            _ = self.session.as_downstream_mut().read_body_or_idle(true) => {}
-            () = self.app.cut() => {}
+            _ = self.session.as_downstream_mut().read_body_or_idle(true) => Refusal::ClientGone,
+            () = self.app.cut() => Refusal::Draining,
         }
     }
 }

@@ -265,6 +265,13 @@ impl TestGateway {
         http::raw(self.data, bytes).expect("the gateway answers")
     }
 
+    /// Sends bytes and reads nothing.
+    pub fn open_unread(&self, bytes: &[u8]) -> std::net::TcpStream {
+        let mut stream = std::net::TcpStream::connect(self.data).expect("the gateway listens");
+        std::io::Write::write_all(&mut stream, bytes).expect("the gateway reads");
+        stream
+    }
+
     pub fn post(&self, body: &Value) -> Response {
         self.send(&self.chat_bytes(body, &[]))
     }

@@ -22,6 +22,8 @@ pub enum Script {
     Cut(Vec<u8>),
     /// Bytes, and then nothing, until the gate opens or the other side leaves.
     Hang(Vec<u8>),
+    /// An answer once the gate opens.
+    Gated(Vec<String>),
 }
 
 /// One call as it arrived.
@@ -180,6 +182,13 @@ fn serve(stream: TcpStream, connection: usize, shared: &(Mutex<State>, Condvar))
                 rustix::net::sockopt::set_socket_linger(&stream, Some(Duration::ZERO)).ok()?;
                 return None;
             }
+            Script::Gated(pieces) => {
+                if !hang(&stream, shared) {
+                    return None;
+                }
+                stream.set_read_timeout(None).ok()?;
+                answer(&mut out, &asked, &pieces).ok()?;
+            }
             Script::Hang(bytes) => {
                 out.write_all(&bytes).ok()?;
                 hang(&stream, shared);
@@ -192,8 +201,8 @@ fn serve(stream: TcpStream, connection: usize, shared: &(Mutex<State>, Condvar))
     }
 }
 
-/// Waits until released, or until the other side is gone.
-fn hang(stream: &TcpStream, shared: &(Mutex<State>, Condvar)) {
+/// Waits until released, or until the other side is gone: whether it is still there.
+fn hang(stream: &TcpStream, shared: &(Mutex<State>, Condvar)) -> bool {
     stream.set_read_timeout(Some(Duration::from_millis(5))).unwrap();
     loop {
         let mut byte = [0];
@@ -206,7 +215,7 @@ fn hang(stream: &TcpStream, shared: &(Mutex<State>, Condvar)) {
             state.left += 1;
         }
         if gone || state.open {
-            return;
+            return !gone;
         }
     }
 }

@@ -13,6 +13,7 @@ use crate::app::{App, Phase, Snapshot};
 use crate::auth::Auth;
 use crate::auth::api_key::{Pepper, generate};
 use crate::auth::store::OwnLimits;
+use crate::cache::Cache;
 use crate::config::{AccessLogTo, Config, Overrides};
 use crate::data_dir::{DataDir, Run, write_secret};
 use crate::dispatch::upstream::Upstreams;
@@ -110,6 +111,7 @@ pub fn build(
     let traces = config.gateway.traces.iter();
     let sinks = traces.map(|sink| Sink::start(sink, origin.clone(), &data_dir.traces(), metrics.clone()));
     let sinks = sinks.collect::<Result<Vec<_>, _>>()?;
+    let cache = Cache::new(config.gateway.cache_bytes_max, metrics.clone());
     let upstreams = Upstreams::default();
     let servers = upstreams.open(&config.upstreams)?;
     models.show(&loaded);
@@ -122,6 +124,7 @@ pub fn build(
         admission: Admission::new(ledger.clone(), clock.clone(), metrics.clone(), spent),
         observe: Arc::new(Observe::new(metrics.clone(), log, sinks)),
         metrics,
+        cache,
         models,
         upstreams,
         ledger,

@@ -27,6 +27,11 @@ impl Embedded {
         Embedded { model, metrics }
     }
 
+    /// A hash over the model's files.
+    pub fn digest(&self) -> &str {
+        self.model.digest()
+    }
+
     pub fn start(&self, running: Running, leg: &Leg, call: &Call<'_>) -> Result<Answer, Box<NotStarted>> {
         let measure = &leg.measure;
         let sequences = measure.prompts.iter().flat_map(|prompt| (0..call.request.n).map(move |k| (prompt, k)));

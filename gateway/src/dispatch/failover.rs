@@ -51,6 +51,8 @@ pub async fn send(
 ) -> Result<Answer, Refusal> {
     let Asked { caller, request, plan: Plan { first: mut leg, mut fallback } } = asked;
     let (mut role, mut has_retried) = (Role::Primary, false);
+    // Whoever waited for somebody else's answer has not waited for this one.
+    waits.again();
     loop {
         let attempt = note_began(exchange, role, &leg);
         waits.is_shared = !fallback.is_empty();
@@ -143,7 +145,7 @@ async fn first(chunks: &mut dyn Chunks, waits: &Waits, inbound: &mut impl Inboun
     tokio::select! {
         biased;
         chunk = next(chunks) => First::Chunk(chunk),
-        () = inbound.gone() => First::Gone,
+        _ = inbound.gone() => First::Gone,
         () = tokio::time::sleep_until(deadline.at.into()) => First::TimedOut(deadline.refusal()),
     }
 }

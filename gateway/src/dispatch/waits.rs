@@ -44,13 +44,18 @@ impl Waits {
         self.attempt_began = Instant::now();
     }
 
+    /// When there is no time for anything more.
+    pub fn end(&self) -> Instant {
+        self.began + self.limits.total
+    }
+
     /// Whether there is no time for anything more.
     pub fn is_over(&self) -> bool {
-        self.began.elapsed() >= self.limits.total
+        Instant::now() >= self.end()
     }
 
     pub fn deadline(&self) -> Deadline {
-        let total = Deadline { at: self.began + self.limits.total, what: "whole answer", limit: self.limits.total };
+        let total = Deadline { at: self.end(), what: "whole answer", limit: self.limits.total };
         // Idle time counts from here, where we wait for the model: a client that reads slowly is not its fault.
         let chunk = if self.has_begun {
             Deadline { at: Instant::now() + self.limits.idle, what: "next token", limit: self.limits.idle }

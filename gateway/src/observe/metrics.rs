@@ -67,6 +67,8 @@ pub struct Metrics {
     limit_decisions: IntCounterVec,
     reserved_tokens: IntGauge,
     reserved_usd: IntGauge,
+    cache_requests: IntCounterVec,
+    cache_bytes: IntGauge,
     rejections: IntCounterVec,
     panics: IntCounter,
     reloads: IntCounterVec,
@@ -229,6 +231,12 @@ impl Metrics {
             reserved_tokens: make
                 .gauge("gateway_reserved_tokens", "Tokens that token limits hold for requests under way")?,
             reserved_usd: make.gauge("gateway_reserved_usd", "US dollars that budgets hold for requests under way")?,
+            cache_requests: make.counters(
+                "gateway_cache_requests_total",
+                &["route", "kind", "result"],
+                "Requests that could be answered from a cache, by what was found",
+            )?,
+            cache_bytes: make.gauge("gateway_cache_bytes", "Answers in the cache")?,
             rejections: make.counters("gateway_rejections_total", &["reason"], "Requests refused, by error code")?,
             panics: make.counter("gateway_panics_total", "Requests that ended in a panic of our own code")?,
             reloads: make.counters("gateway_config_reloads_total", &["result"], "Configuration reloads")?,
@@ -412,6 +420,14 @@ impl Metrics {
     pub fn reserved(&self, tokens: i64, nano_usd: i64) {
         self.reserved_tokens.add(tokens);
         self.reserved_usd.add(nano_usd);
+    }
+
+    pub fn cache_request(&self, route: &str, result: &str) {
+        self.cache_requests.with_label_values(&[route, "exact", result]).inc();
+    }
+
+    pub fn cache_bytes(&self, bytes: u64) {
+        self.cache_bytes.set(bytes as i64);
     }
 
     pub fn rejection(&self, reason: &str) {

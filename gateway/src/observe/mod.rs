@@ -63,7 +63,11 @@ impl Observe {
         metrics.request(served, record.op, record.status_counted(), record.error_type, record.stream, record.cache);
         if let Some(receipt) = &record.receipt {
             metrics.settled(served, &record.tenant, receipt);
-            metrics.admitted(served, record.marks.closed, record.marks.first_token, record.time_per_output_token());
+            // What the cache answers says nothing of how fast a model is.
+            let is_made = !matches!(record.cache, "hit" | "coalesced");
+            let first_token = record.marks.first_token.filter(|_| is_made);
+            let per_output_token = record.time_per_output_token().filter(|_| is_made);
+            metrics.admitted(served, record.marks.closed, first_token, per_output_token);
         }
         if matches!(record.outcome, "refused" | "released") && !record.error_type.is_empty() {
             metrics.rejection(record.error_type);

@@ -27,6 +27,8 @@ pub struct Target {
     pub model: String,
     /// `glassgate`, or the upstream's name.
     pub provider: String,
+    /// Which weights, or which model of which server: what makes its answers its own.
+    pub identity: String,
     pub price: Price,
     pub costs: Costs,
     /// Tokens that one answer may have at the most.
