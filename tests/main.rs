@@ -23,6 +23,7 @@ mod limits;
 mod oracle;
 mod panics;
 mod readme;
+mod shadow;
 mod tidy;
 mod traces;
 mod upstreams;

@@ -24,12 +24,13 @@ use crate::observe::Observe;
 use crate::observe::metrics::Metrics;
 use crate::ports::Clock;
 use crate::routing::{Entry, Reads, Routing, Target};
+use crate::shadow::Shadows;
 
 /// A configuration with everything built that it describes.
 pub struct Snapshot {
     pub config: Config,
     pub routing: Routing,
-    pub backends: Backends,
+    pub backends: Arc<Backends>,
     /// Unix seconds since which it serves.
     pub since: i64,
 }
@@ -51,6 +52,7 @@ pub struct App {
     pub auth: Auth,
     pub admission: Admission,
     pub cache: Arc<Cache>,
+    pub shadows: Arc<Shadows>,
     pub observe: Arc<Observe>,
     pub metrics: Arc<Metrics>,
     pub models: Models,
@@ -223,7 +225,7 @@ impl Snapshot {
                 shadow: None,
             });
         }
-        Snapshot { routing, backends, since, config }
+        Snapshot { routing, backends: Arc::new(backends), since, config }
     }
 }
 

@@ -113,6 +113,8 @@ pub enum Child {
 /// Everything that is known of one request.
 #[derive(Clone, Debug)]
 pub struct Record {
+    /// A copy of a request, which nobody asked for: it has spans and a ledger row, and is no request.
+    pub is_shadow: bool,
     pub request_id: String,
     pub response_id: Option<String>,
     pub trace_id: TraceId,
@@ -200,10 +202,10 @@ impl Record {
         SpanId::from_bytes((own ^ (1 << 63) ^ number).to_be_bytes())
     }
 
-    /// The `traceparent` to send with an attempt, so that the upstream's spans hang below the attempt's span. The flag
+    /// The `traceparent` to send with an attempt, so that the upstream's spans hang below the attempt's own. The flag
     /// says sampled: whether a sink keeps this trace is known at its end, when it may have become an error.
-    pub fn traceparent(&self, attempt: u32) -> String {
-        format!("00-{}-{}-01", self.trace_id, self.child_id(Child::Attempt(attempt)))
+    pub fn traceparent(&self, child: Child) -> String {
+        format!("00-{}-{}-01", self.trace_id, self.child_id(child))
     }
 
     pub fn ended_ns(&self) -> i64 {
@@ -233,6 +235,7 @@ impl Exchange {
         let noise = Uuid::new_v4();
         let (trace, span) = (noise.as_bytes(), random.as_bytes());
         let record = Record {
+            is_shadow: false,
             request_id: random.simple().to_string(),
             response_id: None,
             trace_id: TraceId::from_bytes(*trace),
@@ -407,7 +410,7 @@ mod tests {
             assert!(ids.insert(record.child_id(child)));
         }
         for attempt in [0, 1, 2, 255, 256, u32::MAX] {
-            let told = TraceParent::parse(&record.traceparent(attempt)).unwrap();
+            let told = TraceParent::parse(&record.traceparent(Child::Attempt(attempt))).unwrap();
             assert_eq!(told.trace_id, record.trace_id);
             assert_eq!(told.parent, record.child_id(Child::Attempt(attempt)));
             assert!(ids.insert(told.parent), "every span has an id of its own");

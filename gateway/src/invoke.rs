@@ -3,6 +3,7 @@
 //! `answer` runs the stages in order; each returns the proof that the next one asks for. `settle` writes down what was
 //! used before any byte that says so leaves. `close` ends the record; a dropped `Exchange` closes itself.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use crate::accounting::core::{NanoUsd, Usage};
@@ -20,15 +21,18 @@ use crate::exchange::{Exchange, Record, TraceParent};
 use crate::ports::Inbound;
 use crate::refusal::Refusal;
 use crate::routing::{self, Plan, Route};
+use crate::shadow::{Mirror, Original};
 
 /// An answer under way, and what `relay` needs to write it.
 pub struct Reply {
     pub answer: Answer,
-    pub request: Request,
+    pub request: Arc<Request>,
     pub route: Route,
     pub door: Door,
     pub waits: Waits,
     pub cost_max: NanoUsd,
+    /// Dropped after the answer, it hands the shadow its copy.
+    pub mirror: Option<Mirror>,
 }
 
 /// From an accepted head to an answer under way.
@@ -53,7 +57,7 @@ pub async fn answer(
     require_json(inbound)?;
     let body = inbound.read_body(snapshot.config.gateway.body_bytes_max).await?;
     exchange.mark(|record, now| (record.bytes_in, record.marks.body_read) = (body.len() as u64, Some(now)));
-    let request = Request::parse(op, &body)?;
+    let request = Arc::new(Request::parse(op, &body)?);
     note_request(exchange, &request);
 
     let route = snapshot.routing.choose(&caller, &request, &inbound.head().headers)?;
@@ -65,7 +69,9 @@ pub async fn answer(
     // What a cache could have answered is a miss until it does.
     exchange.note(|record| record.cache = if key.is_some() { "miss" } else { "none" });
 
-    let ticket = app.admission.admit(&door, terms(exchange, &caller, &route, &plan), exchange.receipt())?;
+    let terms = terms(exchange, &caller, &route, &plan);
+    let row = route.shadow().map(|_| terms.row.clone());
+    let ticket = app.admission.admit(&door, terms, exchange.receipt())?;
     let cost_max = ticket.cost_max();
     exchange.mark(|record, now| record.marks.admitted = Some(now));
     let mut waits = Waits::begin(route.timeouts());
@@ -77,11 +83,13 @@ pub async fn answer(
             ticket.settle_hit(entry.usage, entry.source, how).map_err(|_| Refusal::LedgerFull)?;
             exchange.note(|record| record.cache = how);
             let answer = Answer { running: None, chunks: entry.replay() };
-            return Ok(Reply { answer, request, route, door, waits, cost_max: NanoUsd(0) });
+            // It was compared when it was made.
+            return Ok(Reply { answer, request, route, door, waits, cost_max: NanoUsd(0), mirror: None });
         }
         Find::Lead(flight) => Some(flight),
         Find::Alone => None,
     };
+    let mirror = row.and_then(|row| mirror(app, snapshot, &route, &request, &row, exchange));
     let asked = Asked { caller: &caller, request: &request, plan };
     let sent = failover::send(&snapshot.backends, ticket.start(), asked, &mut waits, inbound, exchange).await;
     let answer = match (sent, flight) {
@@ -94,7 +102,19 @@ pub async fn answer(
             sent?
         }
     };
-    Ok(Reply { answer, request, route, door, waits, cost_max })
+    Ok(Reply { answer, request, route, door, waits, cost_max, mirror })
+}
+
+fn mirror(
+    app: &App,
+    snapshot: &Snapshot,
+    route: &Route,
+    request: &Arc<Request>,
+    row: &Row,
+    exchange: &Exchange,
+) -> Option<Mirror> {
+    let original = exchange.record().map(|record| Original { trace_id: record.trace_id, span_id: record.span_id })?;
+    app.shadows.mirror(route, request, &snapshot.backends, row, original, exchange.receipt())
 }
 
 /// Whether the route's own target answers, and not a stand-in.

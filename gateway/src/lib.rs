@@ -35,3 +35,4 @@ pub mod refusal;
 pub mod relay;
 pub mod routing;
 pub mod server;
+pub mod shadow;

@@ -276,6 +276,11 @@ impl Refusal {
         )
     }
 
+    /// Whether others are being served in its place.
+    pub fn is_busy(&self) -> bool {
+        matches!(self, Refusal::EngineBusy { .. } | Refusal::UpstreamLimited { .. })
+    }
+
     /// Which request field is to blame.
     pub fn param(&self) -> Option<&str> {
         match self {

@@ -181,7 +181,7 @@ async fn whole(app: &App, session: &mut Session, exchange: &mut Exchange, reply:
 }
 
 async fn stream(app: &App, session: &mut Session, exchange: &mut Exchange, reply: Reply) -> Result<(), Stop> {
-    let Reply { answer: Answer { running, mut chunks }, request, route, door, mut waits, cost_max } = reply;
+    let Reply { answer: Answer { running, mut chunks }, request, route, door, mut waits, cost_max, .. } = reply;
     let gaps = {
         let Some(record) = exchange.record() else { return Err(Stop::Refused(Refusal::Internal)) };
         app.metrics.inter_token(Served { route: &record.route, model: &record.model, variant: &record.variant })

@@ -121,6 +121,7 @@ async fn drain(app: &App, leave: &watch::Sender<bool>, end: &mut Signals, why: S
         (gateway.pre_drain, gateway.drain)
     };
     app.phase.send_replace(Phase::Leaving);
+    app.shadows.stop();
     leave.send_replace(true);
     let in_flight = || app.metrics.requests_in_flight();
     tracing::info!(in_flight = in_flight(), "shutting down; a second signal ends it now");

@@ -17,14 +17,16 @@ use crate::cache::Cache;
 use crate::config::{AccessLogTo, Config, Overrides};
 use crate::data_dir::{DataDir, Run, write_secret};
 use crate::dispatch::upstream::Upstreams;
+use crate::exchange::Observer;
 use crate::models::Models;
-use crate::observe::Observe;
 use crate::observe::access_log::AccessLog;
 use crate::observe::metrics::Metrics;
 use crate::observe::spans::Origin;
 use crate::observe::traces::Sink;
+use crate::observe::{Observe, ObserveShadows};
 use crate::ports::{Clock, SystemClock};
 use crate::server;
+use crate::shadow::Shadows;
 
 pub(super) fn run(place: &Place, listen: Option<SocketAddr>, admin: Option<SocketAddr>) -> Outcome {
     let overrides = Overrides { data_dir: place.data_dir.clone(), listen, admin };
@@ -111,6 +113,9 @@ pub fn build(
     let traces = config.gateway.traces.iter();
     let sinks = traces.map(|sink| Sink::start(sink, origin.clone(), &data_dir.traces(), metrics.clone()));
     let sinks = sinks.collect::<Result<Vec<_>, _>>()?;
+    let observe = Arc::new(Observe::new(metrics.clone(), log, sinks));
+    let watching: Arc<dyn Observer> = Arc::new(ObserveShadows(observe.clone()));
+    let shadows = Shadows::new(config.gateway.shadow.clone(), ledger.clone(), watching, clock.clone(), metrics.clone());
     let cache = Cache::new(config.gateway.cache_bytes_max, metrics.clone());
     let upstreams = Upstreams::default();
     let servers = upstreams.open(&config.upstreams)?;
@@ -122,9 +127,10 @@ pub fn build(
         snapshot: ArcSwap::from_pointee(Snapshot::build(config, &loaded, &servers, since)),
         auth,
         admission: Admission::new(ledger.clone(), clock.clone(), metrics.clone(), spent),
-        observe: Arc::new(Observe::new(metrics.clone(), log, sinks)),
+        observe,
         metrics,
         cache,
+        shadows,
         models,
         upstreams,
         ledger,

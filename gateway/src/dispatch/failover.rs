@@ -10,7 +10,7 @@ use crate::answer::{Answer, Chunk, Chunks, End, Ended, next};
 use crate::api::openai::request::Request;
 use crate::auth::Caller;
 use crate::dispatch::waits::Waits;
-use crate::exchange::{Attempt, Exchange};
+use crate::exchange::{Attempt, Child, Exchange};
 use crate::ports::Inbound;
 use crate::refusal::Refusal;
 use crate::routing::{Leg, Plan};
@@ -60,7 +60,10 @@ pub async fn send(
             request,
             tenant: caller.tenant(),
             request_id: &exchange.record().map(|record| record.request_id.clone()).unwrap_or_default(),
-            traceparent: exchange.record().map(|record| record.traceparent(attempt)).unwrap_or_default(),
+            traceparent: exchange
+                .record()
+                .map(|record| record.traceparent(Child::Attempt(attempt)))
+                .unwrap_or_default(),
             urgency: Urgency::User,
             is_fresh: role == Role::Retry,
         };

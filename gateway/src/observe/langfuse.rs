@@ -32,6 +32,7 @@ pub fn trace(record: &Record, environment: Option<&str>) -> Vec<KeyValue> {
     let tags: Vec<StringValue> = [("route", route), ("variant", variant)]
         .into_iter()
         .filter_map(|(kind, name)| Some(format!("{kind}:{}", name?).into()))
+        .chain(record.is_shadow.then(|| "shadow".into()))
         .collect();
     add("langfuse.trace.tags", (!tags.is_empty()).then_some(Value::Array(Array::String(tags))));
     attributes

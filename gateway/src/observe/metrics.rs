@@ -69,6 +69,7 @@ pub struct Metrics {
     reserved_usd: IntGauge,
     cache_requests: IntCounterVec,
     cache_bytes: IntGauge,
+    shadows: IntCounterVec,
     rejections: IntCounterVec,
     panics: IntCounter,
     reloads: IntCounterVec,
@@ -237,6 +238,11 @@ impl Metrics {
                 "Requests that could be answered from a cache, by what was found",
             )?,
             cache_bytes: make.gauge("gateway_cache_bytes", "Answers in the cache")?,
+            shadows: make.counters(
+                "gateway_shadow_requests_total",
+                &["route", "variant", "outcome"],
+                "Copies of requests: eligible, of these sampled, and how each of those ended",
+            )?,
             rejections: make.counters("gateway_rejections_total", &["reason"], "Requests refused, by error code")?,
             panics: make.counter("gateway_panics_total", "Requests that ended in a panic of our own code")?,
             reloads: make.counters("gateway_config_reloads_total", &["result"], "Configuration reloads")?,
@@ -424,6 +430,10 @@ impl Metrics {
 
     pub fn cache_request(&self, route: &str, result: &str) {
         self.cache_requests.with_label_values(&[route, "exact", result]).inc();
+    }
+
+    pub fn shadow(&self, route: &str, variant: &str, outcome: &str) {
+        self.shadows.with_label_values(&[route, variant, outcome]).inc();
     }
 
     pub fn cache_bytes(&self, bytes: u64) {

@@ -93,6 +93,23 @@ impl Observe {
     }
 }
 
+/// Watches copies of requests: they cost tokens and have spans, and are no requests.
+pub struct ObserveShadows(pub Arc<Observe>);
+
+impl Observer for ObserveShadows {
+    fn opened(&self) {}
+
+    fn closed(&self, record: Record) {
+        let Some(receipt) = &record.receipt else { return };
+        let served = Served { route: &record.route, model: &record.model, variant: &record.variant };
+        self.0.metrics.settled(served, &record.tenant, receipt);
+        let record = Arc::new(record);
+        for sink in &self.0.traces {
+            sink.write(&record);
+        }
+    }
+}
+
 impl Observer for Observe {
     fn opened(&self) {
         self.metrics.in_flight(1);

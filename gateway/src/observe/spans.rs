@@ -37,7 +37,8 @@ impl Origin {
 
     /// The spans of one request.
     pub fn spans(&self, record: &Record) -> Vec<SpanData> {
-        let mut spans = vec![server_span(record)];
+        // A shadow is no request: its spans hang below those of the one that it copies.
+        let mut spans = if record.is_shadow { Vec::new() } else { vec![server_span(record)] };
         if is_inference(record) {
             let inference = inference_span(record);
             let parent = inference.span_context.span_id();
@@ -59,7 +60,7 @@ impl Origin {
 /// How many spans `spans` builds: who only counts them need not build them.
 pub fn count(record: &Record) -> u64 {
     let below = if is_inference(record) { 1 + told(record).len() + stages::phases(record).count() } else { 0 };
-    1 + below as u64
+    u64::from(!record.is_shadow) + below as u64
 }
 
 /// The attempts that have spans of their own. Where a model of ours was asked and nobody else, the inference says it all.
@@ -136,6 +137,7 @@ fn inference_span(record: &Record) -> SpanData {
     if let Some(receipt) = record.receipt {
         attributes.push(KeyValue::new("glassgate.cost_usd", receipt.billed.to_string()));
         attributes.push(KeyValue::new("glassgate.usage_source", receipt.usage_source.as_str()));
+        attributes.push(KeyValue::new("glassgate.role", receipt.role.as_str()));
     }
     let mut add =
         |name: &'static str, value: Option<Value>| attributes.extend(value.map(|value| KeyValue::new(name, value)));
@@ -173,7 +175,9 @@ fn inference_span(record: &Record) -> SpanData {
     attributes.extend(langfuse::generation(record));
     let kind = if record.provider == EMBEDDED { SpanKind::Internal } else { SpanKind::Client };
     let name = format!("{} {}", record.op, record.route);
-    let mut span = span(record, record.child_id(Child::Inference), record.span_id, name, kind, attributes);
+    // A shadow has no server span of its own to hang below.
+    let parent = record.parent_span_id.filter(|_| record.is_shadow).unwrap_or(record.span_id);
+    let mut span = span(record, record.child_id(Child::Inference), parent, name, kind, attributes);
     span.start_time = at(record, record.marks.admitted.unwrap_or_default());
     if record.outcome != "answered" {
         span.status = Status::error(record.error_type);
@@ -361,7 +365,7 @@ mod tests {
         let names: Vec<&str> = spans.iter().map(|span| &*span.name).collect();
         assert_eq!(names, [" unknown", "other assistant", "attempt m", "attempt m", "queue", "prefill", "decode"]);
         let id = |number: usize| spans[number].span_context.span_id();
-        assert!(record.traceparent(0).contains(&id(2).to_string()), "the header names the span");
+        assert!(record.traceparent(Child::Attempt(0)).contains(&id(2).to_string()), "the header names the span");
         assert_eq!(
             spans[1..].iter().map(|span| span.parent_span_id).collect::<Vec<_>>(),
             [id(0), id(1), id(1), id(3), id(3), id(3)]

@@ -3,7 +3,7 @@
 use crate::sampling::params::SamplingParams;
 use std::time::Instant;
 
-/// Who is served first when blocks are short. Nobody waits forever: see `engine::scheduler`.
+/// Who is served first when blocks are short. Nobody waits forever but shadows: see `engine::scheduler`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Class {
     Interactive,

@@ -7,6 +7,9 @@
 //! Order of admission: first whoever waits longer than its class should, oldest first; then by class; within a class
 //! the tenant that was served least. The first in this order that does not fit holds back the others: its blocks come
 //! free as running sequences end, so everybody's wait is bounded.
+//!
+//! Shadows are apart: nobody waits for their answer. One is admitted and computed only while no other sequence waits or
+//! runs, and gives up its place when somebody needs it, so that it delays others by the step that is under way.
 
 use super::request::Class;
 use crate::kv::block_pool::{BlockPool, Blocks};
@@ -42,6 +45,8 @@ pub(crate) struct Plan {
     /// Their deadline passed in the queue; they are forgotten.
     pub expired: Vec<SequenceId>,
     pub admitted: Vec<SequenceId>,
+    /// Shadows that made way; they are forgotten.
+    pub evicted: Vec<SequenceId>,
     /// Decoding sequences first.
     pub work: Vec<Work>,
 }
@@ -63,6 +68,7 @@ struct Waiting {
 
 struct Running {
     id: SequenceId,
+    class: Class,
     tenant: u64,
     tokens: usize,
     computed: usize,
@@ -82,13 +88,13 @@ const OUTPUT_WEIGHT: u64 = 2;
 /// Idle tenants remembered at most. Beyond it they are forgotten, and return as if they had had the least.
 const IDLE_TENANTS_MAX: usize = 4096;
 
-/// How long a class may be passed over.
-fn patience(class: Class) -> Duration {
-    Duration::from_secs(match class {
-        Class::Interactive => 10,
-        Class::Batch => 30,
-        Class::Shadow => 60,
-    })
+/// How long a class may be passed over; shadows for ever.
+fn patience(class: Class) -> Option<Duration> {
+    match class {
+        Class::Interactive => Some(Duration::from_secs(10)),
+        Class::Batch => Some(Duration::from_secs(30)),
+        Class::Shadow => None,
+    }
 }
 
 pub(crate) struct Scheduler {
@@ -118,22 +124,26 @@ impl Scheduler {
     /// Queues a request. The caller has made sure that it fits into the whole pool.
     pub fn submit(&mut self, id: SequenceId, ask: Ask) {
         self.raise_floor();
-        let tenant = self.tenants.entry(ask.tenant).or_default();
-        if tenant.active == 0 {
-            tenant.served = tenant.served.max(self.floor);
+        // Nobody asked for a shadow: it is not held against its tenant.
+        if ask.class != Class::Shadow {
+            let tenant = self.tenants.entry(ask.tenant).or_default();
+            if tenant.active == 0 {
+                tenant.served = tenant.served.max(self.floor);
+            }
+            tenant.active += 1;
         }
-        tenant.active += 1;
         self.waiting.push(Waiting { id, ask });
     }
 
     pub fn plan(&mut self, now: Instant) -> Plan {
         let mut plan = Plan { expired: self.expire(now), ..Plan::default() };
-        while let Some(id) = self.admit(now) {
+        while let Some(id) = self.admit(now, &mut plan.evicted) {
             plan.admitted.push(id);
         }
+        let is_busy = self.is_busy();
         let mut budget = self.limits.step_tokens;
         for decode in [true, false] {
-            for sequence in &self.running {
+            for sequence in self.running.iter().filter(|sequence| sequence.class != Class::Shadow || !is_busy) {
                 let missing = sequence.tokens - sequence.computed;
                 if (missing == 1) != decode {
                     continue;
@@ -158,20 +168,18 @@ impl Scheduler {
         let gone: Vec<Waiting> = self.waiting.extract_if(.., |waiting| late(waiting)).collect();
         gone.into_iter()
             .map(|waiting| {
-                self.leave(waiting.ask.tenant);
+                self.leave(waiting.ask.class, waiting.ask.tenant);
                 waiting.id
             })
             .collect()
     }
 
     /// Moves the next sequence from waiting to running, if there is one and there is room.
-    fn admit(&mut self, now: Instant) -> Option<SequenceId> {
-        if self.running.len() >= self.limits.running_max {
-            return None;
-        }
+    fn admit(&mut self, now: Instant, evicted: &mut Vec<SequenceId>) -> Option<SequenceId> {
         let order = |waiting: &Waiting| {
             let Ask { class, tenant, submitted, .. } = waiting.ask;
-            let overdue = now.saturating_duration_since(submitted) >= patience(class);
+            let waited = now.saturating_duration_since(submitted);
+            let overdue = patience(class).is_some_and(|patience| waited >= patience);
             let turn = if overdue { None } else { Some((class, self.tenants.get(&tenant).map_or(0, |t| t.served))) };
             // None sorts first.
             (turn, submitted, waiting.id)
@@ -179,21 +187,58 @@ impl Scheduler {
         let (at, _) = self.waiting.iter().enumerate().min_by_key(|(_, waiting)| order(waiting))?;
         let ask = self.waiting[at].ask;
         let need = (ask.prompt_tokens + ask.max_tokens).div_ceil(self.limits.block_tokens);
-        let blocks = self.pool.take(need)?;
+        if ask.class == Class::Shadow && self.is_busy() {
+            return None;
+        }
+        let blocks = loop {
+            let has_place = self.running.len() < self.limits.running_max;
+            if let Some(blocks) = has_place.then(|| self.pool.take(need)).flatten() {
+                break blocks;
+            }
+            if ask.class == Class::Shadow || !self.would_fit(need) {
+                return None;
+            }
+            // The youngest first: the least is lost.
+            let at = self.running.iter().rposition(|running| running.class == Class::Shadow)?;
+            let gone = self.running.remove(at);
+            self.pool.give_back(gone.blocks);
+            self.leave(gone.class, gone.tenant);
+            evicted.push(gone.id);
+        };
         let id = self.waiting.remove(at).id;
-        self.running.push(Running { id, tenant: ask.tenant, tokens: ask.prompt_tokens, computed: 0, blocks });
-        self.charge(ask.tenant, ask.prompt_tokens as u64);
+        self.running.push(Running {
+            id,
+            class: ask.class,
+            tenant: ask.tenant,
+            tokens: ask.prompt_tokens,
+            computed: 0,
+            blocks,
+        });
+        self.charge(ask.class, ask.tenant, ask.prompt_tokens as u64);
         Some(id)
+    }
+
+    /// Whether so many blocks and a place would be free without shadows.
+    fn would_fit(&self, need: usize) -> bool {
+        let others = self.running.iter().filter(|running| running.class != Class::Shadow);
+        let (count, held) =
+            others.fold((0, 0), |(count, held), running| (count + 1, held + running.blocks.numbers().len()));
+        count < self.limits.running_max && held + need <= self.pool.total() as usize
+    }
+
+    /// Whether anybody but shadows runs.
+    fn is_busy(&self) -> bool {
+        self.running.iter().any(|running| running.class != Class::Shadow)
     }
 
     /// The step with this work is done; `sampled`: it gave the sequence one more token.
     pub fn advance(&mut self, work: &Work, sampled: bool) {
         let Some(sequence) = self.running.iter_mut().find(|sequence| sequence.id == work.id) else { return };
         sequence.computed += work.count;
-        let tenant = sequence.tenant;
+        let (class, tenant) = (sequence.class, sequence.tenant);
         if sampled {
             sequence.tokens += 1;
-            self.charge(tenant, OUTPUT_WEIGHT);
+            self.charge(class, tenant, OUTPUT_WEIGHT);
         }
     }
 
@@ -209,10 +254,10 @@ impl Scheduler {
         if let Some(at) = self.running.iter().position(|sequence| sequence.id == id) {
             let gone = self.running.remove(at);
             self.pool.give_back(gone.blocks);
-            self.leave(gone.tenant);
+            self.leave(gone.class, gone.tenant);
         } else if let Some(at) = self.waiting.iter().position(|waiting| waiting.id == id) {
             let gone = self.waiting.remove(at);
-            self.leave(gone.ask.tenant);
+            self.leave(gone.ask.class, gone.ask.tenant);
         }
     }
 
@@ -237,8 +282,10 @@ impl Scheduler {
         self.pool.total()
     }
 
-    fn charge(&mut self, tenant: u64, tokens: u64) {
-        if let Some(tenant) = self.tenants.get_mut(&tenant) {
+    fn charge(&mut self, class: Class, tenant: u64, tokens: u64) {
+        if class != Class::Shadow
+            && let Some(tenant) = self.tenants.get_mut(&tenant)
+        {
             tenant.served += tokens;
         }
     }
@@ -248,9 +295,11 @@ impl Scheduler {
         self.floor = active.map(|tenant| tenant.served).min().unwrap_or(0).max(self.floor);
     }
 
-    fn leave(&mut self, tenant: u64) {
+    fn leave(&mut self, class: Class, tenant: u64) {
         self.raise_floor();
-        if let Some(tenant) = self.tenants.get_mut(&tenant) {
+        if class != Class::Shadow
+            && let Some(tenant) = self.tenants.get_mut(&tenant)
+        {
             tenant.active -= 1;
         }
         // Who has had no more than the floor would return at the floor anyway.

@@ -197,6 +197,9 @@ impl Stepper {
         for &id in &plan.expired {
             self.end(id, Ending::Failed(Failure::DeadlineExceeded));
         }
+        for &id in &plan.evicted {
+            self.end(id, Ending::Finished(FinishReason::Cancelled));
+        }
         for id in &plan.admitted {
             if let Some(sequence) = self.sequences.get_mut(id) {
                 sequence.admit(now);

@@ -56,6 +56,8 @@ pub struct Request {
     /// vLLM's extension: go on to the bound past the model's own end, for measurements.
     pub ignore_eos: bool,
     pub user: Option<String>,
+    /// Of the body as it came.
+    pub bytes: usize,
     /// Everything as it was sent: what upstreams get, and what the cache tells requests apart by.
     pub body: Map<String, Value>,
 }
@@ -156,6 +158,7 @@ impl Request {
             stop: stops(&fields)?,
             ignore_eos: fields.boolean("ignore_eos")?.unwrap_or(false),
             user,
+            bytes: body.len(),
             body: fields.0,
         })
     }

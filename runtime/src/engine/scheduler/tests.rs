@@ -60,6 +60,11 @@ impl Simulation {
             let (ask, _, computed) = self.alive.remove(id).expect("an expired sequence was alive");
             assert!(computed.is_none() && ask.deadline.is_some_and(|deadline| deadline <= self.now));
         }
+        for id in &plan.evicted {
+            let (ask, ..) = self.alive.remove(id).expect("an evicted sequence was alive");
+            assert_eq!(ask.class, Class::Shadow);
+            assert!(!plan.admitted.is_empty(), "evicted for nobody");
+        }
         for id in &plan.admitted {
             self.alive.get_mut(id).expect("an admitted sequence is alive").2 = Some(0);
         }
@@ -73,8 +78,16 @@ impl Simulation {
             assert_eq!(work.samples, work.first + work.count == tokens);
             budget = budget.checked_sub(work.count).expect("more tokens than the step's budget");
         }
-        let decoding =
-            self.alive.iter().filter(|(_, (_, tokens, computed))| computed.is_some_and(|c| c + 1 == *tokens));
+        let others =
+            |(ask, _, computed): &&(Ask, usize, Option<usize>)| ask.class != Class::Shadow && computed.is_some();
+        let is_busy = self.alive.values().filter(others).count() > 0;
+        for work in &plan.work {
+            let is_shadow = self.alive[&work.id].0.class == Class::Shadow;
+            assert!(!(is_shadow && is_busy), "a shadow shares a step with somebody who waits for an answer");
+        }
+        let decoding = self.alive.iter().filter(|(_, (ask, tokens, computed))| {
+            computed.is_some_and(|c| c + 1 == *tokens) && (ask.class != Class::Shadow || !is_busy)
+        });
         for (id, _) in decoding {
             assert!(seen.contains(id), "a decoding sequence was left out");
         }
@@ -110,7 +123,11 @@ impl Simulation {
         let mut steps = 0;
         while !self.alive.is_empty() {
             let plan = self.step();
-            assert!(!plan.work.is_empty() || !plan.expired.is_empty(), "deadlock with {} sequences", self.alive.len());
+            assert!(
+                !plan.work.is_empty() || !plan.expired.is_empty() || !plan.evicted.is_empty(),
+                "deadlock with {} sequences",
+                self.alive.len()
+            );
             steps += 1;
         }
         steps
@@ -232,11 +249,36 @@ fn tenants_are_served_alike() {
     assert!(a > 10_000);
 }
 
-/// Endless interactive work from ever new tenants, and still a shadow request is served once its patience is over.
+#[test]
+fn a_shadow_runs_only_when_nobody_else_does_and_makes_way_at_once() {
+    // Ten blocks: one shadow of 160 tokens takes five of them.
+    let mut simulation = Simulation::new(limits(64, 64, 4), 10);
+    let shadow = simulation.submit(60, 100, 0, Class::Shadow, None);
+    let plan = simulation.step();
+    assert_eq!((plan.admitted, plan.work.len()), (vec![shadow], 1));
+    // A user whose request fits beside it: the shadow waits, with what it has.
+    let user = simulation.submit(10, 3, 1, Class::Interactive, None);
+    for _ in 0..3 {
+        assert!(simulation.step().work.iter().all(|work| work.id == user));
+    }
+    assert!(simulation.step().work.iter().all(|work| work.id == shadow), "and goes on where it was");
+    // One who needs its blocks gets them in the very next step.
+    let large = simulation.submit(200, 50, 1, Class::Interactive, None);
+    let plan = simulation.step();
+    assert_eq!((plan.evicted, plan.admitted), (vec![shadow], vec![large]));
+    // While users are served, no shadow begins.
+    let next = simulation.submit(1, 1, 0, Class::Shadow, None);
+    while simulation.alive.contains_key(&large) {
+        assert!(!simulation.step().admitted.contains(&next));
+    }
+    assert!(simulation.step().admitted.contains(&next));
+}
+
+/// Endless interactive work from ever new tenants, and still a batch request is served once its patience is over.
 #[test]
 fn nobody_waits_for_ever() {
     let mut simulation = Simulation::new(limits(8, 8, 2), 20);
-    for class in CLASSES {
+    for class in [Class::Interactive, Class::Batch] {
         let patient = simulation.submit(30, 10, 0, class, None);
         let submitted = simulation.now;
         let mut tenant = 1;
@@ -250,7 +292,8 @@ fn nobody_waits_for_ever() {
             }
             simulation.now += Duration::from_millis(20);
             // After its patience only those who waited as long go before it, and each takes a bounded time.
-            assert!(simulation.now - submitted < super::patience(class) + Duration::from_secs(10), "{class:?}");
+            let patience = super::patience(class).unwrap();
+            assert!(simulation.now - submitted < patience + Duration::from_secs(10), "{class:?}");
         }
     }
 }
