@@ -1,12 +1,15 @@
 //! Remote servers: what they are asked, how their answers arrive, and every way in which they can fail.
 
+use std::io::{BufRead, BufReader, Read, Write};
 use std::net::TcpListener;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use serde_json::{Value, json};
 
 use crate::support::eventually;
-use crate::support::gateway::{Setup, TestGateway, remote};
+use crate::support::gateway::{Setup, TestGateway, append, remote};
 use crate::support::http::{self, Response};
 use crate::support::upstream::{
     PROMPT_TOKENS, Script, Upstream, delta, event, response, stream_head, stream_of, usage, words,
@@ -428,7 +431,7 @@ fn a_server_that_is_not_there_or_not_who_it_says_is_told_apart() {
     setup.add_upstream("plain", &format!("https://{}/v1", upstream.address), "tls-model");
     setup.add_upstream("nameless", "http://no-such-host.invalid/v1", "nameless-model");
     let routes = ["gone", "tls", "nameless"].map(|name| format!("\n[routes.{name}]\nsplit = {{ {name}-model = 1 }}\n"));
-    crate::support::gateway::append(&setup.path("routes.toml"), &routes.concat());
+    append(&setup.path("routes.toml"), &routes.concat());
     let gateway = setup.start();
     for (route, error) in
         [("gone", "upstream_unreachable"), ("tls", "upstream_tls"), ("nameless", "upstream_unreachable")]
@@ -439,6 +442,178 @@ fn a_server_that_is_not_there_or_not_who_it_says_is_told_apart() {
     }
     let rows = settled(&gateway, 3);
     assert!(rows.iter().all(|row| story(row).1 == "failed" && story(row).5 == 0));
+}
+
+/// A server of certain certificates that gives everybody the same whole answer.
+fn tls_server(certificate: &rcgen::CertifiedKey<rcgen::KeyPair>) -> std::net::SocketAddr {
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let key = certificate.signing_key.serialize_der().try_into().unwrap();
+    let tls = rustls::ServerConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .unwrap()
+        .with_no_client_auth()
+        .with_single_cert(vec![certificate.cert.der().clone()], key)
+        .unwrap();
+    let (tls, listener) = (Arc::new(tls), TcpListener::bind("127.0.0.1:0").unwrap());
+    let address = listener.local_addr().unwrap();
+    std::thread::spawn(move || {
+        for stream in listener.incoming().flatten() {
+            let session = rustls::ServerConnection::new(tls.clone()).unwrap();
+            let mut stream = BufReader::new(rustls::StreamOwned::new(session, stream));
+            let mut length = 0;
+            let mut line = String::new();
+            while stream.read_line(&mut line).is_ok_and(|read| read > 2) {
+                if let Some(value) = line.to_ascii_lowercase().strip_prefix("content-length: ") {
+                    length = value.trim().parse().unwrap();
+                }
+                line.clear();
+            }
+            if stream.read_exact(&mut vec![0; length]).is_ok() && length > 0 {
+                let body = json!({"choices": [{"index": 0, "message": {"role": "assistant", "content": "Safe."}, "finish_reason": "stop"}], "usage": usage(1)});
+                let _ = stream.get_mut().write_all(&response("200 OK", &[("connection", "close")], &body.to_string()));
+            }
+        }
+    });
+    address
+}
+
+#[test]
+fn an_upstream_is_reached_over_tls_if_its_certificate_is_trusted_and_names_it() {
+    let [good, other] =
+        ["localhost", "localhost"].map(|name| rcgen::generate_simple_self_signed(vec![name.to_owned()]).unwrap());
+    let misnamed = rcgen::generate_simple_self_signed(vec!["elsewhere".to_owned()]).unwrap();
+    for (certificate, trusted, status) in [(&good, &good, 200), (&good, &other, 502), (&misnamed, &misnamed, 502)] {
+        let address = tls_server(certificate);
+        let setup = Setup::shipped();
+        setup.add_upstream("safe", &format!("https://localhost:{}/v1", address.port()), "remote-model");
+        std::fs::write(setup.path("ca.pem"), trusted.cert.pem()).unwrap();
+        setup.replace("routes.toml", "connect_timeout = \"500ms\"", "connect_timeout = \"5s\"\nca = \"ca.pem\"");
+        append(&setup.path("routes.toml"), "\n[routes.remote]\nsplit = { remote-model = 1 }\n");
+        let gateway = setup.start();
+        let answer = gateway.post(&remote(json!({})));
+        assert_eq!(answer.status, status, "{}", String::from_utf8_lossy(&answer.body));
+        if status == 200 {
+            assert_eq!(answer.json()["choices"][0]["message"]["content"], "Safe.");
+        } else {
+            assert_eq!(code(&answer), (502, "upstream_tls".into()));
+        }
+    }
+}
+
+/// Speaks HTTP/2 without TLS; the first so many requests are refused unprocessed. Counts connections and requests.
+fn h2_server(refuse: usize) -> (std::net::SocketAddr, Arc<AtomicUsize>, Arc<AtomicUsize>) {
+    let (connections, requests) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)));
+    let (counted, asked) = (connections.clone(), requests.clone());
+    let (tell, told) = std::sync::mpsc::channel();
+    std::thread::spawn(move || {
+        tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap().block_on(async move {
+            let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+            tell.send(listener.local_addr().unwrap()).unwrap();
+            while let Ok((stream, _)) = listener.accept().await {
+                counted.fetch_add(1, Ordering::SeqCst);
+                let asked = asked.clone();
+                tokio::spawn(async move {
+                    let mut connection = h2::server::handshake(stream).await.unwrap();
+                    while let Some(Ok((request, mut respond))) = connection.accept().await {
+                        if asked.fetch_add(1, Ordering::SeqCst) < refuse {
+                            respond.send_reset(h2::Reason::REFUSED_STREAM);
+                            continue;
+                        }
+                        assert_eq!(request.uri().path(), "/v1/chat/completions");
+                        tokio::spawn(h2_answer(request.into_body(), respond));
+                    }
+                });
+            }
+        });
+    });
+    (told.recv().unwrap(), connections, requests)
+}
+
+async fn h2_answer(mut body: h2::RecvStream, mut respond: h2::server::SendResponse<bytes::Bytes>) {
+    let mut asked = Vec::new();
+    while let Some(Ok(data)) = body.data().await {
+        let _ = body.flow_control().release_capacity(data.len());
+        asked.extend_from_slice(&data);
+    }
+    let asked: Value = serde_json::from_slice(&asked).unwrap();
+    let (kind, answer) = if asked["stream"] == true {
+        let mut last = delta(json!({}), Some("stop"));
+        last["usage"] = usage(2);
+        let events = [delta(json!({"content": "Over "}), None), delta(json!({"content": "HTTP/2."}), None), last];
+        let mut bytes: Vec<u8> = events.iter().flat_map(event).collect();
+        bytes.extend(b"data: [DONE]\n\n");
+        ("text/event-stream", bytes)
+    } else {
+        let message = json!({"role": "assistant", "content": "Over HTTP/2."});
+        let body = json!({"choices": [{"index": 0, "message": message, "finish_reason": "stop"}], "usage": usage(2)});
+        ("application/json", body.to_string().into_bytes())
+    };
+    let head = ::http::Response::builder().header("content-type", kind).body(()).unwrap();
+    let mut out = respond.send_response(head, false).unwrap();
+    out.send_data(answer.into(), true).unwrap();
+}
+
+fn h2_gateway(address: std::net::SocketAddr) -> TestGateway {
+    let setup = Setup::shipped();
+    setup.add_upstream("two", &format!("http://{address}/v1"), "remote-model");
+    setup.replace("routes.toml", "connect_timeout = \"500ms\"", "connect_timeout = \"500ms\"\nhttp2 = true");
+    append(&setup.path("routes.toml"), "\n[routes.remote]\nsplit = { remote-model = 1 }\n");
+    setup.start()
+}
+
+#[test]
+fn an_upstream_that_speaks_http_2_serves_many_requests_on_one_connection() {
+    let (address, connections, requests) = h2_server(0);
+    let gateway = h2_gateway(address);
+    assert_eq!(gateway.post(&remote(json!({}))).json()["choices"][0]["message"]["content"], "Over HTTP/2.");
+    std::thread::scope(|scope| {
+        for _ in 0..8 {
+            scope.spawn(|| assert_eq!(text(&gateway.post(&remote(json!({"stream": true})))), "Over HTTP/2."));
+        }
+    });
+    let rows = settled(&gateway, 9);
+    assert!(rows.iter().all(|row| story(row).1 == "answered" && story(row).2 == "reported"), "{rows:?}");
+    assert_eq!((connections.load(Ordering::SeqCst), requests.load(Ordering::SeqCst)), (1, 9));
+}
+
+#[test]
+fn a_stream_that_http_2_refused_unprocessed_is_sent_once_more() {
+    let (address, _, requests) = h2_server(1);
+    let gateway = h2_gateway(address);
+    assert_eq!(gateway.post(&remote(json!({}))).status, 200);
+    let told: Vec<_> = settled(&gateway, 2).iter().map(|row| (story(row).0, story(row).1)).collect();
+    let expected = [("primary", "failed_over"), ("retry", "answered")].map(|(r, o)| (r.to_owned(), o.to_owned()));
+    assert_eq!((told, requests.load(Ordering::SeqCst)), (expected.to_vec(), 2));
+}
+
+#[test]
+fn who_leaves_before_an_upstream_fails_owes_nothing() {
+    let upstream = Upstream::start();
+    let gateway = Setup::upstream(&upstream, "").start();
+    upstream.always(Script::Hang(Vec::new()));
+    let client = gateway.open_unread(&gateway.chat_bytes(&remote(json!({})), &[]));
+    eventually("the call", || (upstream.calls() == 1).then_some(()));
+    drop(client);
+    // It closes without an answer.
+    upstream.release();
+    let row = &settled(&gateway, 1)[0];
+    assert_eq!((story(row).1.as_str(), story(row).5), ("failed", 0), "{row}");
+}
+
+#[test]
+fn usage_of_images_is_believed_where_text_alone_would_not_be() {
+    let upstream = Upstream::start();
+    let gateway = Setup::upstream(&upstream, "").start();
+    let message = json!({"role": "assistant", "content": "A cat."});
+    let usage = json!({"prompt_tokens": 25_000, "completion_tokens": 3});
+    let body = json!({"choices": [{"index": 0, "message": message, "finish_reason": "stop"}], "usage": usage});
+    let image = json!([{"type": "text", "text": "What is this?"}, {"type": "image_url", "image_url": {"url": "https://images.invalid/cat.png"}}]);
+    for (content, source) in [(image, "reported"), (json!("What is this?"), "estimated")] {
+        upstream.plays(Script::Raw(response("200 OK", &[], &body.to_string())));
+        let mut request = remote(json!({}));
+        request["messages"][0]["content"] = content;
+        assert_eq!(gateway.post(&request).json()["glassgate"]["usage_source"], source);
+    }
 }
 
 #[test]

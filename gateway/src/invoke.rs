@@ -75,7 +75,7 @@ pub async fn answer(
     let cost_max = ticket.cost_max();
     exchange.mark(|record, now| record.marks.admitted = Some(now));
     let mut waits = Waits::begin(route.timeouts());
-    let found = app.cache.find(key, &route, waits.end(), inbound).await?;
+    let found = app.cache.find(key, &route, inbound).await?;
     exchange.mark(|record, now| record.marks.looked_up = key.map(|_| now));
     let flight = match found {
         Find::Hit { entry, how } => {
@@ -141,7 +141,8 @@ pub fn settle(
     // Who only ever gets an error does not pay for it; tokens that were delivered are owed.
     let owed = delivered || matches!(outcome, Outcome::Answered | Outcome::Aborted);
     let usage = if owed { end.usage } else { Usage::default() };
-    let compute = end.engine.filter(|_| owed).map_or(Duration::ZERO, |engine| engine.compute);
+    // Our device worked, whoever pays.
+    let compute = end.engine.map_or(Duration::ZERO, |engine| engine.compute);
     exchange.mark(|record, now| {
         record.marks.settling = Some(now);
         record.engine = end.engine;

@@ -33,6 +33,8 @@ pub const WRITE_STALL: Duration = Duration::from_secs(30);
 const WIND_DOWN: Duration = Duration::from_secs(10);
 /// … and when we have to leave.
 const LAST_WORDS: Duration = Duration::from_secs(1);
+/// A whole answer leaves in slices of this size.
+const SLICE_BYTES: usize = 64 << 10;
 /// Chunks that are there at once leave in writes of about this size.
 const WRITE_BYTES_MAX: usize = 8 << 10;
 
@@ -113,7 +115,13 @@ async fn wind_down(
         Ok(end) => {
             // It may have finished while the client left: then the whole answer was produced, and is owed.
             let finished = outcome == Outcome::Aborted && matches!(end.how, Ended::Finished(_));
-            let outcome = if finished { Outcome::Answered } else { outcome };
+            // What failed before anybody got anything of it is owed by nobody, also when they did not stay to hear of it.
+            let failed = !delivered && matches!(end.how, Ended::Failed(_) | Ended::Stale);
+            let outcome = match (finished, failed) {
+                (true, _) => Outcome::Answered,
+                (false, true) => Outcome::Failed,
+                (false, false) => outcome,
+            };
             let _ = invoke::settle(exchange, running, &end, Some(outcome), delivered);
         }
         // A backend that does not even stop is settled by the count we have.
@@ -176,7 +184,12 @@ async fn whole(app: &App, session: &mut Session, exchange: &mut Exchange, reply:
     exchange
         .mark(|record, now| (record.status, record.marks.sent, record.bytes_out) = (200, Some(now), body.len() as u64));
     session.write_response_header(Box::new(response), false).await?;
-    session.write_response_body(Some(body.into()), true).await?;
+    // The limit on a write is for a client that takes nothing, not for a large answer that it takes slowly.
+    let mut body = Bytes::from(body);
+    while body.len() > SLICE_BYTES {
+        session.write_response_body(Some(body.split_to(SLICE_BYTES)), false).await?;
+    }
+    session.write_response_body(Some(body), true).await?;
     Ok(())
 }
 

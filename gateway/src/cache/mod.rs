@@ -15,6 +15,7 @@ use moka::Expiry;
 use crate::accounting::core::Usage;
 use crate::accounting::row::UsageSource;
 use crate::answer::{Chunk, Chunks, End, Ended, Finish, Part};
+use crate::config::Timeouts;
 use crate::observe::metrics::Metrics;
 use crate::ports::Inbound;
 use crate::refusal::Refusal;
@@ -77,18 +78,19 @@ impl Cache {
         Arc::new(Cache { entries, flights: Flights::default(), entry_bytes_max, metrics })
     }
 
-    /// Looks the request up, and waits for somebody else's answer to it until `deadline`.
+    /// Looks the request up, and waits for somebody else's answer to it as long as a model would be waited for.
     ///
     /// # Errors
-    /// `ClientGone`, `Draining` and `TimedOut`, while waiting.
+    /// `ClientGone` and `Draining`, while waiting.
     pub async fn find(
         self: &Arc<Self>,
         key: Option<Key>,
         route: &Route,
-        deadline: Instant,
         inbound: &mut impl Inbound,
     ) -> Result<Find, Refusal> {
         let (Some(key), Some(rule)) = (key, route.cache()) else { return Ok(Find::Alone) };
+        let Timeouts { first_token, idle, .. } = route.timeouts();
+        let patience = Instant::now() + first_token + idle;
         let found = loop {
             if let Some(entry) = self.entries.get(&key) {
                 break Find::Hit { entry, how: "hit" };
@@ -100,9 +102,8 @@ impl Cache {
             let landed = tokio::select! {
                 landed = landing.wait() => landed,
                 why = inbound.gone() => return Err(why),
-                () = tokio::time::sleep_until(deadline.into()) => {
-                    return Err(Refusal::TimedOut { what: "whole answer", limit: route.timeouts().total });
-                }
+                // It comes no faster than its leader reads it, who may be slow.
+                () = tokio::time::sleep_until(patience.into()) => break Find::Alone,
             };
             match landed {
                 Landing::Landed(entry) => break Find::Hit { entry, how: "coalesced" },

@@ -119,6 +119,7 @@ async fn try_leg(
             exchange.mark(|record, now| {
                 if let Some(attempt) = record.attempts.last_mut() {
                     attempt.first_byte = Some(now);
+                    attempt.status = attempt.server.is_some().then_some(200);
                 }
             });
             return Ok(Answer { running, chunks: Box::new(Begun { first: Some(chunk), rest: chunks }) });
@@ -197,6 +198,11 @@ fn note_failed(exchange: &mut Exchange, failed: &Failed) {
         if let Some(attempt) = record.attempts.last_mut() {
             attempt.ended = now;
             attempt.outcome = failed.outcome.as_str();
+            attempt.status = match &failed.refusal {
+                Refusal::UpstreamRejected { status, .. } => Some(*status),
+                Refusal::UpstreamLimited { .. } => Some(429),
+                _ => None,
+            };
             attempt.error_type = if failed.is_stale { "stale_connection" } else { failed.refusal.describe().code };
         }
     });

@@ -1,7 +1,7 @@
 //! A thread that writes, behind a queue that never makes anybody wait: full, it hands the item back to be counted.
 
 use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 
@@ -41,8 +41,14 @@ impl<T: Send + 'static> Writer<T> {
 
     /// Writes what is queued and ends, or gives up on a sink that is stuck.
     pub fn shut_down(&self) {
-        if self.queue.send(None).is_ok() {
-            let _ = self.ended.lock().recv_timeout(PATIENCE);
+        let deadline = Instant::now() + PATIENCE;
+        // A full queue whose sink is stuck takes nothing more, not even this.
+        while let Err(TrySendError::Full(_)) = self.queue.try_send(None) {
+            if Instant::now() >= deadline {
+                return;
+            }
+            std::thread::sleep(Duration::from_millis(5));
         }
+        let _ = self.ended.lock().recv_timeout(deadline.saturating_duration_since(Instant::now()));
     }
 }

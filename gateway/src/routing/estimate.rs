@@ -9,6 +9,9 @@ const ASCII_BYTES_PER_TOKEN: u64 = 3;
 const TOKENS_PER_MESSAGE: u64 = 8;
 /// An image, or another part that is no text, at an ordinary resolution.
 const TOKENS_PER_PART: u64 = 1_500;
+/// Large images, files and recordings have been seen with tens of thousands.
+const TOKENS_PER_PART_MAX: u64 = 1 << 17;
+const TEMPLATE_TOKENS_MAX: u64 = 4_096;
 /// The fields that become part of the prompt.
 const READ: [&str; 5] = ["messages", "prompt", "tools", "functions", "response_format"];
 
@@ -23,14 +26,33 @@ fn value(value: &Value) -> u64 {
     match value {
         Value::String(text) => text_tokens(text),
         Value::Array(items) => items.iter().map(self::value).sum(),
-        Value::Object(fields) => match fields.get("type").and_then(Value::as_str) {
-            // A URL says nothing of an image's size.
-            Some("image_url" | "input_audio" | "file" | "video_url") => TOKENS_PER_PART,
-            _ => fields.iter().map(|(key, value)| text_tokens(key) + self::value(value)).sum(),
-        },
+        // An address says nothing of an image's size.
+        Value::Object(fields) if is_part(fields) => TOKENS_PER_PART,
+        Value::Object(fields) => fields.iter().map(|(key, value)| text_tokens(key) + self::value(value)).sum(),
         // Token ids of a text completion are one each.
         _ => 1,
     }
+}
+
+/// The most tokens that an upstream can credibly have read: a byte is a token at the least, a template adds some, and an
+/// image, a file or a recording has more to it than its address.
+pub fn prompt_tokens_max(body: &Map<String, Value>, bytes: usize) -> u64 {
+    let parts: u64 = READ.iter().filter_map(|field| body.get(*field)).map(parts).sum();
+    (bytes as u64).saturating_add(TEMPLATE_TOKENS_MAX).saturating_add(parts.saturating_mul(TOKENS_PER_PART_MAX))
+}
+
+fn parts(value: &Value) -> u64 {
+    match value {
+        Value::Array(items) => items.iter().map(parts).sum(),
+        Value::Object(fields) if is_part(fields) => 1,
+        Value::Object(fields) => fields.values().map(parts).sum(),
+        _ => 0,
+    }
+}
+
+/// Whether it is a part of a message that is no text.
+fn is_part(fields: &Map<String, Value>) -> bool {
+    matches!(fields.get("type").and_then(Value::as_str), Some("image_url" | "input_audio" | "file" | "video_url"))
 }
 
 /// Tokens of one text.

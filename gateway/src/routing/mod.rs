@@ -90,6 +90,8 @@ pub struct Measure {
     pub input: u64,
     /// Answers: prompts × `n`.
     pub choices: u32,
+    /// Answers that are made to choose from them (`best_of`).
+    pub made: u32,
     /// Tokens that each of them may have.
     pub output_max: u64,
 }
@@ -97,7 +99,7 @@ pub struct Measure {
 impl Measure {
     /// The most that the request can use.
     pub fn reservation(&self) -> Usage {
-        Usage::tokens(self.input, self.output_max.saturating_mul(u64::from(self.choices)))
+        Usage::tokens(self.input, self.output_max.saturating_mul(u64::from(self.made)))
     }
 }
 
@@ -334,7 +336,8 @@ pub async fn measure(target: &Arc<Target>, request: &Request) -> Result<Leg, Ref
         }
         Reads::Elsewhere { context } => {
             let input = estimate::prompt_tokens(&request.body);
-            (Vec::new(), input, context.map_or(0, |context| input.min(context.saturating_sub(1))), *context)
+            // What is sent as a bound must not be smaller than what fits: there, the estimate leans the other way.
+            (Vec::new(), input, context.map_or(0, |context| (input / 2).min(context.saturating_sub(1))), *context)
         }
         Reads::Never => return Err(Refusal::ModelUnavailable { model: target.variant.clone() }),
     };
@@ -360,8 +363,9 @@ pub async fn measure(target: &Arc<Target>, request: &Request) -> Result<Leg, Ref
         None if room == 0 => return Err(over(None)),
         None => room.min(target.output_max),
     };
-    let choices = request.n.saturating_mul(request.prompt_count());
-    Ok(Leg { target: target.clone(), measure: Measure { prompts, input, choices, output_max } })
+    let count = request.prompt_count();
+    let (choices, made) = (request.n.saturating_mul(count), request.n.max(request.best_of).saturating_mul(count));
+    Ok(Leg { target: target.clone(), measure: Measure { prompts, input, choices, made, output_max } })
 }
 
 /// Tokenises; long prompts beside the proxy's threads.

@@ -51,6 +51,8 @@ pub struct Request {
     pub max_tokens: Option<u64>,
     /// Independent answers to each prompt.
     pub n: u32,
+    /// Answers that an upstream makes to choose `n` of.
+    pub best_of: u32,
     pub sampling: Sampling,
     pub stop: Vec<String>,
     /// vLLM's extension: go on to the bound past the model's own end, for measurements.
@@ -145,6 +147,7 @@ impl Request {
             include_usage: include_usage(&fields, stream)?,
             max_tokens: max_tokens.map(|tokens| tokens as u64),
             n: fields.integer("n", 1..=N_MAX)?.unwrap_or(1) as u32,
+            best_of: fields.integer("best_of", 1..=N_MAX)?.unwrap_or(1) as u32,
             sampling: Sampling {
                 temperature: fields.number("temperature", 0.0..=2.0)?,
                 top_p: fields.number("top_p", 0.0..=1.0)?,

@@ -3,7 +3,7 @@
 use std::borrow::Cow;
 
 use serde::Deserialize;
-use serde_json::value::RawValue;
+use serde_json::value::{RawValue, to_raw_value};
 use serde_json::{Map, Value, json};
 
 use super::request::{Op, Request};
@@ -100,7 +100,7 @@ pub fn read(json: &[u8]) -> Result<Said, String> {
     let mut said = Said { usage: wire.usage, error: wire.error, ..Said::default() };
     for choice in wire.choices.into_iter().flatten() {
         let index = choice.index.unwrap_or(0);
-        let logprobs = choice.logprobs.filter(|raw| raw.get() != "null").map(ToOwned::to_owned);
+        let logprobs = choice.logprobs.filter(|raw| raw.get() != "null").map(one_line);
         let piece = match (choice.delta, choice.message, choice.text) {
             (Some(delta), _, _) => delta_piece(delta),
             (None, Some(message), _) => Some(message_piece(message)),
@@ -109,7 +109,9 @@ pub fn read(json: &[u8]) -> Result<Said, String> {
         // Log probabilities may come without text, and must not be lost.
         let piece = piece.or_else(|| logprobs.is_some().then(|| Piece::Text(String::new())));
         said.parts.extend(piece.map(|piece| Part { index, piece, logprobs }));
-        said.finishes.extend(choice.finish_reason.map(|word| (index, Finish::parse(&word))));
+        // Some servers say `""` where others say null.
+        let word = choice.finish_reason.filter(|word| !word.is_empty());
+        said.finishes.extend(word.map(|word| (index, Finish::parse(&word))));
     }
     Ok(said)
 }
@@ -124,7 +126,7 @@ fn delta_piece(delta: &RawValue) -> Option<Piece> {
             "role" => {}
             _ if is_empty(&value) => {}
             "content" if value.is_string() => text = Some(value),
-            _ => return Some(Piece::Delta(delta.to_owned())),
+            _ => return Some(Piece::Delta(one_line(delta))),
         }
     }
     match text {
@@ -138,8 +140,17 @@ fn message_piece(message: &RawValue) -> Piece {
     match delta_piece(message) {
         Some(Piece::Text(text)) => Piece::Text(text),
         None => Piece::Text(String::new()),
-        Some(_) => Piece::Message(message.to_owned()),
+        Some(_) => Piece::Message(one_line(message)),
     }
+}
+
+/// As it came, but on one line: an event of ours ends with the line.
+fn one_line(raw: &RawValue) -> Box<RawValue> {
+    if !raw.get().contains(['\n', '\r']) {
+        return raw.to_owned();
+    }
+    let value: Value = serde_json::from_str(raw.get()).unwrap_or_default();
+    to_raw_value(&value).unwrap_or_else(|_| raw.to_owned())
 }
 
 /// A usage object as disjoint buckets, if it can be true: whole numbers, parts within their wholes, no more output than

@@ -13,12 +13,11 @@ use std::time::Duration;
 use bytes::{Bytes, BytesMut};
 use parking_lot::Mutex;
 use pingora_core::protocols::http::client::HttpSession;
-use pingora_core::upstreams::peer::HttpPeer;
-use pingora_core::{Error, ErrorType};
+use pingora_core::{Error, ErrorType, RetryType};
 use pingora_http::{RequestHeader, ResponseHeader};
 use serde_json::Value;
 
-use super::{IDLE, Server};
+use super::Server;
 use crate::accounting::core::Usage;
 use crate::accounting::row::UsageSource;
 use crate::answer::{Chunk, Chunks, End, Ended, Finish, Part, Piece};
@@ -51,6 +50,7 @@ pub struct Ask {
     pub choices: u32,
     /// The most that it may use: what an upstream reports beyond that is not believed.
     pub reservation: Usage,
+    pub input_max: u64,
     pub body: Bytes,
 }
 
@@ -141,11 +141,12 @@ struct Progress<'a> {
     usage: Option<Value>,
     parts: u64,
     text_tokens: u64,
+    bytes: usize,
 }
 
 impl<'a> Progress<'a> {
     fn new(ask: &'a Ask, shared: &'a Shared) -> Self {
-        Progress { ask, shared, finishes: BTreeMap::new(), usage: None, parts: 0, text_tokens: 0 }
+        Progress { ask, shared, finishes: BTreeMap::new(), usage: None, parts: 0, text_tokens: 0, bytes: 0 }
     }
 
     /// Takes in what was said; the error, if it was one.
@@ -158,6 +159,11 @@ impl<'a> Progress<'a> {
                 return Err("it answers a choice that nobody asked for".into());
             }
             self.parts += 1;
+            self.bytes += part.bytes();
+            // Who did not ask for a stream gathers all of it.
+            if !self.ask.is_stream && self.bytes > DOCUMENT_BYTES_MAX {
+                return Err("its answer is too long".into());
+            }
             self.text_tokens += part_tokens(&part);
             // A token an event is the rule; where events are larger, their text says more.
             let produced = self.parts.max(self.text_tokens).min(self.ask.reservation.output);
@@ -167,7 +173,7 @@ impl<'a> Progress<'a> {
             }
         }
         for (index, finish) in said.finishes {
-            self.finishes.entry(index).or_insert(finish);
+            self.finishes.insert(index, finish);
         }
         if said.usage.as_ref().is_some_and(|usage| !usage.is_null()) {
             self.usage = said.usage;
@@ -180,20 +186,20 @@ impl<'a> Progress<'a> {
     }
 
     fn end(self, how: Ended) -> End {
-        let reserved = self.ask.reservation;
-        // A template adds tokens that are not in the body, and an image has more than its address.
-        let input_max = (self.ask.body.len() as u64).max(reserved.input.saturating_mul(8)).saturating_add(1_024);
+        let (reserved, input_max) = (self.ask.reservation, self.ask.input_max);
         let reported = self.usage.as_ref().and_then(|usage| upstream::credible(usage, input_max, reserved.output));
         if reported.is_none() && matches!(how, Ended::Finished(_)) {
-            tracing::warn!(reported = ?self.usage, "an upstream reports no usage that can be true; it is estimated");
+            let is_missing = self.usage.is_none();
+            tracing::warn!(is_missing, "an upstream reports no usage that can be true; it is estimated");
         }
         let (usage, source) = match reported {
             Some(usage) => (usage, UsageSource::Reported),
             None => (Usage::tokens(reserved.input, self.shared.produced()), UsageSource::Estimated),
         };
-        let how = match self.shared.is_cancelled.load(Ordering::Relaxed) {
-            true => Ended::Cancelled,
-            false => how,
+        // A failure is one, whoever is still listening.
+        let how = match how {
+            Ended::Finished(_) if self.shared.is_cancelled.load(Ordering::Relaxed) => Ended::Cancelled,
+            how => how,
         };
         End { how, usage, source, engine: None }
     }
@@ -212,50 +218,42 @@ fn part_tokens(part: &Part) -> u64 {
 
 async fn converse(server: Arc<Server>, ask: Ask, shared: Arc<Shared>) {
     let say = |end: End| shared.queue.lock().push_back(Chunk::End(end));
-    let failed = |ended: Ended| say(Progress::new(&ask, &shared).end(ended));
-    let peer = match server.peer(ask.is_fresh).await {
-        Ok(peer) => peer,
-        Err(error) => {
-            tracing::warn!(upstream = server.config.name, %error, "an upstream's name cannot be resolved");
-            return failed(Ended::Failed(Refusal::UpstreamUnreachable));
-        }
+    // Who never began to answer has used nothing.
+    let failed = |how: Ended| {
+        say(End { how, usage: Usage::default(), source: UsageSource::Estimated, engine: None });
     };
-    let (mut session, is_reused) = match server.connector.get_http_session(&peer).await {
-        Ok(session) => session,
-        Err(error) => return failed(Ended::Failed(not_connected(&server, &error))),
+    let mut connection = match server.connect(ask.is_fresh).await {
+        Ok(connection) => connection,
+        Err(refusal) => return failed(Ended::Failed(refusal)),
     };
-    if let Err(error) = send(&mut session, &server, &ask).await {
+    let is_reused = connection.is_reused;
+    let session = &mut connection.session;
+    if let Err(error) = send(session, &server, &ask).await {
         return failed(not_answered(&server, &error, is_reused));
     }
-    let head = match read_head(&mut session).await {
+    let head = match read_head(session).await {
         Ok(head) => head,
         Err(error) => return failed(not_answered(&server, &error, is_reused)),
     };
     if head.status.as_u16() != 200 {
-        let body = read_all(&mut session, ERROR_BYTES_MAX).await.unwrap_or_default();
+        let body = read_all(session, ERROR_BYTES_MAX).await.unwrap_or_default();
         failed(Ended::Failed(refused(&server, &head, &body)));
-        return release(&server, session, &peer).await;
+        return server.release(connection).await;
     }
     let is_stream =
         head.headers.get("content-type").is_some_and(|kind| kind.as_bytes().starts_with(b"text/event-stream"));
     if !is_stream {
-        let end = read_document(&mut session, &server, &ask, &shared).await;
-        release(&server, session, &peer).await;
+        let end = read_document(session, &server, &ask, &shared).await;
+        server.release(connection).await;
         return say(end);
     }
-    let end = read_stream(&mut session, &server, &ask, &shared).await;
+    let end = read_stream(session, &server, &ask, &shared).await;
     let is_sound = matches!(end.how, Ended::Finished(_) | Ended::Cancelled);
     say(end);
     if is_sound {
         // The end of the framing is still to come; only after it another request may follow.
         while let Ok(Some(_)) = session.read_response_body().await {}
-        release(&server, session, &peer).await;
-    }
-}
-
-async fn release(server: &Server, mut session: HttpSession, peer: &HttpPeer) {
-    if session.response_done() {
-        server.connector.release_http_session(session, peer, Some(IDLE)).await;
+        server.release(connection).await;
     }
 }
 
@@ -369,23 +367,14 @@ fn broken(server: &Server, why: &str) -> Ended {
     Ended::Failed(Refusal::UpstreamFailed)
 }
 
-fn not_connected(server: &Server, error: &Error) -> Refusal {
-    tracing::warn!(upstream = server.config.name, %error, "an upstream cannot be reached");
-    match error.etype() {
-        ErrorType::ConnectTimedout | ErrorType::TLSHandshakeTimedout => {
-            Refusal::TimedOut { what: "connection", limit: server.config.connect }
-        }
-        ErrorType::TLSHandshakeFailure | ErrorType::InvalidCert | ErrorType::HandshakeError => Refusal::UpstreamTls,
-        _ => Refusal::UpstreamUnreachable,
-    }
-}
-
 /// The connection broke before the answer began. A pooled one may have been closed before it took the request.
 fn not_answered(server: &Server, error: &Error, is_reused: bool) -> Ended {
     tracing::warn!(upstream = server.config.name, %error, is_reused, "an upstream broke the connection off");
     let has_closed =
         matches!(error.etype(), ErrorType::ConnectionClosed | ErrorType::ReadError | ErrorType::WriteError);
-    match is_reused && has_closed {
+    // HTTP/2 says so where it has not processed a request (REFUSED_STREAM, GOAWAY).
+    let is_unprocessed = matches!(error.retry, RetryType::Decided(true));
+    match is_unprocessed || (is_reused && has_closed) {
         true => Ended::Stale,
         false => Ended::Failed(Refusal::UpstreamFailed),
     }
@@ -394,8 +383,8 @@ fn not_answered(server: &Server, error: &Error, is_reused: bool) -> Ended {
 fn refused(server: &Server, head: &ResponseHeader, body: &[u8]) -> Refusal {
     let status = head.status.as_u16();
     let (message, param, _) = upstream::error(body);
-    let message: String = message.unwrap_or_default().chars().take(MESSAGE_CHARS_MAX).collect();
-    let message = server.redact(&message);
+    let cut = |text: &str| server.redact(text).chars().take(MESSAGE_CHARS_MAX).collect::<String>();
+    let (message, param) = (cut(&message.unwrap_or_default()), param.map(|param| cut(&param)));
     tracing::warn!(upstream = server.config.name, status, message, "an upstream said no");
     match status {
         401 | 403 => Refusal::UpstreamAuth,

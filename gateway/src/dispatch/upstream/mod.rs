@@ -4,16 +4,20 @@ mod addresses;
 mod conversation;
 
 use std::collections::{BTreeMap, HashMap};
+use std::net::SocketAddr;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use parking_lot::Mutex;
 use pingora_core::connectors::ConnectorOptions;
 use pingora_core::connectors::http::Connector;
+use pingora_core::protocols::http::client::HttpSession;
 use pingora_core::protocols::l4::ext::TcpKeepalive;
 use pingora_core::upstreams::peer::HttpPeer;
+use pingora_core::{Error, ErrorType};
 
 use crate::accounting::settlement::Running;
 use crate::answer::Answer;
@@ -21,7 +25,7 @@ use crate::api::openai::upstream;
 use crate::config::UpstreamConfig;
 use crate::dispatch::{Call, NotStarted};
 use crate::refusal::Refusal;
-use crate::routing::Leg;
+use crate::routing::{Leg, estimate};
 use addresses::Addresses;
 use conversation::{Ask, Stream};
 
@@ -33,6 +37,8 @@ const IDLE: Duration = Duration::from_secs(50);
 const WRITE_STALL: Duration = Duration::from_secs(30);
 /// Streams on one HTTP/2 connection.
 const H2_STREAMS_MAX: usize = 100;
+/// How often a connection that is waited on is asked whether it lives.
+const H2_PING: Duration = Duration::from_secs(10);
 /// How long a server is left alone at the most, whatever its `retry-after` says.
 const COOL_DOWN_MAX: Duration = Duration::from_secs(60);
 
@@ -98,23 +104,55 @@ impl Server {
         *self.cooling.lock() = Some(Instant::now() + wait.min(COOL_DOWN_MAX));
     }
 
-    /// Where to connect, and how. A fresh connection has a pool of its own, so that none is found in it.
-    async fn peer(&self, is_fresh: bool) -> std::io::Result<HttpPeer> {
-        let address = self.addresses.pick().await?;
+    /// Connects, to the first of the server's addresses that can be reached in time.
+    async fn connect(&self, is_fresh: bool) -> Result<Connection, Refusal> {
+        let name = &self.config.name;
+        let addresses = match self.addresses.in_turn().await {
+            Ok(addresses) => addresses,
+            Err(error) => {
+                tracing::warn!(upstream = name, %error, "an upstream's name cannot be resolved");
+                return Err(Refusal::UpstreamUnreachable);
+            }
+        };
+        let began = Instant::now();
+        let mut refusal = Refusal::UpstreamUnreachable;
+        for address in addresses {
+            let left = self.config.connect.saturating_sub(began.elapsed());
+            if left.is_zero() {
+                break;
+            }
+            let peer = self.peer(address, left, is_fresh);
+            match self.connector.get_http_session(&peer).await {
+                Ok((session, is_reused)) => return Ok(Connection { session, peer, is_reused }),
+                Err(error) => {
+                    tracing::warn!(upstream = name, %address, %error, "an upstream cannot be reached");
+                    self.addresses.avoid(address);
+                    refusal = not_connected(&error, self.config.connect);
+                }
+            }
+        }
+        Err(refusal)
+    }
+
+    /// How to connect. A fresh connection has a pool of its own, so that none is found in it.
+    fn peer(&self, address: SocketAddr, within: Duration, is_fresh: bool) -> HttpPeer {
+        static FRESH: AtomicU64 = AtomicU64::new(1);
         let mut peer = HttpPeer::new(address, self.config.tls, self.config.host.clone());
-        peer.group_key = u64::from(is_fresh);
+        peer.group_key = if is_fresh { FRESH.fetch_add(1, Ordering::Relaxed) } else { 0 };
         let options = &mut peer.options;
-        options.connection_timeout = Some(self.config.connect);
-        options.total_connection_timeout = Some(self.config.connect);
+        options.connection_timeout = Some(within);
+        options.total_connection_timeout = Some(within);
         options.write_timeout = Some(WRITE_STALL);
         options.idle_timeout = Some(IDLE);
         options.max_h2_streams = H2_STREAMS_MAX;
+        // Many streams share a connection: that it is dead must be found out by somebody other than each of them.
+        options.h2_ping_interval = Some(H2_PING);
         options.tcp_keepalive = Some(TcpKeepalive {
             idle: Duration::from_secs(60),
             interval: Duration::from_secs(5),
             count: 5,
             #[cfg(target_os = "linux")]
-            user_timeout: Duration::ZERO,
+            user_timeout: WRITE_STALL,
         });
         match (self.config.http2, self.config.tls) {
             (true, true) => options.set_http_version(2, 1),
@@ -122,7 +160,19 @@ impl Server {
             (true, false) => options.set_http_version(2, 2),
             (false, _) => options.set_http_version(1, 1),
         }
-        Ok(peer)
+        peer
+    }
+
+    /// Keeps a connection for the next request, if it may carry one.
+    async fn release(&self, connection: Connection) {
+        let Connection { mut session, mut peer, .. } = connection;
+        if session.response_done() {
+            if matches!(session, HttpSession::H1(_)) {
+                // It was fresh; now it is one of them.
+                peer.group_key = 0;
+            }
+            self.connector.release_http_session(session, &peer, Some(IDLE)).await;
+        }
     }
 
     /// What upstreams say may end up in logs and answers; our key must not.
@@ -132,6 +182,21 @@ impl Server {
             None => text.to_owned(),
         }
     }
+}
+
+fn not_connected(error: &Error, limit: Duration) -> Refusal {
+    match error.etype() {
+        ErrorType::ConnectTimedout | ErrorType::TLSHandshakeTimedout => Refusal::TimedOut { what: "connection", limit },
+        ErrorType::TLSHandshakeFailure | ErrorType::InvalidCert | ErrorType::HandshakeError => Refusal::UpstreamTls,
+        _ => Refusal::UpstreamUnreachable,
+    }
+}
+
+/// A connection that one request has.
+struct Connection {
+    session: HttpSession,
+    peer: HttpPeer,
+    is_reused: bool,
 }
 
 /// A model on a server.
@@ -161,6 +226,7 @@ impl UpstreamModel {
             request_id: call.request_id.to_owned(),
             traceparent: call.traceparent.clone(),
             choices: leg.measure.choices,
+            input_max: estimate::prompt_tokens_max(&call.request.body, body.len()),
             reservation: leg.measure.reservation(),
             body,
         };
