@@ -12,6 +12,7 @@ mod answers;
 mod bad_input;
 mod cache;
 mod clients;
+mod completions;
 mod config;
 mod drain;
 mod endings;

@@ -274,10 +274,11 @@ impl Held {
     }
 
     fn end(&mut self, tokens: u64, billed: NanoUsd) {
+        let watch = &self.key.watch;
+        let now = watch.now();
         let Some(reservation) = self.reservation.take() else { return };
         let (held, cost_max) = (reservation.tokens(), reservation.cost_max());
-        let watch = &self.key.watch;
-        self.key.state.lock().account.settle(watch.now(), reservation, tokens, billed);
+        self.key.state.lock().account.settle(now, reservation, tokens, billed);
         watch.metrics.reserved(-signed(held), -signed(cost_max.0));
     }
 }
