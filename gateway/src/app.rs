@@ -16,9 +16,10 @@ use crate::admission::Admission;
 use crate::auth::Auth;
 use crate::cache::Cache;
 use crate::config::problem::Problems;
-use crate::config::{Config, EMBEDDED, ModelConfig, ModelSource, Overrides, RouteConfig, Timeouts, Unit};
+use crate::config::{Config, ModelConfig, ModelSource, Overrides, RouteConfig, Timeouts, Unit};
 use crate::dispatch::upstream::{Servers, UpstreamModel, Upstreams};
 use crate::dispatch::{Backend, Backends};
+use crate::exchange::EMBEDDED;
 use crate::models::{Loaded, Models};
 use crate::observe::Observe;
 use crate::observe::metrics::Metrics;
@@ -119,6 +120,11 @@ impl App {
             (
                 "models.threads, models.kv_cache or models.queue_max",
                 config.gateway.engine != current.config.gateway.engine,
+            ),
+            (
+                "cache or shadow",
+                config.gateway.cache_bytes_max != current.config.gateway.cache_bytes_max
+                    || config.gateway.shadow != current.config.gateway.shadow,
             ),
             (
                 "telemetry",

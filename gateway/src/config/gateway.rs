@@ -1,0 +1,252 @@
+//! `gateway.toml`: how the process runs.
+
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use super::reader::{At, Section};
+use super::traces::{self, TraceSink};
+use crate::accounting::core::NanoUsd;
+
+#[derive(Clone, Debug)]
+pub struct GatewayConfig {
+    pub data: SocketAddr,
+    pub admin: SocketAddr,
+    pub threads: usize,
+    pub body_bytes_max: usize,
+    pub listen: ListenConfig,
+    /// How long after SIGTERM new requests are still served.
+    pub pre_drain: Duration,
+    /// How long after that running ones may finish.
+    pub drain: Duration,
+    pub data_dir: PathBuf,
+    pub wal_bytes_max: u64,
+    pub model_roots: Vec<PathBuf>,
+    pub engine: EngineConfig,
+    pub limits: Limits,
+    pub cache_bytes_max: u64,
+    pub shadow: ShadowConfig,
+    pub access_log: AccessLogTo,
+    /// `production`, `staging`, …: where these requests happen.
+    pub environment: Option<String>,
+    pub traces: Vec<TraceSink>,
+}
+
+/// What one key may do. A key may have limits of its own instead.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Limits {
+    pub requests_per_minute: u32,
+    pub tokens_per_minute: u32,
+    /// Requests at a time.
+    pub concurrency: u32,
+    /// What it may spend on a UTC day.
+    pub per_day: NanoUsd,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Limits {
+            requests_per_minute: 600,
+            tokens_per_minute: 200_000,
+            concurrency: 64,
+            per_day: NanoUsd(5_000_000_000),
+        }
+    }
+}
+
+/// Whom the data listener lets in, and how they speak.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ListenConfig {
+    /// HTTP/2 with prior knowledge, beside HTTP/1.
+    pub http2: bool,
+    /// `None`: a share of the files that the process may open.
+    pub connections_max: Option<usize>,
+    /// `None`: half of the above.
+    pub connections_per_ip: Option<usize>,
+    /// From a head's first byte to its last.
+    pub head_timeout: Duration,
+}
+
+impl Default for ListenConfig {
+    fn default() -> Self {
+        ListenConfig {
+            http2: false,
+            connections_max: None,
+            connections_per_ip: None,
+            head_timeout: Duration::from_secs(10),
+        }
+    }
+}
+
+/// No limit is above these, in files and in the key store.
+pub const REQUESTS_PER_MINUTE_MAX: u32 = 1_000_000;
+pub const TOKENS_PER_MINUTE_MAX: u32 = 1_000_000_000;
+pub const CONCURRENCY_MAX: u32 = 10_000;
+
+/// What the embedded runtime may take.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct EngineConfig {
+    pub threads: usize,
+    /// KV cache of each model.
+    pub kv_bytes: u64,
+    pub waiting_max: usize,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum AccessLogTo {
+    Stdout,
+    Off,
+}
+
+/// How many copies may run and wait.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ShadowConfig {
+    pub concurrency: usize,
+    pub queue_max: usize,
+}
+
+pub(super) fn gateway(root: Section<'_, '_>, folder: &Path) -> (GatewayConfig, PathBuf, PathBuf) {
+    let beside =
+        |name: Option<At<String>>, default: &str| folder.join(name.map_or(default.to_owned(), |name| name.value));
+    let routes = beside(root.string("routes"), "routes.toml");
+    let prices = beside(root.string("prices"), "prices.toml");
+    let mut config = GatewayConfig {
+        data: SocketAddr::from(([127, 0, 0, 1], 8080)),
+        admin: SocketAddr::from(([127, 0, 0, 1], 8081)),
+        threads: 1,
+        body_bytes_max: 4 << 20,
+        listen: ListenConfig::default(),
+        pre_drain: Duration::from_secs(5),
+        drain: Duration::from_secs(30),
+        data_dir: folder.join("../data"),
+        wal_bytes_max: 64 << 20,
+        model_roots: vec![folder.join("../models")],
+        engine: EngineConfig { threads: spare_cores(), kv_bytes: 32 << 20, waiting_max: 256 },
+        limits: Limits::default(),
+        cache_bytes_max: 64 << 20,
+        shadow: ShadowConfig { concurrency: 4, queue_max: 256 },
+        access_log: AccessLogTo::Stdout,
+        environment: None,
+        traces: Vec::new(),
+    };
+    if let Some(listen) = root.section("listen") {
+        let address = |key| {
+            let text = listen.string(key)?;
+            let parsed = text.value.parse().ok();
+            if parsed.is_none() {
+                listen.problem_at(
+                    text.at,
+                    format!(
+                        "`listen.{key}` must be an address and port such as \"127.0.0.1:8080\", not \"{}\"",
+                        text.value
+                    ),
+                );
+            }
+            parsed
+        };
+        config.data = address("data").unwrap_or(config.data);
+        config.admin = address("admin").unwrap_or(config.admin);
+        config.threads = listen.integer("threads", 1..=256).map_or(config.threads, |n| n as usize);
+        config.body_bytes_max = listen.bytes("body_max", 1 << 10).map_or(config.body_bytes_max, |n| n as usize);
+        config.listen = listening(&listen);
+        config.pre_drain = listen.duration_or_none("pre_drain").unwrap_or(config.pre_drain);
+        config.drain = listen.duration_or_none("drain").unwrap_or(config.drain);
+        listen.finish();
+    }
+    if let Some(storage) = root.section("storage") {
+        config.data_dir = storage.string("data_dir").map_or(config.data_dir, |text| folder.join(text.value));
+        // Only one kind of durability exists so far; the key is here so that a file can say which it counts on.
+        storage.word("durability", &["process"]);
+        config.wal_bytes_max = storage.bytes("wal_max", 2 << 10).map_or(config.wal_bytes_max, |n| n);
+        storage.finish();
+    }
+    if let Some(models) = root.section("models") {
+        if let Some(roots) = models.strings("roots") {
+            config.model_roots = roots.iter().map(|root| folder.join(&root.value)).collect();
+        }
+        models.word("device", &["auto", "cpu"]);
+        config.engine.threads = models.integer("threads", 1..=256).map_or(config.engine.threads, |n| n as usize);
+        config.engine.kv_bytes = models.bytes("kv_cache", 1 << 20).unwrap_or(config.engine.kv_bytes);
+        config.engine.waiting_max =
+            models.integer("queue_max", 1..=100_000).map_or(config.engine.waiting_max, |n| n as usize);
+        models.finish();
+    }
+    if let Some(section) = root.section("limits") {
+        config.limits = limits(section);
+    }
+    if let Some(cache) = root.section("cache") {
+        config.cache_bytes_max = cache.bytes("max", 1 << 10).unwrap_or(config.cache_bytes_max);
+        cache.finish();
+    }
+    if let Some(shadow) = root.section("shadow") {
+        let concurrency = shadow.integer("concurrency", 1..=1_000);
+        config.shadow.concurrency = concurrency.map_or(config.shadow.concurrency, |n| n as usize);
+        let queue_max = shadow.integer("queue_max", 1..=100_000);
+        config.shadow.queue_max = queue_max.map_or(config.shadow.queue_max, |n| n as usize);
+        shadow.finish();
+    }
+    if let Some(telemetry) = root.section("telemetry") {
+        config.access_log = match telemetry.word("access_log", &["stdout", "off"]) {
+            Some("off") => AccessLogTo::Off,
+            _ => AccessLogTo::Stdout,
+        };
+        config.environment = environment(&telemetry);
+        config.traces = traces::traces(&telemetry);
+        telemetry.finish();
+    }
+    root.finish();
+    (config, routes, prices)
+}
+
+fn limits(section: Section<'_, '_>) -> Limits {
+    let default = Limits::default();
+    let number = |key, max: u32, default| section.integer(key, 1..=u64::from(max)).map_or(default, |n| n as u32);
+    let limits = Limits {
+        requests_per_minute: number("requests_per_minute", REQUESTS_PER_MINUTE_MAX, default.requests_per_minute),
+        tokens_per_minute: number("tokens_per_minute", TOKENS_PER_MINUTE_MAX, default.tokens_per_minute),
+        concurrency: number("concurrency", CONCURRENCY_MAX, default.concurrency),
+        per_day: section.number("usd_per_day").map_or(default.per_day, |usd| {
+            NanoUsd::from_usd(usd.value).unwrap_or_else(|why| {
+                section.problem_at(usd.at, format!("`limits.usd_per_day` {why}"));
+                default.per_day
+            })
+        }),
+    };
+    section.finish();
+    limits
+}
+
+/// A name that every backend takes: Langfuse silently puts others under "default".
+fn environment(telemetry: &Section<'_, '_>) -> Option<String> {
+    let name = telemetry.string("environment")?;
+    let fine = (1..=40).contains(&name.value.len())
+        && name.value.bytes().all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit() || b"-_".contains(&byte))
+        && !name.value.starts_with("langfuse");
+    if !fine {
+        telemetry.problem_at(
+            name.at,
+            "`telemetry.environment` must be at most 40 of a-z, 0-9, '-' and '_', and not begin with \"langfuse\"",
+        );
+    }
+    Some(name.value)
+}
+
+fn listening(section: &Section<'_, '_>) -> ListenConfig {
+    let default = ListenConfig::default();
+    let connections = |key| section.integer(key, 1..=1_000_000).map(|n| n as usize);
+    let (most, per_ip) = (connections("connections_max"), connections("connections_per_ip"));
+    if most.zip(per_ip).is_some_and(|(most, per_ip)| per_ip > most) {
+        section.problem("`listen.connections_per_ip` is larger than `listen.connections_max`, so it limits nothing");
+    }
+    ListenConfig {
+        http2: section.boolean("http2").unwrap_or(default.http2),
+        connections_max: most,
+        connections_per_ip: per_ip,
+        head_timeout: section.duration("head_timeout").unwrap_or(default.head_timeout),
+    }
+}
+
+/// One core is left to the proxy, where there are two.
+fn spare_cores() -> usize {
+    std::thread::available_parallelism().map_or(1, |cores| cores.get().saturating_sub(1).max(1))
+}
