@@ -1,6 +1,6 @@
 //! What the README shows, works.
 
-use crate::support::gateway::{Setup, TestGateway, chat};
+use crate::support::gateway::{Setup, TestGateway, append, chat};
 use crate::support::{eventually, root};
 
 #[test]
@@ -29,6 +29,18 @@ fn every_command_that_the_readme_shows_works() {
         .unwrap();
     let answer = String::from_utf8(output.stdout).unwrap();
     assert!(answer.contains("Glassgate") && answer.trim_end().ends_with("data: [DONE]"), "{answer}");
+}
+
+#[test]
+fn the_remote_server_that_the_readme_shows_is_one_that_a_gateway_takes() {
+    let readme = std::fs::read_to_string(root().join("README.md")).unwrap();
+    let shown = readme.split("```toml\n").nth(2).expect("an upstream").split("```").next().unwrap();
+    let setup = Setup::shipped();
+    append(&setup.path("routes.toml"), &format!("\n{shown}"));
+    assert!(!setup.run(&["check"]).status.success(), "the key is not in the environment");
+    setup.env("OPENAI_API_KEY", "sk-1");
+    let output = setup.run(&["check"]);
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
 }
 
 #[test]
