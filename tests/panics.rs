@@ -17,7 +17,8 @@ use pingora_core::protocols::l4::stream::Stream;
 use pingora_core::server::configuration::ServerConf;
 use serde_json::json;
 
-use crate::support::gateway::{Setup, chat_with, metric};
+use crate::support::gateway::{Setup, append, chat_with, metric};
+use crate::support::upstream::Upstream;
 use crate::support::{eventually, http};
 
 /// Counts looks at the clock and panics at one of them, once.
@@ -42,7 +43,11 @@ impl Clock for Fused {
 
 #[test]
 fn a_panic_at_any_moment_leaves_one_record_one_right_row_and_a_gateway_that_serves() {
-    let setup = Setup::shipped();
+    let upstream = Upstream::start();
+    let setup = Setup::upstream(&upstream, "");
+    setup.add_upstream("gone", "http://127.0.0.1:1/v1", "gone-model");
+    let stands_in = "\n[routes.stands-in]\nsplit = { gone-model = 1 }\nfallback = [\"glimmer-2\"]\n";
+    append(&setup.path("routes.toml"), stands_in);
     setup.replace("gateway.toml", "access_log = \"stdout\"", "access_log = \"off\"");
     let made = setup.run(&["keys", "create", "tester"]);
     let key = String::from_utf8(made.stdout).unwrap().trim().to_owned();
@@ -66,8 +71,9 @@ fn a_panic_at_any_moment_leaves_one_record_one_right_row_and_a_gateway_that_serv
         }
     });
 
-    let ask = |stream: bool| {
-        let body = chat_with("Hello!", json!({"max_tokens": 12, "ignore_eos": true, "stream": stream}));
+    let ask = |route: &str, stream: bool| {
+        let mut body = chat_with("Hello!", json!({"max_tokens": 12, "ignore_eos": true, "stream": stream}));
+        body["model"] = route.into();
         let bytes =
             http::post("/v1/chat/completions", Some(&key), &[("connection", "close")], body.to_string().as_bytes());
         http::raw(address, &bytes).map(http::Open::finish)
@@ -87,10 +93,12 @@ fn a_panic_at_any_moment_leaves_one_record_one_right_row_and_a_gateway_that_serv
     };
 
     let (mut panics, mut requests) = (0, 0);
-    for stream in [false, true] {
+    for (route, stream) in
+        ["assistant", "remote", "stands-in"].into_iter().flat_map(|route| [(route, false), (route, true)])
+    {
         // As many looks as a whole answer takes; the first is before there is a request.
         clock.looks.store(0, Ordering::SeqCst);
-        assert!(ask(stream).unwrap().complete);
+        assert!(ask(route, stream).unwrap().complete);
         requests += 1;
         quiet();
         let looks = clock.looks.load(Ordering::SeqCst);
@@ -99,28 +107,37 @@ fn a_panic_at_any_moment_leaves_one_record_one_right_row_and_a_gateway_that_serv
             clock.looks.store(0, Ordering::SeqCst);
             clock.panic_at.store(look, Ordering::SeqCst);
             // A panic closes the connection, at whatever point; what the client then reads is not the question here.
-            let _ = ask(stream);
+            let _ = ask(route, stream);
             requests += 1;
             let text = quiet();
             // Answers come in slightly varying chunks: the last looks are not always reached.
             panics += u64::from(clock.looks.load(Ordering::SeqCst) >= look);
             clock.panic_at.store(0, Ordering::SeqCst);
-            assert_eq!(metric(&text, "gateway_requests_total", &[]), f64::from(requests), "look {look}: one record");
-            assert_eq!(metric(&text, "gateway_panics_total", &[]), panics as f64, "look {look}");
+            assert_eq!(
+                metric(&text, "gateway_requests_total", &[]),
+                f64::from(requests),
+                "{route}, look {look}: one record"
+            );
+            assert_eq!(metric(&text, "gateway_panics_total", &[]), panics as f64, "{route}, look {look}");
+            for held in ["gateway_reserved_tokens", "gateway_reserved_usd"] {
+                assert_eq!(metric(&text, held, &[]), 0.0, "{route}, look {look}: nothing is held");
+            }
         }
     }
-    assert!(ask(true).unwrap().complete, "the gateway still serves");
+    assert!(ask("assistant", true).unwrap().complete, "the gateway still serves");
     let text = quiet();
     app.ledger.shut_down();
 
     let db = rusqlite::Connection::open(data_dir.ledger()).unwrap();
     let one = |sql: &str| db.query_row(sql, [], |row| row.get::<_, i64>(0)).unwrap();
-    assert_eq!(one("SELECT COUNT(*) FROM ledger"), one("SELECT COUNT(DISTINCT request_id) FROM ledger"));
+    let ends = "SELECT COUNT(*) FROM ledger WHERE outcome != 'failed_over'";
+    assert_eq!(one(ends), one("SELECT COUNT(DISTINCT request_id) FROM ledger"));
+    assert_eq!(one("SELECT SUM(billed_nano_usd) FROM ledger WHERE outcome = 'failed_over'"), 0);
     let panicked = one("SELECT COUNT(*) FROM ledger WHERE outcome = 'panicked'");
     assert!(panicked > 5, "only {panicked} rows ended in the panic: it came too early to show anything");
     assert_eq!(
         metric(&text, "gateway_tokens_total", &[]) as i64,
-        one("SELECT SUM(input_tokens + output_tokens) FROM ledger")
+        one("SELECT SUM(input_tokens + cache_read_tokens + output_tokens + reasoning_tokens) FROM ledger")
     );
     println!("{panics} panics, {panicked} of them after admission");
 }

@@ -31,6 +31,12 @@ for chunk in stream:
 check("a stream has the same text and usage", "".join(pieces) == whole.choices[0].message.content)
 check("usage comes once, at the end", usage.total_tokens == whole.usage.total_tokens)
 
+several = client.chat.completions.create(model="assistant", messages=question, n=3, max_tokens=4, temperature=1.2, seed=3)
+check("several answers come in order", [choice.index for choice in several.choices] == [0, 1, 2])
+
+text = client.completions.create(model="assistant", prompt=["Count: 1 2", "Red"], max_tokens=4, temperature=0)
+check("a text completion answers each prompt", len(text.choices) == 2 and text.usage.completion_tokens > 0)
+
 try:
     client.chat.completions.create(model="gpt-5", messages=question)
 except openai.NotFoundError as error:
