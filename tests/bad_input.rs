@@ -25,6 +25,7 @@ fn every_kind_of_bad_request_has_its_status_and_code() {
     };
     let cases: Vec<(Vec<u8>, u16, &str)> = vec![
         (post("{\"model\": "), 400, "invalid_json"),
+        (post("{\"model\": \"a\", \"model\": \"b\"}"), 400, "invalid_json"),
         (post(&"[".repeat(5000)), 400, "invalid_json"),
         (post(&chat_with("x", json!({"model": "gpt-5"})).to_string()), 404, "model_not_found"),
         (post(&chat_with("x", json!({"model": "glimmer-1"})).to_string()), 404, "model_not_found"),

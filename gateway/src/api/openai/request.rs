@@ -443,6 +443,10 @@ mod tests {
     #[test]
     fn broken_json_is_refused_with_its_position() {
         assert!(matches!(refusal("{\"model\": \"a\",\n  oops}"), Refusal::BadJson { line: 2, column: 3, .. }));
+        for twice in [r#"{"model":"a","model":"b"}"#, r#"{"a":[{"x":1,"x":1}]}"#, r#"{"model":"a","\u006dodel":"b"}"#] {
+            assert!(matches!(refusal(twice), Refusal::BadJson { why, .. } if why.contains("comes twice")), "{twice}");
+        }
+        assert!(matches!(refusal("{} {}"), Refusal::BadJson { .. }));
     }
 
     proptest! {
