@@ -173,6 +173,41 @@ fn shadows_of_our_own_make_way_for_users() {
 }
 
 #[test]
+fn a_stand_ins_answer_is_the_primarys_failure_and_is_not_compared_with_itself() {
+    let upstream = Upstream::start();
+    let second = Upstream::start();
+    let setup = Setup::upstream(&upstream, "fallback = [\"glimmer-2\"]\nshadow = { variant = \"second\" }");
+    setup.add_upstream("other", &second.url(), "second");
+    let own = "\n[routes.own]\nsplit = { remote-model = 1 }\nfallback = [\"glimmer-2\"]\nshadow = { variant = \"glimmer-2\" }\n";
+    append(&setup.path("routes.toml"), own);
+    let gateway = setup.start();
+    let broken = || Script::Raw(response("500 Internal Server Error", &[], "{}"));
+    upstream.plays(broken());
+    assert_eq!(gateway.post(&remote(json!({"max_tokens": 4}))).header("x-glassgate-model"), Some("glimmer-2"));
+    assert_eq!(ended(&gateway, 1)["primary_failed"], 1);
+    upstream.plays(broken());
+    let mut body = remote(json!({"max_tokens": 4}));
+    body["model"] = "own".into();
+    assert_eq!(gateway.post(&body).header("x-glassgate-model"), Some("glimmer-2"));
+    assert_eq!(ended(&gateway, 1)["eligible"], 1, "it was the shadow that answered");
+}
+
+#[test]
+fn what_a_shadow_runs_into_keeps_no_user_away() {
+    let upstream = Upstream::start();
+    let setup = Setup::upstream(&upstream, "");
+    let route = "\n[routes.mirrored]\nsplit = { glimmer-1 = 1 }\nshadow = { variant = \"remote-model\" }\n";
+    append(&setup.path("routes.toml"), route);
+    let gateway = setup.start();
+    upstream.plays(Script::Raw(response("429 Too Many Requests", &[("retry-after", "60")], "{}")));
+    let mut body = chat_with("x", json!({"max_tokens": 1}));
+    body["model"] = "mirrored".into();
+    assert_eq!(gateway.post(&body).status, 200);
+    assert_eq!(ended(&gateway, 1)["shed"], 1);
+    assert_eq!(gateway.post(&remote(json!({}))).status, 200);
+}
+
+#[test]
 fn a_variant_is_not_compared_with_itself_and_a_hit_was_compared_before() {
     let upstream = Upstream::start();
     let setup = Setup::upstream(&upstream, "cache = { ttl = \"10m\" }\nshadow = { variant = \"glimmer-2\" }");

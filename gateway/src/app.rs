@@ -137,13 +137,13 @@ impl App {
                 tracing::warn!("`{what}` changed in {}; that takes a restart", self.config_path.display());
             }
         }
+        let servers = self.upstreams.open(&config.upstreams).map_err(ReloadError::Upstream)?;
         let loaded = self.models.load(&config.models);
         // At a start a broken model is set aside; a reload must not make things worse than they are.
         if let Some((name, why)) = loaded.iter().find_map(|(name, outcome)| Some((name, outcome.as_ref().err()?))) {
             self.models.retain(&current.config.models);
             return Err(ReloadError::Model(format!("model `{name}`: {why}")));
         }
-        let servers = self.upstreams.open(&config.upstreams).map_err(ReloadError::Upstream)?;
         let hash = config.hash.clone();
         let next = Snapshot::build(config, &loaded, &servers, self.clock.now_ns() / 1_000_000_000);
         self.upstreams.retain(servers);
@@ -238,8 +238,9 @@ impl Snapshot {
 fn target(config: &Config, name: &str, model: &ModelConfig, backends: &Backends) -> Target {
     let (provider, costs, reads, server, identity) = match (&model.source, backends.0.get(name)) {
         (ModelSource::Upstream { upstream, context, .. }, _) => {
-            let server = config.upstreams.get(upstream).map(|server| (server.host.clone(), server.port));
-            let identity = format!("{} at {server:?}", model.source);
+            let there = config.upstreams.get(upstream);
+            let server = there.map(|there| (there.host.clone(), there.port));
+            let identity = there.map(|there| format!("{} at {}", model.source, there.url())).unwrap_or_default();
             (upstream.as_str(), Costs::Tokens, Reads::Elsewhere { context: *context }, server, identity)
         }
         (ModelSource::Folder(_), Some(Backend::Embedded(model))) => {

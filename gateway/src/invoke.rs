@@ -75,7 +75,7 @@ pub async fn answer(
     let cost_max = ticket.cost_max();
     exchange.mark(|record, now| record.marks.admitted = Some(now));
     let mut waits = Waits::begin(route.timeouts());
-    let found = app.cache.find(key, &route, inbound).await?;
+    let found = app.cache.find(key, &route, waits.end(), inbound).await?;
     exchange.mark(|record, now| record.marks.looked_up = key.map(|_| now));
     let flight = match found {
         Find::Hit { entry, how } => {
@@ -83,6 +83,8 @@ pub async fn answer(
             ticket.settle_hit(entry.usage, entry.source, how).map_err(|_| Refusal::LedgerFull)?;
             exchange.note(|record| record.cache = how);
             let answer = Answer { running: None, chunks: entry.replay() };
+            // Whoever waited for it has not waited for a model.
+            let waits = Waits::begin(route.timeouts());
             // It was compared when it was made.
             return Ok(Reply { answer, request, route, door, waits, cost_max: NanoUsd(0), mirror: None });
         }
@@ -113,7 +115,12 @@ fn mirror(
     row: &Row,
     exchange: &Exchange,
 ) -> Option<Mirror> {
-    let original = exchange.record().map(|record| Original { trace_id: record.trace_id, span_id: record.span_id })?;
+    let original = exchange.record().map(|record| Original {
+        trace_id: record.trace_id,
+        span_id: record.span_id,
+        session: record.session.clone(),
+        user: record.user.clone(),
+    })?;
     app.shadows.mirror(route, request, &snapshot.backends, row, original, exchange.receipt())
 }
 

@@ -227,7 +227,8 @@ async fn stream(app: &App, session: &mut Session, exchange: &mut Exchange, reply
                 Chunk::End(end) => break Some(end),
                 Chunk::Part(part) => {
                     note_chunk(exchange);
-                    if let Some(last) = last_text.replace(Instant::now()) {
+                    // A replay says nothing of how fast a model is.
+                    if let Some(last) = last_text.replace(Instant::now()).filter(|_| running.is_some()) {
                         gaps.observe(last.elapsed().as_secs_f64());
                     }
                     let Some(record) = exchange.record() else { return Err(Stop::Refused(Refusal::Internal)) };

@@ -5,7 +5,7 @@ use crate::{
         self, Command, ModelId, Roster,
         events::{Generation, Refusal},
         forward::{Forward, Llm},
-        request::Request,
+        request::{Class, Request},
         scheduler::Limits,
         sequence::{Sequence, Vocabulary},
         stats::Stats,
@@ -29,6 +29,9 @@ use std::{
     thread::JoinHandle,
     time::Instant,
 };
+
+/// Shadows enter a queue only while it is shorter than this.
+const SHADOWS_WAITING_MAX: usize = 8;
 
 #[derive(Debug, thiserror::Error)]
 pub enum StartError {
@@ -260,7 +263,12 @@ impl Model {
     pub fn generate(&self, request: Request) -> Result<Generation, Refusal> {
         let served = &self.0;
         self.check(&request)?;
-        if !served.stats.enter_queue(served.waiting_max) {
+        // Copies must not fill the places that users need.
+        let places = match request.class {
+            Class::Shadow => served.waiting_max.min(SHADOWS_WAITING_MAX),
+            Class::Interactive | Class::Batch => served.waiting_max,
+        };
+        if !served.stats.enter_queue(places) {
             return Err(Refusal::Overloaded { retry_after: served.stats.retry_after() });
         }
         let submitted = Instant::now();

@@ -136,6 +136,8 @@ impl Chunks for Recorded {
     }
 
     fn cancel(&mut self) {
+        // Its leader has left: the others need not wait until the work has stopped.
+        self.flight = None;
         self.chunks.cancel();
     }
 }

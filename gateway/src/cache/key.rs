@@ -28,7 +28,7 @@ pub fn key(caller: &Caller, route: &Route, request: &Request, plan: &Plan, heade
     hash.text(&plan.first.target.identity);
     // An answer nobody bounded is bounded by us.
     hash.number(&plan.first.measure.output_max.into());
-    hash.fields(&request.body, &IGNORED);
+    hash.request(&request.body);
     Some(hash.finish())
 }
 
@@ -82,9 +82,13 @@ impl Canon {
         }
     }
 
-    fn fields(&mut self, map: &Map<String, Value>, ignored: &[&str]) {
-        let mut fields: Vec<(&String, &Value)> =
-            map.iter().filter(|(name, value)| !value.is_null() && !ignored.contains(&name.as_str())).collect();
+    /// A request's own field that is null is as good as absent. Further down, null is a value.
+    fn request(&mut self, body: &Map<String, Value>) {
+        self.fields(body.iter().filter(|(name, value)| !value.is_null() && !IGNORED.contains(&name.as_str())));
+    }
+
+    fn fields<'v>(&mut self, fields: impl Iterator<Item = (&'v String, &'v Value)>) {
+        let mut fields: Vec<_> = fields.collect();
         fields.sort_unstable_by_key(|(name, _)| *name);
         self.tag(b'o', fields.len());
         for (name, value) in fields {
@@ -103,7 +107,7 @@ impl Canon {
                 self.tag(b'a', items.len());
                 items.iter().for_each(|item| self.value(item));
             }
-            Value::Object(map) => self.fields(map, &[]),
+            Value::Object(map) => self.fields(map.iter()),
         }
     }
 }
@@ -115,7 +119,7 @@ mod tests {
 
     fn of(body: &Value) -> Key {
         let mut hash = Canon::new();
-        hash.fields(body.as_object().unwrap(), &IGNORED);
+        hash.request(body.as_object().unwrap());
         hash.finish()
     }
 
@@ -146,6 +150,7 @@ mod tests {
             r#"{"temperature":0,"messages":[{"role":"user","content":"x"}],"seed":"1"}"#,
             r#"{"temperature":0,"messages":[{"role":"user","content":"x"}],"unknown":[]}"#,
             r#"{"temperature":0,"messages":[{"role":"user","content":"x"}],"unknown":{}}"#,
+            r#"{"temperature":0,"messages":[{"role":"user","content":"x"}],"unknown":{"const":null}}"#,
             r#"{"temperature":0,"messages":[{"role":"user","content":"x"}],"unknown":false}"#,
         ] {
             keys.push(of(&parse(changed)));

@@ -15,7 +15,7 @@ use moka::Expiry;
 use crate::accounting::core::Usage;
 use crate::accounting::row::UsageSource;
 use crate::answer::{Chunk, Chunks, End, Ended, Finish, Part};
-use crate::config::Timeouts;
+use crate::config::{CacheRule, Timeouts};
 use crate::observe::metrics::Metrics;
 use crate::ports::Inbound;
 use crate::refusal::Refusal;
@@ -38,6 +38,7 @@ pub struct Entry {
     pub usage: Usage,
     pub source: UsageSource,
     bytes: u32,
+    made: Instant,
     ttl: Duration,
 }
 
@@ -78,7 +79,8 @@ impl Cache {
         Arc::new(Cache { entries, flights: Flights::default(), entry_bytes_max, metrics })
     }
 
-    /// Looks the request up, and waits for somebody else's answer to it as long as a model would be waited for.
+    /// Looks the request up, and waits for somebody else's answer to it as long as a model would be waited for; its own
+    /// must be there by `end`.
     ///
     /// # Errors
     /// `ClientGone` and `Draining`, while waiting.
@@ -86,19 +88,27 @@ impl Cache {
         self: &Arc<Self>,
         key: Option<Key>,
         route: &Route,
+        end: Instant,
         inbound: &mut impl Inbound,
     ) -> Result<Find, Refusal> {
         let (Some(key), Some(rule)) = (key, route.cache()) else { return Ok(Find::Alone) };
         let Timeouts { first_token, idle, .. } = route.timeouts();
-        let patience = Instant::now() + first_token + idle;
+        // Half of the time at the most: whoever goes alone then has the other half.
+        let now = Instant::now();
+        let patience = now + (first_token + idle).min(end.saturating_duration_since(now) / 2);
         let found = loop {
-            if let Some(entry) = self.entries.get(&key) {
+            if let Some(entry) = self.get(&key, rule) {
                 break Find::Hit { entry, how: "hit" };
             }
             let mut landing = match self.flights.board(self, key, rule.ttl) {
-                Ok(flight) => break Find::Lead(flight),
+                // One that landed between these two looks is as good.
+                Ok(flight) => match self.get(&key, rule) {
+                    Some(entry) => break Find::Hit { entry, how: "hit" },
+                    None => break Find::Lead(flight),
+                },
                 Err(landing) => landing,
             };
+            let _waiting = Waiting::begin(&self.metrics);
             let landed = tokio::select! {
                 landed = landing.wait() => landed,
                 why = inbound.gone() => return Err(why),
@@ -121,6 +131,11 @@ impl Cache {
         Ok(found)
     }
 
+    /// Who else may have written an entry may also have wanted it kept for longer.
+    fn get(&self, key: &Key, rule: CacheRule) -> Option<Arc<Entry>> {
+        self.entries.get(key).filter(|entry| entry.made.elapsed() < rule.ttl)
+    }
+
     /// Bytes that answers take.
     pub fn bytes(&self) -> u64 {
         self.entries.run_pending_tasks();
@@ -132,12 +147,28 @@ impl Entry {
     fn new(parts: Vec<Part>, finishes: Vec<Finish>, end: (Usage, UsageSource), ttl: Duration) -> Entry {
         let bytes = ENTRY_BYTES + parts.iter().map(Part::bytes).sum::<usize>();
         let bytes = u32::try_from(bytes).unwrap_or(u32::MAX);
-        Entry { parts, finishes, usage: end.0, source: end.1, bytes, ttl }
+        Entry { parts, finishes, usage: end.0, source: end.1, bytes, made: Instant::now(), ttl }
     }
 
     /// The answer once more.
     pub fn replay(self: &Arc<Self>) -> Box<dyn Chunks> {
         Box::new(Replay { entry: self.clone(), next: 0 })
+    }
+}
+
+/// Counts one who waits for somebody else's answer.
+struct Waiting<'m>(&'m Metrics);
+
+impl Waiting<'_> {
+    fn begin(metrics: &Metrics) -> Waiting<'_> {
+        metrics.cache_waiting(1);
+        Waiting(metrics)
+    }
+}
+
+impl Drop for Waiting<'_> {
+    fn drop(&mut self) {
+        self.0.cache_waiting(-1);
     }
 }
 

@@ -28,6 +28,13 @@ pub struct UpstreamConfig {
     pub connect: Duration,
 }
 
+impl UpstreamConfig {
+    pub fn url(&self) -> String {
+        let scheme = if self.tls { "https" } else { "http" };
+        format!("{scheme}://{}:{}{}", self.host, self.port, self.base)
+    }
+}
+
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum ModelSource {
     /// The folder, found in one of the model roots.

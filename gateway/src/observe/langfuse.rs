@@ -27,12 +27,16 @@ pub fn trace(record: &Record, environment: Option<&str>) -> Vec<KeyValue> {
     add("langfuse.user.id", user.map(Value::from));
     add("langfuse.session.id", record.session.clone().map(Value::from));
     add("langfuse.environment", environment.map(|name| name.to_owned().into()));
+    if record.is_shadow {
+        // The trace is the request's: what it was answered by is not for its copy to say.
+        add("langfuse.trace.tags", Some(Value::Array(Array::String(vec!["shadow".into()]))));
+        return attributes;
+    }
     // Neither can be grouped by as metadata, and a variant is there to be compared: it is the version.
     add("langfuse.version", route.as_ref().zip(variant.as_ref()).map(|(r, v)| format!("{r}:{v}").into()));
     let tags: Vec<StringValue> = [("route", route), ("variant", variant)]
         .into_iter()
         .filter_map(|(kind, name)| Some(format!("{kind}:{}", name?).into()))
-        .chain(record.is_shadow.then(|| "shadow".into()))
         .collect();
     add("langfuse.trace.tags", (!tags.is_empty()).then_some(Value::Array(Array::String(tags))));
     attributes

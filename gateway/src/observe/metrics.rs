@@ -69,6 +69,7 @@ pub struct Metrics {
     reserved_usd: IntGauge,
     cache_requests: IntCounterVec,
     cache_bytes: IntGauge,
+    cache_waiting: IntGauge,
     shadows: IntCounterVec,
     rejections: IntCounterVec,
     panics: IntCounter,
@@ -238,6 +239,7 @@ impl Metrics {
                 "Requests that could be answered from a cache, by what was found",
             )?,
             cache_bytes: make.gauge("gateway_cache_bytes", "Answers in the cache")?,
+            cache_waiting: make.gauge("gateway_cache_waiting_requests", "Requests that wait for another's answer")?,
             shadows: make.counters(
                 "gateway_shadow_requests_total",
                 &["route", "variant", "outcome"],
@@ -434,6 +436,10 @@ impl Metrics {
 
     pub fn shadow(&self, route: &str, variant: &str, outcome: &str) {
         self.shadows.with_label_values(&[route, variant, outcome]).inc();
+    }
+
+    pub fn cache_waiting(&self, change: i64) {
+        self.cache_waiting.add(change);
     }
 
     pub fn cache_bytes(&self, bytes: u64) {

@@ -103,6 +103,9 @@ impl Observer for ObserveShadows {
         let Some(receipt) = &record.receipt else { return };
         let served = Served { route: &record.route, model: &record.model, variant: &record.variant };
         self.0.metrics.settled(served, &record.tenant, receipt);
+        if record.error_type == "panic" {
+            self.0.metrics.panicked();
+        }
         let record = Arc::new(record);
         for sink in &self.0.traces {
             sink.write(&record);

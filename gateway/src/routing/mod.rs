@@ -301,6 +301,10 @@ impl Route {
     pub fn shadow(&self) -> Option<(&Arc<Target>, f64)> {
         self.shadow.as_ref().map(|(target, sample)| (target, *sample))
     }
+    /// Whether a variant is asked when the chosen one fails.
+    pub fn stands_in(&self, variant: &str) -> bool {
+        self.targets[1..].iter().any(|target| target.variant == variant)
+    }
     pub fn cache(&self) -> Option<CacheRule> {
         self.cache
     }

@@ -22,8 +22,8 @@ use crate::observe::metrics::Metrics;
 use crate::ports::Clock;
 use crate::routing::{self, Leg, Route, Target};
 
-/// What copies that wait may hold in memory.
-const WAITING_BYTES_MAX: usize = 64 << 20;
+/// What copies that wait may hold, in bytes of their bodies; parsed they take several times as much.
+const WAITING_BYTES_MAX: usize = 16 << 20;
 /// A backend that was cancelled says within this what it had used.
 const WIND_DOWN: Duration = Duration::from_secs(10);
 
@@ -77,6 +77,8 @@ struct Copy {
     request: Arc<Request>,
     target: Arc<Target>,
     sample: f64,
+    /// It may also have given the answer, for somebody who failed.
+    stands_in: bool,
     backends: Arc<Backends>,
     timeouts: Timeouts,
     bytes: usize,
@@ -86,6 +88,8 @@ struct Copy {
 
 /// Where the copy hangs in the request's trace.
 pub struct Original {
+    pub session: Option<String>,
+    pub user: Option<String>,
     pub trace_id: opentelemetry::TraceId,
     pub span_id: opentelemetry::SpanId,
 }
@@ -125,6 +129,7 @@ impl Shadows {
             request: request.clone(),
             target: target.clone(),
             sample,
+            stands_in: route.stands_in(&target.variant),
             backends: backends.clone(),
             timeouts: route.timeouts(),
             bytes: request.bytes,
@@ -134,7 +139,7 @@ impl Shadows {
         Some(Mirror { shadows: self.clone(), copy: Some(copy), receipt })
     }
 
-    /// No more copies: those that wait are shed, those that run may end.
+    /// No more copies: those that wait are shed. Those that run end with the process, if not before.
     pub fn stop(&self) {
         self.running.close();
     }
@@ -161,9 +166,11 @@ impl Shadows {
         let (Some(place), Ok(runtime)) = (self.queue(copy.bytes), tokio::runtime::Handle::try_current()) else {
             return self.count(&copy, Funnel::Shed);
         };
+        // Also if the task is dropped, the copy has its place in the funnel.
+        let (route, variant) = (copy.row.route.clone(), copy.target.variant.clone());
+        let ending = Ending { metrics: self.metrics.clone(), route, variant, funnel: Funnel::Shed };
         runtime.spawn(async move {
-            // Also if this task is dropped, the copy has its place in the funnel.
-            let mut ending = Ending { shadows: self.clone(), copy: &copy, funnel: Funnel::Shed };
+            let mut ending = ending;
             let Ok(_running) = self.running.acquire().await else { return };
             drop(place);
             ending.funnel = match (self.run(&copy).await, primary_failed) {
@@ -184,6 +191,8 @@ impl Shadows {
             record.response_id = Some(copy.row.response_id.clone());
             record.trace_id = copy.original.trace_id;
             record.parent_span_id = Some(copy.original.span_id);
+            record.session.clone_from(&copy.original.session);
+            record.user.clone_from(&copy.original.user);
             record.authenticated = true;
             record.tenant.clone_from(&copy.row.tenant);
             record.key_id.clone_from(&copy.row.key_id);
@@ -265,11 +274,16 @@ async fn answer(copy: &Copy, exchange: &mut Exchange, running: Running, mut chun
         }
     };
     let (outcome, ran) = match (&end.how, timed_out) {
+        // A model of ours that let it wait had users to serve.
+        (_, true) if copy.target.server.is_none() => (Outcome::TimedOut, Ran::Shed),
         (_, true) => (Outcome::TimedOut, Ran::Failed),
         (Ended::Finished(_), false) => (Outcome::Answered, Ran::Answered),
         // Nobody but the engine cancels a shadow: a user needed its place.
         (Ended::Cancelled, false) => (Outcome::Aborted, Ran::Shed),
-        (Ended::Failed(_) | Ended::Stale, false) => (Outcome::Failed, Ran::Failed),
+        (Ended::Failed(refusal), false) if refusal.is_busy() => (Outcome::Failed, Ran::Shed),
+        // Nobody tries again for a copy.
+        (Ended::Stale, false) => (Outcome::Failed, Ran::Shed),
+        (Ended::Failed(_), false) => (Outcome::Failed, Ran::Failed),
     };
     if let Ended::Failed(refusal) = &end.how {
         exchange.refused(refusal);
@@ -319,9 +333,11 @@ fn terms(copy: &Copy, leg: &Leg, started_ns: i64) -> Terms {
 impl Drop for Mirror {
     fn drop(&mut self) {
         let (Some(copy), Some(receipt)) = (self.copy.take(), self.receipt.get()) else { return };
-        let primary_failed = match receipt.outcome {
-            Outcome::Answered => false,
-            Outcome::Failed | Outcome::TimedOut => true,
+        let primary_failed = match (receipt.outcome, receipt.role) {
+            // Who was to answer did not. Where the shadow may have stood in, it would be compared with itself.
+            (Outcome::Answered, Role::Fallback) if copy.stands_in => return,
+            (Outcome::Answered, Role::Fallback) | (Outcome::Failed | Outcome::TimedOut, _) => true,
+            (Outcome::Answered, _) => false,
             _ => return,
         };
         self.shadows.clone().offer(copy, primary_failed);
@@ -342,14 +358,15 @@ impl Drop for Place {
 }
 
 /// Counts how a copy ended, whatever happens to its task.
-struct Ending<'c> {
-    shadows: Arc<Shadows>,
-    copy: &'c Copy,
+struct Ending {
+    metrics: Arc<Metrics>,
+    route: String,
+    variant: String,
     funnel: Funnel,
 }
 
-impl Drop for Ending<'_> {
+impl Drop for Ending {
     fn drop(&mut self) {
-        self.shadows.count(self.copy, self.funnel);
+        self.metrics.shadow(&self.route, &self.variant, self.funnel.as_str());
     }
 }

@@ -87,8 +87,11 @@ impl Engine {
         let mut progress = true;
         while self.receive(progress) {
             progress = false;
+            // Models take turns: a shadow of one would hold up the users of all.
+            let serving_users = self.served.iter().filter(|served| served.stepper.has_users()).count();
             for served in &mut self.served {
-                progress |= served.stepper.step(self.sink.as_ref());
+                let elsewhere = serving_users > usize::from(served.stepper.has_users());
+                progress |= served.stepper.step(elsewhere, self.sink.as_ref());
             }
             self.free_retired();
         }

@@ -135,12 +135,13 @@ impl Scheduler {
         self.waiting.push(Waiting { id, ask });
     }
 
-    pub fn plan(&mut self, now: Instant) -> Plan {
+    /// `users_elsewhere`: somebody waits for an answer of another model, whose step comes after this one.
+    pub fn plan(&mut self, now: Instant, users_elsewhere: bool) -> Plan {
         let mut plan = Plan { expired: self.expire(now), ..Plan::default() };
-        while let Some(id) = self.admit(now, &mut plan.evicted) {
+        while let Some(id) = self.admit(now, users_elsewhere, &mut plan.evicted) {
             plan.admitted.push(id);
         }
-        let is_busy = self.is_busy();
+        let is_busy = users_elsewhere || self.is_busy();
         let mut budget = self.limits.step_tokens;
         for decode in [true, false] {
             for sequence in self.running.iter().filter(|sequence| sequence.class != Class::Shadow || !is_busy) {
@@ -175,7 +176,7 @@ impl Scheduler {
     }
 
     /// Moves the next sequence from waiting to running, if there is one and there is room.
-    fn admit(&mut self, now: Instant, evicted: &mut Vec<SequenceId>) -> Option<SequenceId> {
+    fn admit(&mut self, now: Instant, users_elsewhere: bool, evicted: &mut Vec<SequenceId>) -> Option<SequenceId> {
         let order = |waiting: &Waiting| {
             let Ask { class, tenant, submitted, .. } = waiting.ask;
             let waited = now.saturating_duration_since(submitted);
@@ -187,7 +188,7 @@ impl Scheduler {
         let (at, _) = self.waiting.iter().enumerate().min_by_key(|(_, waiting)| order(waiting))?;
         let ask = self.waiting[at].ask;
         let need = (ask.prompt_tokens + ask.max_tokens).div_ceil(self.limits.block_tokens);
-        if ask.class == Class::Shadow && self.is_busy() {
+        if ask.class == Class::Shadow && (users_elsewhere || self.is_busy()) {
             return None;
         }
         let blocks = loop {
@@ -224,6 +225,11 @@ impl Scheduler {
         let (count, held) =
             others.fold((0, 0), |(count, held), running| (count + 1, held + running.blocks.numbers().len()));
         count < self.limits.running_max && held + need <= self.pool.total() as usize
+    }
+
+    /// Whether anybody but shadows waits or runs.
+    pub fn has_users(&self) -> bool {
+        self.is_busy() || self.waiting.iter().any(|waiting| waiting.ask.class != Class::Shadow)
     }
 
     /// Whether anybody but shadows runs.

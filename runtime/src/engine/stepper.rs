@@ -83,11 +83,17 @@ impl Stepper {
         Ok(())
     }
 
-    /// Runs one step, if there is anything to run. False: nothing was.
-    pub fn step(&mut self, sink: Option<&Arc<dyn Sink>>) -> bool {
+    /// Whether anybody waits for an answer.
+    pub fn has_users(&self) -> bool {
+        self.scheduler.has_users()
+    }
+
+    /// Runs one step, if there is anything to run. False: nothing was. `users_elsewhere`: another model's users wait for
+    /// their turn.
+    pub fn step(&mut self, users_elsewhere: bool, sink: Option<&Arc<dyn Sink>>) -> bool {
         let started = Instant::now();
         self.sweep_cancelled();
-        let plan = self.scheduler.plan(started);
+        let plan = self.scheduler.plan(started, users_elsewhere);
         self.note_queue(&plan, started);
         if plan.work.is_empty() {
             self.publish();

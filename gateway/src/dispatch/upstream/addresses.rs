@@ -8,6 +8,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
+use tokio::sync::watch;
 
 /// How old an answer of the resolver may be before it is asked again.
 const FRESH: Duration = Duration::from_secs(30);
@@ -23,8 +24,8 @@ struct Shared {
     host: String,
     port: u16,
     known: Mutex<Known>,
-    /// One lookup at a time: whoever needs it waits for the same one.
-    asking: tokio::sync::Mutex<()>,
+    /// Goes up with every lookup that ends: whoever needs one waits for the one that is under way.
+    lookups: watch::Sender<u64>,
     turn: AtomicUsize,
 }
 
@@ -32,35 +33,41 @@ struct Shared {
 struct Known {
     /// In the resolver's order (RFC 6724), each with when it was last found dead.
     addresses: Vec<(SocketAddr, Option<Instant>)>,
-    /// When to ask again; never for an address that was written down.
+    /// When to ask again; at once where nothing is known, never for an address that was written down.
     due: Option<Instant>,
+    is_asking: bool,
 }
 
 impl Addresses {
     pub fn new(host: &str, port: u16) -> Addresses {
         let written: Option<IpAddr> = host.parse().ok();
+        let due = if written.is_some() { None } else { Some(Instant::now()) };
         let addresses = written.map(|ip| (SocketAddr::new(ip, port), None)).into_iter().collect();
-        let known = Mutex::new(Known { addresses, due: None });
-        let (asking, turn) = (tokio::sync::Mutex::default(), AtomicUsize::new(0));
-        Addresses(Arc::new(Shared { host: host.to_owned(), port, known, asking, turn }))
+        let known = Mutex::new(Known { addresses, due, is_asking: false });
+        let (lookups, turn) = (watch::Sender::new(0), AtomicUsize::new(0));
+        Addresses(Arc::new(Shared { host: host.to_owned(), port, known, lookups, turn }))
     }
 
     /// The addresses in the order in which to try them: the resolver's first family in turn, then the others; those that
     /// were just found dead last.
     ///
     /// # Errors
-    /// The resolver's, while there is no answer at all.
-    pub async fn in_turn(&self) -> io::Result<Vec<SocketAddr>> {
-        let (is_unknown, is_due) = {
-            let known = self.0.known.lock();
-            (known.addresses.is_empty(), known.due.is_some_and(|due| due <= Instant::now()))
+    /// While there is no answer, and none comes within this time.
+    pub async fn in_turn(&self, within: Duration) -> io::Result<Vec<SocketAddr>> {
+        let mut lookups = self.0.lookups.subscribe();
+        let must_wait = {
+            let mut known = self.0.known.lock();
+            if known.due.is_some_and(|due| due <= Instant::now()) && !known.is_asking {
+                match self.ask() {
+                    Ok(()) => known.is_asking = true,
+                    Err(error) => tracing::warn!(%error, "no thread to look up a name with"),
+                }
+            }
+            known.addresses.is_empty() && known.is_asking
         };
-        if is_unknown {
-            self.ask().await?;
-        } else if is_due {
-            let again = self.clone();
-            // A failure leaves the old answer standing.
-            tokio::spawn(async move { again.ask().await });
+        if must_wait {
+            // Who waits in vain leaves the lookup running: its answer is for the next one.
+            let _ = tokio::time::timeout(within, lookups.changed()).await;
         }
         let known = self.0.known.lock();
         let turn = self.0.turn.fetch_add(1, Ordering::Relaxed);
@@ -74,42 +81,35 @@ impl Addresses {
     /// Nobody answers at this address at the moment.
     pub fn avoid(&self, address: SocketAddr) {
         let mut known = self.0.known.lock();
-        for (found, dead) in known.addresses.iter_mut().filter(|(found, _)| *found == address) {
-            tracing::debug!(%found, "an address is avoided");
+        for (_, dead) in known.addresses.iter_mut().filter(|(found, _)| *found == address) {
             *dead = Some(Instant::now());
         }
     }
 
-    async fn ask(&self) -> io::Result<()> {
-        let _one_at_a_time = self.0.asking.lock().await;
-        {
-            let known = self.0.known.lock();
-            // Somebody else has asked while we waited.
-            if !known.addresses.is_empty() && known.due.is_none_or(|due| due > Instant::now()) {
-                return Ok(());
+    /// Looks the name up on a thread of its own: a resolver that hangs must not take one from work that others wait for,
+    /// and a request that gives up must not take the answer with it.
+    fn ask(&self) -> io::Result<()> {
+        let addresses = self.clone();
+        let look_up = move || {
+            let shared = &addresses.0;
+            let found = (shared.host.as_str(), shared.port).to_socket_addrs();
+            let mut known = shared.known.lock();
+            known.is_asking = false;
+            match found.map(Iterator::collect::<Vec<_>>) {
+                Ok(found) if !found.is_empty() => {
+                    known.addresses = found.into_iter().map(|address| (address, None)).collect();
+                    known.due = Some(Instant::now() + FRESH);
+                }
+                failed => {
+                    // The old answer stands.
+                    known.due = Some(Instant::now() + AGAIN);
+                    tracing::warn!(host = shared.host, error = ?failed.err(), "an upstream's name cannot be resolved");
+                }
             }
-        }
-        let (tell, told) = tokio::sync::oneshot::channel();
-        let (host, port) = (self.0.host.clone(), self.0.port);
-        // A thread of its own: a resolver that hangs must not take one from work that others wait for.
-        std::thread::Builder::new().name("resolver".into()).spawn(move || {
-            let found = (host.as_str(), port).to_socket_addrs().map(Iterator::collect::<Vec<_>>);
-            // Nobody may be waiting any more.
-            let _ = tell.send(found);
-        })?;
-        let found = told.await.unwrap_or_else(|_| Err(io::ErrorKind::Other.into()));
-        let mut known = self.0.known.lock();
-        match found {
-            Ok(found) if !found.is_empty() => {
-                known.addresses = found.into_iter().map(|address| (address, None)).collect();
-                known.due = Some(Instant::now() + FRESH);
-                Ok(())
-            }
-            failed => {
-                known.due = Some(Instant::now() + AGAIN);
-                failed.map(|_| ())
-            }
-        }
+            drop(known);
+            shared.lookups.send_modify(|lookups| *lookups += 1);
+        };
+        std::thread::Builder::new().name("resolver".into()).spawn(look_up).map(drop)
     }
 }
 
@@ -144,10 +144,18 @@ mod tests {
 
     #[tokio::test]
     async fn a_name_is_looked_up_and_an_address_is_not() {
+        let within = Duration::from_secs(20);
         let written = Addresses::new("127.0.0.1", 7);
-        assert_eq!(written.in_turn().await.unwrap(), ["127.0.0.1:7".parse().unwrap()]);
+        assert_eq!(written.in_turn(within).await.unwrap(), ["127.0.0.1:7".parse().unwrap()]);
         let named = Addresses::new("localhost", 7);
-        assert!(named.in_turn().await.unwrap().iter().all(|address| address.ip().is_loopback() && address.port() == 7));
-        assert!(Addresses::new("no-such-host.invalid", 7).in_turn().await.is_err());
+        assert!(
+            named
+                .in_turn(within)
+                .await
+                .unwrap()
+                .iter()
+                .all(|address| address.ip().is_loopback() && address.port() == 7)
+        );
+        assert!(Addresses::new("no-such-host.invalid", 7).in_turn(within).await.is_err());
     }
 }

@@ -24,6 +24,7 @@ use crate::answer::{Chunk, Chunks, End, Ended, Finish, Part, Piece};
 use crate::api::openai::request::Op;
 use crate::api::openai::upstream::{self, Said};
 use crate::api::sse::Decoder;
+use crate::dispatch::Urgency;
 use crate::ports::Meter;
 use crate::refusal::Refusal;
 use crate::routing::estimate;
@@ -41,6 +42,9 @@ const RELEASE: Duration = Duration::from_secs(2);
 
 /// What to ask.
 pub struct Ask {
+    /// What the model is called there.
+    pub model: String,
+    pub urgency: Urgency,
     pub op: Op,
     pub is_stream: bool,
     /// Not on a connection that was used before.
@@ -173,6 +177,9 @@ impl<'a> Progress<'a> {
             }
         }
         for (index, finish) in said.finishes {
+            if index >= self.ask.choices {
+                return Err("it ends a choice that nobody asked for".into());
+            }
             self.finishes.insert(index, finish);
         }
         if said.usage.as_ref().is_some_and(|usage| !usage.is_null()) {
@@ -237,7 +244,7 @@ async fn converse(server: Arc<Server>, ask: Ask, shared: Arc<Shared>) {
     };
     if head.status.as_u16() != 200 {
         let body = read_all(session, ERROR_BYTES_MAX).await.unwrap_or_default();
-        failed(Ended::Failed(refused(&server, &head, &body)));
+        failed(Ended::Failed(refused(&server, &ask, &head, &body)));
         return server.release(connection).await;
     }
     let is_stream =
@@ -380,7 +387,7 @@ fn not_answered(server: &Server, error: &Error, is_reused: bool) -> Ended {
     }
 }
 
-fn refused(server: &Server, head: &ResponseHeader, body: &[u8]) -> Refusal {
+fn refused(server: &Server, ask: &Ask, head: &ResponseHeader, body: &[u8]) -> Refusal {
     let status = head.status.as_u16();
     let (message, param, _) = upstream::error(body);
     let cut = |text: &str| server.redact(text).chars().take(MESSAGE_CHARS_MAX).collect::<String>();
@@ -390,8 +397,9 @@ fn refused(server: &Server, head: &ResponseHeader, body: &[u8]) -> Refusal {
         401 | 403 => Refusal::UpstreamAuth,
         429 => {
             let retry_after = retry_after(head);
-            if let Some(wait) = retry_after {
-                server.cool_down(wait);
+            // What a copy runs into is no reason to keep users away.
+            if let Some(wait) = retry_after.filter(|_| ask.urgency == Urgency::User) {
+                server.cool_down(&ask.model, wait);
             }
             Refusal::UpstreamLimited { retry_after }
         }

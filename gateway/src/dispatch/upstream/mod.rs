@@ -74,7 +74,8 @@ pub struct Server {
     config: Arc<UpstreamConfig>,
     connector: Connector,
     addresses: Addresses,
-    cooling: Mutex<Option<Instant>>,
+    /// Until when, by model: providers limit each for itself.
+    cooling: Mutex<HashMap<String, Instant>>,
 }
 
 impl Server {
@@ -90,24 +91,20 @@ impl Server {
         Ok(Server { config, connector, addresses, cooling: Mutex::default() })
     }
 
-    /// How long the server still wants no requests.
-    fn cooling(&self) -> Option<Duration> {
-        let mut until = self.cooling.lock();
-        let left = until.and_then(|until| until.checked_duration_since(Instant::now())).filter(|left| !left.is_zero());
-        if left.is_none() {
-            *until = None;
-        }
-        left
+    /// How long the server still wants no requests for a model.
+    fn cooling(&self, model: &str) -> Option<Duration> {
+        let until = *self.cooling.lock().get(model)?;
+        until.checked_duration_since(Instant::now()).filter(|left| !left.is_zero())
     }
 
-    fn cool_down(&self, wait: Duration) {
-        *self.cooling.lock() = Some(Instant::now() + wait.min(COOL_DOWN_MAX));
+    fn cool_down(&self, model: &str, wait: Duration) {
+        self.cooling.lock().insert(model.to_owned(), Instant::now() + wait.min(COOL_DOWN_MAX));
     }
 
     /// Connects, to the first of the server's addresses that can be reached in time.
     async fn connect(&self, is_fresh: bool) -> Result<Connection, Refusal> {
         let name = &self.config.name;
-        let addresses = match self.addresses.in_turn().await {
+        let addresses = match self.addresses.in_turn(self.config.connect).await {
             Ok(addresses) => addresses,
             Err(error) => {
                 tracing::warn!(upstream = name, %error, "an upstream's name cannot be resolved");
@@ -116,8 +113,10 @@ impl Server {
         };
         let began = Instant::now();
         let mut refusal = Refusal::UpstreamUnreachable;
-        for address in addresses {
-            let left = self.config.connect.saturating_sub(began.elapsed());
+        let count = addresses.len() as u32;
+        for (tried, address) in (0..).zip(addresses) {
+            // One that swallows everything must leave time for the others.
+            let left = self.config.connect.saturating_sub(began.elapsed()) / (count - tried);
             if left.is_zero() {
                 break;
             }
@@ -212,7 +211,7 @@ impl UpstreamModel {
     }
 
     pub fn start(&self, running: Running, leg: &Leg, call: &Call<'_>) -> Result<Answer, Box<NotStarted>> {
-        if let Some(left) = self.server.cooling() {
+        if let Some(left) = self.server.cooling(&self.name) {
             return Err(Box::new(NotStarted {
                 running,
                 refusal: Refusal::UpstreamLimited { retry_after: Some(left) },
@@ -220,6 +219,8 @@ impl UpstreamModel {
         }
         let body: Bytes = upstream::ask(call.request, &self.name, leg.measure.output_max).into();
         let ask = Ask {
+            model: self.name.clone(),
+            urgency: call.urgency,
             op: call.request.op,
             is_stream: call.request.stream,
             is_fresh: call.is_fresh,

@@ -55,7 +55,7 @@ impl Simulation {
     /// One step of a model that takes a millisecond; every sequence runs to its bound.
     fn step(&mut self) -> Plan {
         self.now += Duration::from_millis(1);
-        let plan = self.scheduler.plan(self.now);
+        let plan = self.scheduler.plan(self.now, false);
         for id in &plan.expired {
             let (ask, _, computed) = self.alive.remove(id).expect("an expired sequence was alive");
             assert!(computed.is_none() && ask.deadline.is_some_and(|deadline| deadline <= self.now));
@@ -262,6 +262,9 @@ fn a_shadow_runs_only_when_nobody_else_does_and_makes_way_at_once() {
         assert!(simulation.step().work.iter().all(|work| work.id == user));
     }
     assert!(simulation.step().work.iter().all(|work| work.id == shadow), "and goes on where it was");
+    // Nor does it run while users of another model wait for their turn.
+    let plan = simulation.scheduler.plan(simulation.now, true);
+    assert!(plan.work.is_empty() && plan.evicted.is_empty());
     // One who needs its blocks gets them in the very next step.
     let large = simulation.submit(200, 50, 1, Class::Interactive, None);
     let plan = simulation.step();
