@@ -255,7 +255,9 @@ async fn converse(server: Arc<Server>, ask: Ask, shared: Arc<Shared>) {
 
 async fn release(server: &Server, mut session: HttpSession, peer: &HttpPeer) {
     if session.response_done() {
-        server.connector.release_http_session(session, peer, Some(IDLE)).await;
+        // Used once, a fresh connection is one like all others: the next retry must not find it.
+        let peer = HttpPeer { group_key: 0, ..peer.clone() };
+        server.connector.release_http_session(session, &peer, Some(IDLE)).await;
     }
 }
 
