@@ -149,6 +149,13 @@ struct Ask {
 }
 
 impl Ask {
+    /// As long as before, and of no type that we take.
+    fn untyped(mut self) -> Ask {
+        let text = String::from_utf8(self.bytes).expect("a request is UTF-8");
+        (self.bytes, self.seen.prompt) = (text.replace("application/json", "application/text").into(), None);
+        self
+    }
+
     /// As long as before, and no JSON any more.
     fn broken(mut self) -> Ask {
         self.seen.prompt = None;
@@ -430,19 +437,23 @@ fn turn(world: &World, key: &str, kind: &'static str, turn: usize) -> Vec<Seen> 
         }
         "stranger" => {
             let mut ask = world.chat(kind, "nobody", "assistant", question, json!({}));
-            if stream {
-                ask.bytes = http::post("/v1/chat/completions", Some("gg-nobody"), &[], b"{}");
+            match turn % 4 {
+                0 => ask.bytes = http::post("/v1/chat/completions", Some("gg-nobody"), &[], b"{}"),
+                1 => ask = world.ask(kind, "nobody", "/v1/nothing", &json!({})),
+                2 => (ask.seen.op, ask.bytes) = ("other", get("/v1/chat/completions", None, &[])),
+                _ => {}
             }
             one(ask)
         }
         "bad" => {
-            let ask = match turn % 7 {
+            let ask = match turn % 8 {
                 0 => chat("assistant", question, json!({"temperature": 9})),
                 1 => chat("assistant", question, json!({"max_tokens": 1_000_000})),
                 2 => chat("gpt-5", question, json!({})),
                 3 => chat("assistant", question, json!({"messages": []})),
                 4 => world.text(kind, key, "assistant", "Once", json!({"n": 1000})),
-                5 => Ask::broken(chat("assistant", question, json!({}))),
+                5 => chat("assistant", question, json!({})).untyped(),
+                6 => Ask::broken(chat("assistant", question, json!({}))),
                 _ => world.ask(kind, key, "/v1/chat/completions", &json!({"model": "assistant"})),
             };
             one(ask)
@@ -636,10 +647,13 @@ fn every_witness_tells_the_same_story_and_each_leg_of_the_oracle_can_fail() {
         (&left, "mock", 10),
         (&variants, "glimmer-1", 400),
         (&variants, "glimmer-2", 50),
-        (&refusals, "invalid_api_key", 10),
-        (&refusals, "missing_api_key", 10),
+        (&refusals, "invalid_api_key", 5),
+        (&refusals, "missing_api_key", 5),
+        (&refusals, "unknown_path", 5),
+        (&refusals, "method_not_allowed", 5),
+        (&refusals, "unsupported_media_type", 5),
         (&refusals, "invalid_parameter", 10),
-        (&refusals, "invalid_json", 1),
+        (&refusals, "invalid_json", 5),
         (&refusals, "model_not_found", 5),
         (&refusals, "context_length_exceeded", 5),
         (&refusals, "rate_limit_exceeded", 5),
