@@ -1,19 +1,99 @@
-//! `kill -9` under load: what was acknowledged is there, nothing is there twice.
+//! `kill -9` under load: what was acknowledged is there, nothing is there twice, and whatever was cut off is owed once.
 
-use std::collections::{BTreeMap, HashMap};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::net::SocketAddr;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::thread;
 
-use rusqlite::Connection;
-use serde_json::json;
+use serde_json::{Value, json};
 
 use crate::support::eventually;
-use crate::support::gateway::{TestGateway, chat_with, long};
+use crate::support::evidence::{LedgerRow, ledger};
+use crate::support::gateway::{Setup, TestGateway, append, chat_with, long};
 use crate::support::http;
+use crate::support::upstream::{Asked, Script, Upstream, delta, response, stream_of, words};
 
-const CLIENTS: usize = 6;
 const IN_FLIGHT_MIN: usize = 4;
+
+/// What each client asks for, again and again until the end.
+const CLIENTS: [Kind; 11] = [
+    Kind::Embedded,
+    Kind::Embedded,
+    Kind::Embedded,
+    Kind::Remote,
+    Kind::Dripping,
+    Kind::Shared,
+    Kind::Shared,
+    Kind::Shared,
+    Kind::Mirrored,
+    Kind::Rehearsed,
+    Kind::Guarded,
+];
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Kind {
+    Embedded,
+    /// An upstream that answers, or the cache in its place.
+    Remote,
+    /// One that says a word and nothing more.
+    Dripping,
+    /// All ask the same, and the upstream says nothing: one leads, the others wait.
+    Shared,
+    /// Answered here, and its copy never is.
+    Mirrored,
+    /// Answered by an upstream, and its copy waits for the engine.
+    Rehearsed,
+    /// The upstream fails, and who stands in says nothing.
+    Guarded,
+}
+
+const ROUTES: &str = r#"
+[routes.remote]
+split = { remote-model = 1 }
+[routes.shared]
+split = { remote-model = 1 }
+cache = { ttl = "10m" }
+[routes.mirrored]
+split = { glimmer-1 = 1 }
+shadow = { variant = "mirror-model", sample = 1.0 }
+[routes.rehearsed]
+split = { remote-model = 1 }
+shadow = { variant = "glimmer-2", sample = 1.0 }
+[routes.guarded]
+split = { remote-model = 1 }
+fallback = ["spare-model"]
+"#;
+
+impl Kind {
+    fn body(self, life: usize, round: usize) -> Value {
+        let (route, text) = match self {
+            Kind::Embedded if round.is_multiple_of(3) => {
+                return chat_with("What is Glassgate?", json!({"seed": round}));
+            }
+            Kind::Embedded => return long(64 + (round % 5) as u32 * 40),
+            Kind::Remote if round.is_multiple_of(3) => ("shared", "answer"),
+            Kind::Remote => ("remote", "answer"),
+            Kind::Dripping => ("remote", "drip"),
+            Kind::Shared => ("shared", "hang"),
+            Kind::Mirrored => ("mirrored", "What is Glassgate?"),
+            Kind::Rehearsed => ("rehearsed", "answer"),
+            Kind::Guarded => ("guarded", "fail"),
+        };
+        let stream = matches!(self, Kind::Dripping) || round.is_multiple_of(2);
+        // The seed tells lives apart.
+        chat_with(text, json!({"model": route, "seed": life, "stream": stream, "max_tokens": 16}))
+    }
+}
+
+fn play(asked: &Asked) -> Script {
+    match asked.text() {
+        "drip" => Script::Hang(stream_of(&[delta(json!({"content": "One "}), None)])),
+        "hang" => Script::Hang(Vec::new()),
+        "fail" => Script::Raw(response("500 Internal Server Error", &[], "{}")),
+        _ => Script::Answer(words("Hello from upstream.")),
+    }
+}
 
 /// How far a request had come, seen from its client, when the process died.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -31,6 +111,10 @@ struct Shared {
     phases: Mutex<HashMap<usize, Phase>>,
     /// (request id, completion tokens) of everything that was read to its end.
     acknowledged: Mutex<Vec<(String, u64)>>,
+    /// How many of them came from the cache.
+    hits: AtomicUsize,
+    /// Whatever had a head of 200: it was admitted.
+    begun: Mutex<Vec<String>>,
 }
 
 impl Shared {
@@ -40,41 +124,36 @@ impl Shared {
 }
 
 /// Sends requests until told to stop; errors are what a killed server looks like.
-fn client(number: usize, data: std::net::SocketAddr, key: &str, shared: &Shared) {
-    let mut round = 0;
+fn client(number: usize, life: usize, data: SocketAddr, key: &str, shared: &Shared) {
+    let mut round = number;
     while !shared.stop.load(Ordering::Relaxed) {
         round += 1;
-        let body = if (number + round).is_multiple_of(3) {
-            chat_with("What is Glassgate?", json!({"seed": round}))
-        } else {
-            long(64 + (round % 5) as u32 * 40)
-        };
         shared.at(number, Phase::Connecting);
-        let outcome = request(number, data, key, &body, shared);
-        if outcome.is_err() {
+        let body = CLIENTS[number].body(life, round);
+        if request(number, data, key, &body, shared).is_err() {
             return;
         }
     }
 }
 
-fn request(
-    number: usize,
-    data: std::net::SocketAddr,
-    key: &str,
-    body: &serde_json::Value,
-    shared: &Shared,
-) -> std::io::Result<()> {
+fn request(number: usize, data: SocketAddr, key: &str, body: &Value, shared: &Shared) -> std::io::Result<()> {
     let bytes = http::post("/v1/chat/completions", Some(key), &[], body.to_string().as_bytes());
     shared.at(number, Phase::Sent);
     let mut open = http::raw(data, &bytes)?;
     shared.at(number, Phase::HeadRead);
     let id = open.header("x-request-id").expect("an id").to_owned();
+    let is_hit = open.header("x-glassgate-cache") == Some("hit");
+    let acknowledge = |tokens| {
+        shared.acknowledged.lock().unwrap().push((id.clone(), tokens));
+        shared.hits.fetch_add(usize::from(is_hit), Ordering::Relaxed);
+    };
     assert_eq!(open.status, 200);
+    shared.begun.lock().unwrap().push(id.clone());
     if open.header("content-type") == Some("application/json") {
         let response = open.finish();
         if response.complete {
             let tokens = response.json()["usage"]["completion_tokens"].as_u64().unwrap();
-            shared.acknowledged.lock().unwrap().push((id, tokens));
+            acknowledge(tokens);
             return Ok(());
         }
         return Err(std::io::ErrorKind::UnexpectedEof.into());
@@ -85,7 +164,7 @@ fn request(
         text.extend_from_slice(&data);
         // The usage itself is the acknowledgement, even if `[DONE]` no longer comes.
         if let Some(tokens) = acknowledged_tokens(&text) {
-            shared.acknowledged.lock().unwrap().push((id.clone(), tokens));
+            acknowledge(tokens);
             text.clear();
         }
     }
@@ -95,47 +174,121 @@ fn request(
 fn acknowledged_tokens(text: &[u8]) -> Option<u64> {
     let text = std::str::from_utf8(text).ok()?;
     let chunk = text.split("\n\n").find(|event| event.contains("\"glassgate\":"))?;
-    let chunk: serde_json::Value = serde_json::from_str(chunk.strip_prefix("data: ")?).ok()?;
-    chunk["glassgate"]["usage"]["output"].as_u64()
+    let chunk: Value = serde_json::from_str(chunk.strip_prefix("data: ")?).ok()?;
+    let usage = &chunk["glassgate"]["usage"];
+    Some(usage["output"].as_u64()? + usage["reasoning"].as_u64()?)
 }
 
-/// (outcome, output tokens) by request id; a duplicate would be a second row of the same id.
-fn ledger(gateway: &TestGateway) -> Vec<(String, String, u64)> {
-    let db = Connection::open(gateway.data_dir().join("ledger.sqlite")).unwrap();
-    let mut query = db.prepare("SELECT request_id, outcome, output_tokens FROM ledger").unwrap();
-    let rows = query.query_map([], |row| Ok((row.get(0)?, row.get(1)?, row.get::<_, i64>(2)? as u64)));
-    rows.unwrap().collect::<rusqlite::Result<_>>().unwrap()
+/// A gateway with upstreams that answer, fail, and hang.
+struct World {
+    gateway: TestGateway,
+    mock: Upstream,
+    spare: Upstream,
+    mirror: Upstream,
+}
+
+impl World {
+    fn start() -> World {
+        let [mock, spare, mirror] = [(); 3].map(|()| Upstream::start());
+        mock.decides(play);
+        spare.always(Script::Hang(Vec::new()));
+        mirror.always(Script::Hang(Vec::new()));
+        let setup = Setup::shipped();
+        setup.add_upstream("mock", &mock.url(), "remote-model");
+        setup.add_upstream("spare", &spare.url(), "spare-model");
+        setup.add_upstream("mirror", &mirror.url(), "mirror-model");
+        append(&setup.path("routes.toml"), ROUTES);
+        append(&setup.path("gateway.toml"), "\n[shadow]\nconcurrency = 64\n");
+        setup.replace("gateway.toml", "requests_per_minute = 600", "requests_per_minute = 1_000_000");
+        World { gateway: setup.start(), mock, spare, mirror }
+    }
+
+    /// Whether requests of each kind that hangs are under way in this life.
+    fn all_hang(&self, life: usize) -> bool {
+        let asked = |server: &Upstream, text: &str| {
+            server.was_asked(|asked| asked.body["seed"] == life && asked.text() == text)
+        };
+        asked(&self.mock, "drip")
+            && asked(&self.mock, "hang")
+            && asked(&self.spare, "fail")
+            && self.mirror.was_asked(|asked| asked.body["seed"] == life)
+    }
+
+    /// Every request that any of the upstreams was asked for.
+    fn called(&self) -> BTreeSet<String> {
+        let servers = [&self.mock, &self.spare, &self.mirror];
+        let asked = servers.into_iter().flat_map(Upstream::asked);
+        asked.map(|asked| asked.header("x-request-id").expect("an id").to_owned()).collect()
+    }
+}
+
+type Id = (String, u64, String);
+
+fn id(row: &LedgerRow) -> Id {
+    (row.request_id.clone(), row.attempt, row.role.clone())
+}
+
+/// What a row may never change.
+fn told(row: &LedgerRow) -> (String, [u64; 5], u64, u64) {
+    (row.outcome.clone(), row.tokens, row.billed, row.provider_cost)
+}
+
+/// Every request has its attempts in order, of which the last alone ends it, and a shadow at the most.
+fn check(rows: &[LedgerRow]) {
+    let mut requests: HashMap<&str, Vec<&LedgerRow>> = HashMap::new();
+    let mut ids = BTreeSet::new();
+    for row in rows {
+        assert!(ids.insert(id(row)), "there twice: {row:?}");
+        requests.entry(&row.request_id).or_default().push(row);
+        let is_free = row.is_shadow() || row.is_shared() || row.outcome == "failed_over";
+        assert!(!is_free || row.billed == 0, "nobody owes this: {row:?}");
+        // It is not known what it had used: the most that it could have, and once.
+        let is_reserved = row.outcome == "killed" && !row.is_shadow() && row.route != "shared";
+        assert!(!is_reserved || (row.usage_source == "reserved" && row.billed > 0), "{row:?}");
+    }
+    for (request, mut rows) in requests {
+        let shadows = rows.extract_if(.., |row| row.is_shadow()).count();
+        rows.sort_by_key(|row| row.attempt);
+        let ends = rows.iter().filter(|row| row.is_terminal()).count();
+        assert!(shadows <= 1 && ends == 1 && rows.last().unwrap().is_terminal(), "{request}: {rows:?}");
+        assert!(rows.iter().enumerate().all(|(number, row)| row.attempt == number as u64), "{request}: {rows:?}");
+    }
 }
 
 #[test]
 fn a_kill_loses_no_acknowledged_row_and_doubles_none() {
     let kills: usize = std::env::var("GLASSGATE_KILLS").ok().and_then(|kills| kills.parse().ok()).unwrap_or(20);
-    let mut gateway = TestGateway::start();
+    let mut world = World::start();
     let mut histogram: BTreeMap<Phase, usize> = BTreeMap::new();
-    let mut acknowledged: Vec<(String, u64)> = Vec::new();
-    let mut killed_rows = 0;
+    let mut hit: BTreeMap<String, usize> = BTreeMap::new();
+    let (mut acknowledged, mut begun) = (Vec::new(), Vec::new());
+    let (mut before, mut hits) = (BTreeMap::new(), 0);
     let mut least = usize::MAX;
-    for round in 0..kills {
+    for life in 0..kills {
         let shared = Arc::new(Shared::default());
-        let clients: Vec<_> = (0..CLIENTS)
+        let clients: Vec<_> = (0..CLIENTS.len())
             .map(|number| {
-                let (shared, data, key) = (shared.clone(), gateway.data, gateway.key.clone());
-                thread::spawn(move || client(number, data, &key, &shared))
+                let (shared, data, key) = (shared.clone(), world.gateway.data, world.gateway.key.clone());
+                thread::spawn(move || client(number, life, data, &key, &shared))
             })
             .collect();
-        // Another moment of the traffic each time: after so many acknowledged answers, and enough requests in flight.
+        // Another moment of the traffic each time: after so many acknowledged answers, and enough requests in flight; in
+        // three lives of four with one of each kind that hangs among them, in one with an answer from the cache.
         eventually("traffic", || {
-            let enough = shared.acknowledged.lock().unwrap().len() >= round % 7;
+            let enough = shared.acknowledged.lock().unwrap().len() >= life % 7;
             let sent = shared.phases.lock().unwrap().values().filter(|phase| **phase >= Phase::Sent).count();
-            (enough && sent >= IN_FLIGHT_MIN).then_some(())
+            let hangs = life % 4 == 0 || world.all_hang(life);
+            let is_hit = life % 4 != 1 || shared.hits.load(Ordering::Relaxed) > 0;
+            (enough && sent >= IN_FLIGHT_MIN && hangs && is_hit).then_some(())
         });
         // The gateway's own word, right before it dies.
         let in_flight = eventually("requests in flight", || {
-            Some(gateway.metric("gateway_in_flight_requests", &[]) as usize).filter(|count| *count >= IN_FLIGHT_MIN)
+            let count = world.gateway.metric("gateway_in_flight_requests", &[]) as usize;
+            Some(count).filter(|count| *count >= IN_FLIGHT_MIN)
         });
         let phases = shared.phases.lock().unwrap().clone();
         shared.stop.store(true, Ordering::Relaxed);
-        gateway.kill_and_restart();
+        world.gateway.kill_and_restart();
         for client in clients {
             client.join().expect("a client that saw the kill");
         }
@@ -144,20 +297,56 @@ fn a_kill_loses_no_acknowledged_row_and_doubles_none() {
             *histogram.entry(*phase).or_default() += 1;
         }
         acknowledged.append(&mut shared.acknowledged.lock().unwrap());
+        begun.append(&mut shared.begun.lock().unwrap());
 
-        let rows = ledger(&gateway);
-        let mut by_id: HashMap<&str, (&str, u64)> = HashMap::new();
-        for (id, outcome, tokens) in &rows {
-            assert!(by_id.insert(id, (outcome, *tokens)).is_none(), "{id} has two rows");
-        }
+        let rows = ledger(&world.gateway);
+        check(&rows);
+        let ends: HashMap<&str, &LedgerRow> =
+            rows.iter().filter(|row| row.is_terminal()).map(|row| (row.request_id.as_str(), row)).collect();
         for (id, tokens) in &acknowledged {
-            assert_eq!(by_id.get(id.as_str()), Some(&("answered", *tokens)), "kill {round}: {id} was acknowledged");
+            let row = ends.get(id.as_str()).unwrap_or_else(|| panic!("kill {life}: {id} was acknowledged and is lost"));
+            assert_eq!(
+                (row.outcome.as_str(), row.tokens[3] + row.tokens[4]),
+                ("answered", *tokens),
+                "kill {life}: {id}"
+            );
         }
-        killed_rows = rows.iter().filter(|(_, outcome, _)| outcome == "killed").count();
+        hits = acknowledged.iter().filter(|(id, _)| ends[id.as_str()].is_shared()).count();
+        let called = world.called();
+        for id in begun.iter().chain(&called) {
+            assert!(ends.contains_key(id.as_str()), "kill {life}: {id} had begun and is not in the ledger");
+        }
+        let now: BTreeMap<Id, _> = rows.iter().map(|row| (id(row), told(row))).collect();
+        for (id, told) in &before {
+            assert_eq!(now.get(id), Some(told), "kill {life}: {id:?} is another row than before");
+        }
+        for row in rows.iter().filter(|row| row.outcome == "killed" && !before.contains_key(&id(row))) {
+            let kind = match row.route.as_str() {
+                "shared" if called.contains(&row.request_id) => "one who leads".to_owned(),
+                "shared" => "one who waits for an answer to somebody else".to_owned(),
+                _ => format!("{} {}", row.role, row.provider),
+            };
+            *hit.entry(kind).or_default() += 1;
+        }
+        before = now;
     }
     println!(
-        "{kills} kills with at least {least} requests in flight, phases hit: {histogram:?}; {} acknowledged, {killed_rows} recovered as killed",
-        acknowledged.len()
+        "{kills} kills with at least {least} requests in flight, phases hit: {histogram:?}; {} acknowledged ({hits} from the cache), {} rows",
+        acknowledged.len(),
+        before.len()
     );
-    assert!(killed_rows > 0, "no kill hit an admitted request: this proved nothing");
+    assert!(hits >= kills / 4, "hardly anything that the cache answered was acknowledged");
+    println!("cut off: {hit:?}");
+    for kind in [
+        "primary glassgate",
+        "primary mock",
+        "fallback spare",
+        "shadow glassgate",
+        "shadow mirror",
+        "one who leads",
+        "one who waits for an answer to somebody else",
+    ] {
+        let count = hit.get(kind).copied().unwrap_or(0);
+        assert!(count >= kills / 4, "{kind}: {count} in {kills} kills prove nothing");
+    }
 }

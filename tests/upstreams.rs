@@ -193,6 +193,22 @@ fn a_stale_pooled_connection_costs_one_retry_and_nobody_notices() {
     assert!(upstream.calls() - before <= 2, "at most one retry");
 }
 
+#[test]
+fn a_retry_never_meets_a_connection_that_was_used_before() {
+    let upstream = Upstream::start();
+    let gateway = Setup::upstream(&upstream, "").start();
+    // The server closes whatever was used before, also what was fresh for the retry before this one.
+    upstream.decides(|asked| match asked.earlier {
+        0 => Script::Answer(words("Hello from upstream.")),
+        _ => Script::Cut(Vec::new()),
+    });
+    for _ in 0..6 {
+        assert_eq!(gateway.post(&remote(json!({}))).status, 200);
+    }
+    let rows = settled(&gateway, 11);
+    assert_eq!(rows.iter().filter(|row| row["role"] == "retry" && row["outcome"] == "answered").count(), 5, "{rows:?}");
+}
+
 /// A fault before anything was said: what the client reads if nobody stands in.
 type Fault = (&'static str, Script, u16, &'static str, &'static str);
 

@@ -1,44 +1,154 @@
 //! The oracle: what independent witnesses say of the same requests, and every way in which they disagree.
 //!
-//! Witnesses: the client's bytes on the wire, the ledger read by another SQLite client, the access log, decoded OTLP
-//! spans, `/metrics`, the engine's own counters, and a recount of every prompt with the tokenizer and of every price.
+//! Witnesses: the client's bytes on the wire, what the mock upstreams were asked and said, the ledger read by another
+//! SQLite client, the access log, decoded OTLP spans, `/metrics`, the engine's own counters, and a recount of every prompt
+//! with the tokenizer and of every price.
 
-use std::collections::{BTreeMap, HashMap};
+use std::cell::RefCell;
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use rusqlite::Connection;
 use serde_json::Value;
 
 use super::gateway::{TestGateway, metric};
 use super::http::Response;
+use super::upstream::{Asked, PROMPT_TOKENS};
 use super::{eventually, root};
 
-/// What a client saw of one request.
+/// Disjoint counts of tokens: input, cache_read, cache_write, output, reasoning.
+pub type Tokens = [u64; 5];
+const KINDS: [&str; 5] = ["input", "cache_read", "cache_write", "output", "reasoning"];
+/// Who makes an answer in the gateway's own process.
+const EMBEDDED: &str = "glassgate";
+/// The span that every client of the oracle names as its own.
+pub const CLIENT_SPAN: &str = "b7ad6b7169203331";
+
+/// What a client asked to be read.
+#[derive(Clone, Debug)]
+pub enum Prompt {
+    Chat(String),
+    Text(String),
+}
+
+/// What a client sent and saw of one request.
 #[derive(Clone, Debug)]
 pub struct Seen {
+    /// What it was sent to show.
+    pub kind: &'static str,
+    /// Empty if the client left before it was told; then the trace says which it was.
     pub request_id: String,
+    pub trace_id: String,
+    pub tenant: String,
+    pub key_id: String,
+    pub authenticated: bool,
+    pub op: &'static str,
+    pub route: String,
+    pub stream: bool,
+    /// Answers that were asked for.
+    pub n: u64,
+    pub prompt: Option<Prompt>,
+    /// Requests of one tenant that may have each other's answers say the same.
+    pub same: Option<String>,
+    pub bytes_in: u64,
+    /// 0 if it was not read.
     pub status: u16,
     pub error_code: Option<String>,
     /// `Some` if the client read the answer to its end.
-    pub usage: Option<(u64, u64)>,
+    pub usage: Option<Tokens>,
     pub cost_usd: Option<String>,
+    pub cache: Option<String>,
+    /// Whether it was read until nothing more came.
+    pub is_read: bool,
+    pub bytes_out: Option<u64>,
     /// Pieces of text that arrived; each is one token or more.
     pub pieces: u64,
-    pub prompt: Option<String>,
-    pub authenticated: bool,
 }
 
 /// One row of the ledger, as another client reads it.
 #[derive(Clone, Debug)]
 pub struct LedgerRow {
     pub request_id: String,
+    pub attempt: u64,
+    pub role: String,
     pub outcome: String,
+    pub trace_id: String,
+    pub tenant: String,
+    pub route: String,
+    pub model: String,
     pub variant: String,
+    pub provider: String,
+    pub op: String,
+    pub stream: bool,
+    pub cache: String,
+    pub usage_source: String,
     pub key_id: String,
     pub input: u64,
     pub output: u64,
     pub other_tokens: u64,
+    pub tokens: Tokens,
     pub billed: u64,
     pub provider_cost: u64,
+}
+
+impl LedgerRow {
+    pub fn is_shadow(&self) -> bool {
+        self.role == "shadow"
+    }
+
+    /// The one that says how its request ended.
+    pub fn is_terminal(&self) -> bool {
+        !self.is_shadow() && self.outcome != "failed_over"
+    }
+
+    /// Somebody else's answer.
+    pub fn is_shared(&self) -> bool {
+        !self.is_shadow() && matches!(self.cache.as_str(), "hit" | "coalesced")
+    }
+
+    fn name(&self) -> String {
+        format!("{} {} {}", self.request_id, self.attempt, self.role)
+    }
+}
+
+/// A span with those of its attributes that tell what happened.
+#[derive(Clone, Debug)]
+pub struct Span {
+    pub id: String,
+    pub parent: String,
+    pub trace: String,
+    pub attributes: BTreeMap<String, String>,
+}
+
+impl Span {
+    fn get(&self, name: &str) -> &str {
+        self.attributes.get(name).map_or("", String::as_str)
+    }
+
+    /// The request whose inference it is.
+    fn inference(&self) -> Option<&str> {
+        let id = self.attributes.get("gen_ai.response.id")?;
+        Some(id.trim_start_matches("chat").trim_start_matches("cmpl-"))
+    }
+}
+
+/// One call as an upstream saw it.
+#[derive(Clone, Debug)]
+pub struct Call {
+    pub server: &'static str,
+    pub request_id: String,
+    pub trace: String,
+    /// The span that called.
+    pub span: String,
+    pub told: Option<u64>,
+}
+
+impl Call {
+    pub fn new(server: &'static str, asked: &Asked) -> Call {
+        let parent = asked.header("traceparent").unwrap_or_default();
+        let part = |at| parent.split('-').nth(at).unwrap_or_default().to_owned();
+        let request_id = asked.header("x-request-id").unwrap_or_default().to_owned();
+        Call { server, request_id, trace: part(1), span: part(2), told: asked.told }
+    }
 }
 
 /// Everything that was said.
@@ -47,58 +157,99 @@ pub struct Evidence {
     pub seen: Vec<Seen>,
     pub rows: Vec<LedgerRow>,
     pub log: Vec<Value>,
-    pub spans: Vec<Value>,
+    pub spans: Vec<Span>,
+    pub calls: Vec<Call>,
     pub metrics: String,
+    /// Routes that mirror every request, and to whom.
+    pub shadows: Vec<(&'static str, &'static str)>,
 }
 
 impl Seen {
-    /// A response that was read to its end (or refused).
-    pub fn whole(response: &Response, prompt: Option<&str>, authenticated: bool) -> Seen {
-        let mut seen = Seen {
-            request_id: response.header("x-request-id").expect("an id").to_owned(),
-            status: response.status,
-            error_code: None,
-            usage: None,
-            cost_usd: None,
-            pieces: 0,
-            prompt: prompt.map(str::to_owned),
-            authenticated,
-        };
-        let usage = |usage: &Value| Some((usage["prompt_tokens"].as_u64()?, usage["completion_tokens"].as_u64()?));
+    /// Takes in a response that was read until nothing more came.
+    pub fn read(mut self, response: &Response) -> Seen {
+        self.told(response.status, response.header("x-request-id"), response.header("x-glassgate-cache"));
+        self.is_read = true;
+        self.bytes_out = response.complete.then_some(response.body.len() as u64);
         if response.status >= 400 {
-            seen.error_code = response.json()["error"]["code"].as_str().map(str::to_owned);
+            self.error_code = response.json()["error"]["code"].as_str().map(str::to_owned);
         } else if response.header("content-type") == Some("text/event-stream") {
-            for chunk in response.chunks() {
-                seen.pieces +=
-                    u64::from(chunk["choices"][0]["delta"]["content"].as_str().is_some_and(|text| !text.is_empty()));
-                if let Some(extra) = chunk.get("glassgate") {
-                    seen.cost_usd = extra["cost_usd"].as_str().map(str::to_owned);
-                    seen.usage =
-                        Some((extra["usage"]["input"].as_u64().unwrap(), extra["usage"]["output"].as_u64().unwrap()));
-                }
-                if chunk["usage"].is_object() {
-                    assert_eq!(usage(&chunk["usage"]), seen.usage, "the usage chunk and its glassgate object agree");
-                }
-            }
-        } else {
+            let events: Vec<String> = if response.complete {
+                response.chunks().iter().map(Value::to_string).collect()
+            } else {
+                response.events()
+            };
+            events.iter().for_each(|event| self.event(event));
+        } else if self.prompt.is_some() {
             let body = response.json();
-            seen.usage = usage(&body["usage"]);
-            seen.cost_usd = response.header("x-glassgate-cost").map(str::to_owned);
-            assert_eq!(body["glassgate"]["cost_usd"].as_str().map(str::to_owned), seen.cost_usd);
+            self.told_usage(&body["glassgate"]);
+            assert_eq!(response.header("x-glassgate-cost"), self.cost_usd.as_deref());
+            self.check(&body["usage"]);
         }
-        seen
+        self
+    }
+
+    /// Takes in the head.
+    pub fn told(&mut self, status: u16, request_id: Option<&str>, cache: Option<&str>) {
+        self.status = status;
+        self.request_id = request_id.expect("an id").to_owned();
+        self.cache = cache.map(str::to_owned);
+    }
+
+    /// Takes in one event of a stream.
+    pub fn event(&mut self, event: &str) {
+        // What was cut in the middle of an event says nothing.
+        let Ok(chunk) = serde_json::from_str::<Value>(event) else { return };
+        let choice = &chunk["choices"][0];
+        let text = choice["delta"]["content"].as_str().or(choice["text"].as_str());
+        self.pieces += u64::from(text.is_some_and(|text| !text.is_empty()));
+        if chunk["glassgate"].is_object() {
+            self.told_usage(&chunk["glassgate"]);
+        }
+        if chunk["usage"].is_object() {
+            self.check(&chunk["usage"]);
+        }
+        if let Some(code) = chunk["error"]["code"].as_str() {
+            self.error_code = Some(code.to_owned());
+        }
+    }
+
+    fn told_usage(&mut self, told: &Value) {
+        self.cost_usd = told["cost_usd"].as_str().map(str::to_owned);
+        self.usage = Some(KINDS.map(|kind| told["usage"][kind].as_u64().expect("a count")));
+        assert_eq!(told["cache"].as_str(), self.cache.as_deref(), "the header and the object agree");
+    }
+
+    /// OpenAI's own object says the same.
+    fn check(&self, usage: &Value) {
+        let [input, read, write, output, reasoning] = self.usage.expect("told before");
+        let said = [&usage["prompt_tokens"], &usage["completion_tokens"]].map(Value::as_u64);
+        assert_eq!(said, [Some(input + read + write), Some(output + reasoning)]);
     }
 }
 
 impl Evidence {
     /// Waits until nobody is in flight, takes the metrics, ends the gateway, and reads what it left.
-    pub fn gather(gateway: &mut TestGateway, seen: Vec<Seen>) -> Evidence {
+    pub fn gather(
+        gateway: &mut TestGateway,
+        mut seen: Vec<Seen>,
+        calls: impl FnOnce() -> Vec<Call>,
+        shadows: &[(&'static str, &'static str)],
+    ) -> Evidence {
+        let zero = [
+            "gateway_in_flight_requests",
+            "gateway_ledger_queue_rows",
+            "gateway_telemetry_queue_length",
+            "runtime_requests",
+        ];
         let metrics = eventually("everything to be counted and shipped", || {
             let text = gateway.metrics();
-            let quiet = metric(&text, "gateway_in_flight_requests", &[]) == 0.0
-                && metric(&text, "gateway_ledger_queue_rows", &[]) == 0.0
-                && metric(&text, "runtime_requests", &[]) == 0.0;
-            quiet.then_some(text)
+            let of =
+                |outcome| metric(&text, "gateway_shadow_requests_total", &[format!("outcome=\"{outcome}\"").as_str()]);
+            let ended: f64 = ["shed", "paired", "primary_failed", "shadow_failed", "both_failed"].map(of).iter().sum();
+            let quiet = zero.iter().all(|gauge| metric(&text, gauge, &[]) == 0.0) && ended == of("sampled");
+            // Who leaves at once may not even have been let in yet.
+            let all = metric(&text, "gateway_requests_total", &[]) >= seen.len() as f64;
+            (quiet && all).then_some(text)
         });
         gateway.stop();
         let lines = |text: String| -> Vec<Value> {
@@ -112,192 +263,288 @@ impl Evidence {
             .flat_map(|line| each(line, "resourceSpans"))
             .flat_map(|resource| each(&resource, "scopeSpans"))
             .flat_map(|scope| each(&scope, "spans"))
+            .map(|value| span(&value))
             .collect();
-        Evidence { seen, rows: ledger(gateway), log, spans, metrics }
+        let by_trace: HashMap<&str, &str> =
+            log.iter().filter_map(|line| Some((line["trace_id"].as_str()?, line["request_id"].as_str()?))).collect();
+        for seen in seen.iter_mut().filter(|seen| seen.request_id.is_empty()) {
+            seen.request_id = by_trace.get(seen.trace_id.as_str()).copied().unwrap_or_default().to_owned();
+        }
+        let (rows, calls, shadows) = (ledger(gateway), calls(), shadows.to_vec());
+        Evidence { seen, rows, log, spans, calls, metrics, shadows }
     }
 
     /// Every disagreement, each beginning with the name of its leg.
     pub fn disagreements(&self) -> Vec<String> {
+        let index = Index::new(self);
         let mut found = Vec::new();
-        self.records(&mut found);
-        self.client(&mut found);
-        self.ledger_and_log(&mut found);
-        self.spans(&mut found);
-        self.counted(&mut found);
-        self.engine(&mut found);
+        self.records(&index, &mut found);
+        self.clients(&index, &mut found);
+        self.ledger(&index, &mut found);
+        self.lines(&index, &mut found);
+        self.spans(&index, &mut found);
+        self.upstreams(&index, &mut found);
+        self.counted(&index, &mut found);
+        self.cache(&index, &mut found);
+        self.limits(&index, &mut found);
+        self.funnel(&index, &mut found);
+        self.engine(&index, &mut found);
         self.prices(&mut found);
         found
     }
 
-    fn rows_by_id(&self) -> HashMap<&str, &LedgerRow> {
-        self.rows.iter().map(|row| (row.request_id.as_str(), row)).collect()
-    }
-
-    fn log_by_id(&self) -> HashMap<&str, &Value> {
-        self.log.iter().map(|line| (line["request_id"].as_str().unwrap_or(""), line)).collect()
-    }
-
     /// Every request of a known caller left exactly one line.
-    fn records(&self, found: &mut Vec<String>) {
+    fn records(&self, index: &Index<'_>, found: &mut Vec<String>) {
         let mut count: HashMap<&str, usize> = HashMap::new();
         for line in &self.log {
-            *count.entry(line["request_id"].as_str().unwrap_or("")).or_default() += 1;
+            *count.entry(text(line, "request_id")).or_default() += 1;
         }
-        for seen in self.seen.iter().filter(|seen| seen.authenticated) {
+        for seen in &self.seen {
             let lines = count.get(seen.request_id.as_str()).copied().unwrap_or(0);
-            if lines != 1 {
-                found.push(format!("record: {} has {lines} log lines", seen.request_id));
+            if if seen.authenticated { lines != 1 } else { lines > 1 } {
+                found.push(format!("record: {} ({}) has {lines} log lines", seen.request_id, seen.kind));
             }
         }
-        let known = |id: &str| self.seen.iter().any(|seen| seen.request_id == id);
-        for id in count.keys().filter(|id| !known(id)) {
+        for id in count.keys().filter(|id| !index.seen.contains_key(*id)) {
             found.push(format!("record: the log knows {id}, no client does"));
         }
+        let silent = self.seen.iter().filter(|seen| !count.contains_key(seen.request_id.as_str())).count();
+        let suppressed = metric(&self.metrics, "gateway_access_log_lines_total", &["suppressed"]);
+        if suppressed != silent as f64 {
+            found.push(format!("record: {silent} have no line, {suppressed} were suppressed"));
+        }
     }
 
-    fn client(&self, found: &mut Vec<String>) {
-        let rows = self.rows_by_id();
+    fn clients(&self, index: &Index<'_>, found: &mut Vec<String>) {
         for seen in &self.seen {
-            match (seen.usage, rows.get(seen.request_id.as_str())) {
+            let (id, row) = (&seen.request_id, index.terminal.get(seen.request_id.as_str()));
+            match (seen.usage, row) {
                 (Some(usage), Some(row)) => {
-                    if usage != (row.input, row.output) {
-                        found.push(format!(
-                            "client: {} read {usage:?}, the ledger has {:?}",
-                            seen.request_id,
-                            (row.input, row.output)
-                        ));
-                    }
-                    if seen.cost_usd.as_deref() != Some(usd(row.billed).as_str()) {
-                        found.push(format!(
-                            "client: {} was told {:?}, the ledger has {}",
-                            seen.request_id,
-                            seen.cost_usd,
-                            usd(row.billed)
-                        ));
+                    let told = (usage, seen.cost_usd.clone(), seen.cache.as_deref(), "answered");
+                    let is = (row.tokens, Some(usd(row.billed)), Some(row.cache.as_str()), row.outcome.as_str());
+                    if told != is {
+                        found.push(format!("client: {id} ({}) was told {told:?}, the ledger has {is:?}", seen.kind));
                     }
                 }
-                (Some(_), None) => {
-                    found.push(format!("client: {} was answered and is not in the ledger", seen.request_id))
-                }
-                (None, Some(row)) if seen.pieces > row.output => {
-                    found.push(format!(
-                        "client: {} got {} pieces and pays for {} tokens",
-                        seen.request_id, seen.pieces, row.output
-                    ));
-                }
+                (Some(_), None) => found.push(format!("client: {id} was answered and is not in the ledger")),
+                (None, Some(row)) if seen.pieces > row.tokens[3] + row.tokens[4] => found.push(format!(
+                    "client: {id} ({}) got {} pieces and the ledger has {:?}",
+                    seen.kind, seen.pieces, row.tokens
+                )),
                 _ => {}
             }
-            if seen.prompt.is_some() && seen.status == 200 && !rows.contains_key(seen.request_id.as_str()) {
-                found.push(format!("client: {} began an answer and is not in the ledger", seen.request_id));
+            if seen.prompt.is_some() && seen.status == 200 && row.is_none() {
+                found.push(format!("client: {id} began an answer and is not in the ledger"));
             }
-            if let (Some(prompt), Some(row)) = (&seen.prompt, rows.get(seen.request_id.as_str()))
-                && row.input != 0
-                && row.input != recount(prompt)
-            {
-                found.push(format!(
-                    "recount: {} has {} prompt tokens, the ledger {}",
-                    seen.request_id,
-                    recount(prompt),
-                    row.input
-                ));
+            if let Some(row) = row {
+                let said = (&seen.tenant, &seen.key_id, &seen.route, seen.op, seen.stream, &seen.trace_id);
+                let is = (&row.tenant, &row.key_id, &row.route, row.op.as_str(), row.stream, &row.trace_id);
+                if said != is {
+                    found.push(format!("client: {id} was {said:?}, the ledger has {is:?}"));
+                }
+            }
+            if let Some(line) = index.log.get(id.as_str()) {
+                let told = seen.error_code.as_deref();
+                if seen.is_read && told != line["error_type"].as_str() {
+                    found.push(format!("client: {id} was told {told:?}, the log says {}", line["error_type"]));
+                }
+                if seen.bytes_out.is_some_and(|bytes| line["bytes_out"] != bytes) {
+                    found
+                        .push(format!("client: {id} read {:?} bytes, {} were sent", seen.bytes_out, line["bytes_out"]));
+                }
+                if row.is_some() && line["bytes_in"] != seen.bytes_in {
+                    found.push(format!("client: {id} sent {} bytes, {} were read", seen.bytes_in, line["bytes_in"]));
+                }
+            }
+            if let Some(prompt) = &seen.prompt {
+                for row in index.rows.get(id.as_str()).into_iter().flatten() {
+                    let is_read = row.tokens[0] != 0 || matches!(row.outcome.as_str(), "answered");
+                    if row.provider == EMBEDDED && is_read && row.tokens[..3] != [recount(prompt), 0, 0] {
+                        let said = &row.tokens[..3];
+                        found.push(format!(
+                            "recount: {} has {} prompt tokens, not {said:?}",
+                            row.name(),
+                            recount(prompt)
+                        ));
+                    }
+                }
             }
         }
     }
 
-    fn ledger_and_log(&self, found: &mut Vec<String>) {
-        let (rows, lines) = (self.rows_by_id(), self.log_by_id());
-        if rows.len() != self.rows.len() {
-            found.push(format!("ledger: {} rows for {} requests", self.rows.len(), rows.len()));
+    /// Every admitted request has attempts in order, of which the last one alone ends it; what nobody owes is not billed.
+    fn ledger(&self, index: &Index<'_>, found: &mut Vec<String>) {
+        let mut keys = BTreeSet::new();
+        for row in &self.rows {
+            if !keys.insert((&row.request_id, row.attempt, &row.role)) {
+                found.push(format!("ledger: {} is there twice", row.name()));
+            }
+            if !index.seen.contains_key(row.request_id.as_str()) {
+                found.push(format!("ledger: {} is known to no client", row.name()));
+            }
+            let is_free =
+                row.is_shadow() || row.is_shared() || matches!(row.outcome.as_str(), "failed_over" | "released");
+            if is_free && row.billed != 0 {
+                found.push(format!("ledger: {} {} is billed {}", row.name(), row.cache, usd(row.billed)));
+            }
+            let is_nothing = matches!(row.outcome.as_str(), "failed_over" | "released");
+            if is_nothing && (row.tokens != [0; 5] || row.provider_cost != 0) {
+                found.push(format!("ledger: {} gave nothing and has {:?}", row.name(), row.tokens));
+            }
+            if row.usage_source == "reserved" {
+                found.push(format!("ledger: {} is not counted", row.name()));
+            }
         }
-        for (id, row) in &rows {
-            let Some(line) = lines.get(id) else {
-                found.push(format!("ledger: {id} has no log line"));
+        for (id, rows) in &index.rows {
+            let attempts: Vec<&&LedgerRow> = rows.iter().filter(|row| !row.is_shadow()).collect();
+            let terminal = attempts.iter().filter(|row| row.is_terminal()).count();
+            if terminal != 1 || !attempts.last().is_some_and(|row| row.is_terminal()) {
+                found.push(format!("ledger: {id} has {terminal} ends in {} attempts", attempts.len()));
+            }
+            for (number, row) in attempts.iter().enumerate() {
+                if row.attempt != number as u64 || (row.role == "primary") != (number == 0) {
+                    found.push(format!("ledger: {} is the attempt number {number}", row.name()));
+                }
+            }
+            for row in rows {
+                let (first, same) =
+                    (rows[0], |row: &LedgerRow| (row.tenant.clone(), row.key_id.clone(), row.route.clone()));
+                if same(row) != same(first) || row.trace_id != first.trace_id {
+                    found.push(format!("ledger: {} is somebody else's", row.name()));
+                }
+            }
+            if rows.iter().filter(|row| row.is_shadow()).count() > 1 {
+                found.push(format!("ledger: {id} has more than one shadow"));
+            }
+        }
+    }
+
+    /// A line and the row that ended its request say the same.
+    fn lines(&self, index: &Index<'_>, found: &mut Vec<String>) {
+        for (id, row) in &index.terminal {
+            let Some(line) = index.log.get(id) else {
+                found.push(format!("log: {id} is in the ledger and has no line"));
                 continue;
             };
             let said = (
-                line["outcome"].as_str().unwrap_or(""),
-                line["variant"].as_str().unwrap_or(""),
-                line["key_id"].as_str().unwrap_or(""),
-                line["tokens"]["input"].as_u64(),
-                line["tokens"]["output"].as_u64(),
-                line["cost_usd"].as_str().unwrap_or("").to_owned(),
-                line["provider_cost_usd"].as_str().unwrap_or("").to_owned(),
+                [text(line, "outcome"), text(line, "route"), text(line, "model"), text(line, "variant")],
+                [text(line, "tenant"), text(line, "key_id"), text(line, "op"), text(line, "trace_id")],
+                [text(line, "cache"), text(line, "usage_source")],
+                (line["stream"].as_bool(), KINDS.map(|kind| line["tokens"][kind].as_u64().unwrap_or(u64::MAX))),
+                [text(line, "cost_usd").to_owned(), text(line, "provider_cost_usd").to_owned()],
             );
             let is = (
-                row.outcome.as_str(),
-                row.variant.as_str(),
-                row.key_id.as_str(),
-                Some(row.input),
-                Some(row.output),
-                usd(row.billed),
-                usd(row.provider_cost),
+                [row.outcome.as_str(), &row.route, &row.model, &row.variant],
+                [row.tenant.as_str(), &row.key_id, &row.op, &row.trace_id],
+                [row.cache.as_str(), &row.usage_source],
+                (Some(row.stream), row.tokens),
+                [usd(row.billed), usd(row.provider_cost)],
             );
             if said != is {
                 found.push(format!("log: {id} says {said:?}, the ledger {is:?}"));
             }
         }
-        for (id, line) in &lines {
-            if line["tokens"].is_object() && !rows.contains_key(id) {
+        for (id, line) in &index.log {
+            if line["tokens"].is_object() && !index.terminal.contains_key(id) {
                 found.push(format!("log: {id} was admitted and is not in the ledger"));
             }
         }
     }
 
-    fn spans(&self, found: &mut Vec<String>) {
-        let mut server: HashMap<String, usize> = HashMap::new();
-        let mut inference: HashMap<String, Vec<&Value>> = HashMap::new();
+    /// One server span a request, one inference an admitted one and one a shadow, one attempt span an attempt.
+    fn spans(&self, index: &Index<'_>, found: &mut Vec<String>) {
+        let (mut server, mut inference) =
+            (HashMap::<&str, Vec<&Span>>::new(), HashMap::<(&str, bool), Vec<&Span>>::new());
+        let mut attempts: HashMap<&str, Vec<&Span>> = HashMap::new();
+        let mut ids = BTreeSet::new();
         for span in &self.spans {
-            if let Some(id) = attribute(span, "glassgate.request_id") {
-                *server.entry(id).or_default() += 1;
+            if !ids.insert((&span.trace, &span.id)) {
+                found.push(format!("span: {} is there twice", span.id));
             }
-            if let Some(id) = attribute(span, "gen_ai.response.id") {
-                inference.entry(id.trim_start_matches("chatcmpl-").to_owned()).or_default().push(span);
+            if let Some(id) = span.attributes.get("glassgate.request_id") {
+                server.entry(id).or_default().push(span);
+            } else if let Some(id) = span.inference() {
+                inference.entry((id, span.get("glassgate.role") == "shadow")).or_default().push(span);
+            } else if span.attributes.contains_key("glassgate.attempt.number") {
+                attempts.entry(&span.parent).or_default().push(span);
             }
         }
-        let rows = self.rows_by_id();
-        for line in &self.log {
-            let id = line["request_id"].as_str().unwrap_or("");
+        for (id, line) in &index.log {
             if matches!(line["op"].as_str(), Some("health" | "root")) {
                 continue;
             }
-            if server.get(id) != Some(&1) {
-                found.push(format!("span: {id} has {:?} server spans", server.get(id)));
-            }
-            let spans = inference.remove(id).unwrap_or_default();
-            match (rows.get(id), spans.as_slice()) {
-                (Some(row), [span]) => {
-                    let said = (
-                        attribute(span, "gen_ai.usage.input_tokens"),
-                        attribute(span, "gen_ai.usage.output_tokens"),
-                        attribute(span, "glassgate.cost_usd"),
-                        attribute(span, "glassgate.outcome"),
-                        attribute(span, "gen_ai.response.model"),
-                    );
-                    let is = (
-                        Some(row.input.to_string()),
-                        Some(row.output.to_string()),
-                        Some(usd(row.billed)),
-                        Some(row.outcome.clone()),
-                        Some(row.variant.clone()),
-                    );
-                    if said != is {
-                        found.push(format!("span: {id} says {said:?}, the ledger {is:?}"));
+            match server.remove(id).as_deref() {
+                Some([span]) => {
+                    let said = (span.get("glassgate.outcome"), span.id.as_str(), span.trace.as_str());
+                    let is = (text(line, "outcome"), text(line, "span_id"), text(line, "trace_id"));
+                    let parent = if line["key_id"].is_string() { CLIENT_SPAN } else { "" };
+                    if said != is || span.parent != parent {
+                        found.push(format!("span: {id} says {said:?} below {:?}, the log {is:?}", span.parent));
                     }
                 }
-                (None, []) => {}
-                (row, spans) => found.push(format!(
-                    "span: {id} has {} inference spans and {} rows",
-                    spans.len(),
-                    usize::from(row.is_some())
-                )),
+                spans => found.push(format!("span: {id} has {} server spans", spans.map_or(0, <[_]>::len))),
             }
         }
-        for id in inference.keys() {
+        for id in server.keys() {
+            found.push(format!("span: {id} has a server span and no line"));
+        }
+        for row in self.rows.iter().filter(|row| row.is_terminal() || row.is_shadow()) {
+            let spans = inference.remove(&(row.request_id.as_str(), row.is_shadow())).unwrap_or_default();
+            let [span] = spans.as_slice() else {
+                found.push(format!("span: {} has {} inference spans", row.name(), spans.len()));
+                continue;
+            };
+            let said = [
+                "gen_ai.usage.input_tokens",
+                "gen_ai.usage.cache_read.input_tokens",
+                "gen_ai.usage.output_tokens",
+                "gen_ai.usage.reasoning.output_tokens",
+                "glassgate.cost_usd",
+                "glassgate.outcome",
+                "glassgate.role",
+                "glassgate.route",
+                "glassgate.variant",
+                "glassgate.cache",
+                "glassgate.usage_source",
+                "gen_ai.response.model",
+                "gen_ai.provider.name",
+            ]
+            .map(|name| span.get(name).to_owned());
+            let part = |tokens: u64| if tokens > 0 { tokens.to_string() } else { String::new() };
+            let [input, read, write, output, reasoning] = row.tokens;
+            let is = [
+                (input + read + write).to_string(),
+                part(read),
+                (output + reasoning).to_string(),
+                part(reasoning),
+                usd(row.billed),
+                row.outcome.clone(),
+                row.role.clone(),
+                row.route.clone(),
+                row.variant.clone(),
+                row.cache.clone(),
+                row.usage_source.clone(),
+                row.model.clone(),
+                row.provider.clone(),
+            ];
+            let above = index.log.get(row.request_id.as_str()).map_or("", |line| text(line, "span_id"));
+            if said != is || span.trace != row.trace_id || span.parent != above {
+                found.push(format!("span: {} says {said:?}, the ledger {is:?}", row.name()));
+            }
+            if !row.is_shadow() {
+                self.attempts(index, row, attempts.remove(span.id.as_str()).unwrap_or_default(), found);
+            }
+        }
+        for (id, _) in inference.keys() {
             found.push(format!("span: {id} is known to the traces alone"));
         }
+        for id in attempts.keys() {
+            found.push(format!("span: an attempt below {id} is known to the traces alone"));
+        }
         let exported = metric(&self.metrics, "gateway_telemetry_spans_total", &["exported"]);
-        // The metrics were read a moment before the last spans were written.
-        if exported > self.spans.len() as f64 {
+        // The metrics may have been read while the last line was written: of at most one request.
+        let late = self.spans.len() as f64 - exported;
+        if !(0.0..=12.0).contains(&late) {
             found.push(format!("span: {exported} exported, {} in the file", self.spans.len()));
         }
         for result in ["dropped", "failed", "rejected", "sampled_out"] {
@@ -307,114 +554,488 @@ impl Evidence {
         }
     }
 
-    fn counted(&self, found: &mut Vec<String>) {
-        let mut sums: BTreeMap<(String, &str), u64> = BTreeMap::new();
-        let mut billed: BTreeMap<String, u64> = BTreeMap::new();
-        for row in &self.rows {
-            *sums.entry((row.variant.clone(), "input")).or_default() += row.input;
-            *sums.entry((row.variant.clone(), "output")).or_default() += row.output;
-            *billed.entry(row.variant.clone()).or_default() += row.billed;
+    /// The attempts of one request are the rows of its ledger.
+    fn attempts(&self, index: &Index<'_>, last: &LedgerRow, mut spans: Vec<&Span>, found: &mut Vec<String>) {
+        let id = last.request_id.as_str();
+        let rows: Vec<&&LedgerRow> = index.rows[id].iter().filter(|row| !row.is_shadow()).collect();
+        // A model of ours that was asked alone needs no span beside the inference; who was not asked has none either.
+        let is_plain =
+            rows.len() == 1 && (last.provider == EMBEDDED || last.is_shared() || index.has_waited_in_vain(last));
+        spans.sort_by_key(|span| span.get("glassgate.attempt.number").parse::<u64>().unwrap_or(u64::MAX));
+        let said: Vec<_> = spans
+            .iter()
+            .map(|span| {
+                ["number", "role", "variant", "provider"]
+                    .map(|name| span.get(&format!("glassgate.attempt.{name}")).to_owned())
+            })
+            .collect();
+        let is: Vec<_> = rows
+            .iter()
+            .filter(|_| !is_plain)
+            .map(|row| [row.attempt.to_string(), row.role.clone(), row.variant.clone(), row.provider.clone()])
+            .collect();
+        let end = spans.last().map(|span| span.get("glassgate.attempt.outcome"));
+        if said != is || end.is_some_and(|end| end != last.outcome) {
+            found.push(format!("span: {id} tried {said:?} ({end:?}), the ledger has {is:?} ({})", last.outcome));
         }
-        for ((variant, kind), tokens) in &sums {
-            let (variant, kind) = (format!("variant=\"{variant}\""), format!("kind=\"{kind}\""));
-            let counted = metric(&self.metrics, "gateway_tokens_total", &[&variant, &kind]);
-            if counted != *tokens as f64 {
-                found.push(format!("metric: {counted} tokens counted for {variant} {kind}, {tokens} in the ledger"));
+    }
+
+    /// Every call that an upstream got is somebody's attempt, and what it said it used is what is in the ledger.
+    fn upstreams(&self, index: &Index<'_>, found: &mut Vec<String>) {
+        let spans: HashMap<&str, &Span> = self.spans.iter().map(|span| (span.id.as_str(), span)).collect();
+        let mut called: HashMap<(&str, &str, bool), &Call> = HashMap::new();
+        for call in &self.calls {
+            let id = call.request_id.as_str();
+            let Some(span) = spans.get(call.span.as_str()).filter(|span| span.trace == call.trace) else {
+                found.push(format!("upstream: {} was asked for {id} by nobody", call.server));
+                continue;
+            };
+            let is_shadow = span.get("glassgate.role") == "shadow";
+            let number = if is_shadow { "0" } else { span.get("glassgate.attempt.number") };
+            if called.insert((id, number, is_shadow), call).is_some() {
+                found.push(format!("upstream: {} was asked twice for the attempt {number} of {id}", call.server));
+            }
+            let of = |row: &&&LedgerRow| row.is_shadow() == is_shadow && row.attempt.to_string() == number;
+            let Some(row) = index.rows.get(id).and_then(|rows| rows.iter().find(of)) else {
+                found.push(format!("upstream: {} was asked for {id}, which has no row for it", call.server));
+                continue;
+            };
+            if row.provider != call.server {
+                found.push(format!("upstream: {} was asked, the ledger has {}", call.server, row.provider));
+            }
+            let told = call.told.map(|tokens| [PROMPT_TOKENS - 3, 3, 0, tokens - 1, 1]);
+            let is_told = match row.usage_source.as_str() {
+                "reported" => Some(row.tokens) == told,
+                // Whoever was cut off, or gave nothing, was not heard to the end.
+                _ => told.is_none() || row.outcome != "answered",
+            };
+            if !is_told {
+                let (server, source) = (call.server, &row.usage_source);
+                found.push(format!("upstream: {server} said {told:?}, {} has {:?} {source}", row.name(), row.tokens));
             }
         }
-        let other: u64 = self.rows.iter().map(|row| row.other_tokens).sum();
-        let all: u64 = sums.values().sum::<u64>() + other;
-        if metric(&self.metrics, "gateway_tokens_total", &[]) != all as f64 {
-            found.push(format!("metric: tokens counted that are not in the ledger ({all})"));
-        }
-        for (variant, nano) in &billed {
-            let label = format!("variant=\"{variant}\"");
-            let counted: u64 = self
-                .metrics
-                .lines()
-                .filter(|line| line.starts_with("gateway_cost_usd_total{") && line.contains(&label))
-                .map(|line| nano_usd(line.rsplit(' ').next().unwrap()))
-                .sum();
-            if counted != *nano {
-                found.push(format!("metric: {} counted for {variant}, {} in the ledger", usd(counted), usd(*nano)));
+        for row in self.rows.iter().filter(|row| row.provider != EMBEDDED && !row.is_shared()) {
+            let number = row.attempt.to_string();
+            let is_called = called.contains_key(&(row.request_id.as_str(), number.as_str(), row.is_shadow()));
+            // A connection that was closed meanwhile takes a request and loses it.
+            let is_lost = || self.failure(row, &spans) == "stale_connection";
+            if !is_called && !index.has_waited_in_vain(row) && !is_lost() {
+                found.push(format!("upstream: {} was never asked for {} ({})", row.provider, row.name(), row.outcome));
             }
         }
-        let requests = metric(&self.metrics, "gateway_requests_total", &[]);
-        if requests != self.seen.len() as f64 {
-            found.push(format!("metric: {requests} requests counted, {} sent", self.seen.len()));
+    }
+
+    /// Why an attempt gave nothing, as its span has it.
+    fn failure<'e>(&'e self, row: &LedgerRow, spans: &HashMap<&str, &'e Span>) -> &'e str {
+        let number = row.attempt.to_string();
+        let is_its = |span: &&&Span| {
+            span.trace == row.trace_id
+                && span.get("glassgate.attempt.number") == number
+                && spans.get(span.parent.as_str()).and_then(|above| above.inference()) == Some(row.request_id.as_str())
+        };
+        if row.outcome != "failed_over" && row.outcome != "failed" {
+            return "";
         }
-        let mut refused: BTreeMap<&str, usize> = BTreeMap::new();
-        for code in self.seen.iter().filter_map(|seen| seen.error_code.as_deref()) {
-            *refused.entry(code).or_default() += 1;
-        }
-        for (code, count) in refused {
-            let counted = metric(&self.metrics, "gateway_rejections_total", &[&format!("reason=\"{code}\"")]);
-            if counted != count as f64 {
-                found.push(format!("metric: {counted} rejections for {code}, clients saw {count}"));
+        spans.values().find(is_its).map_or("", |span| span.get("error.type"))
+    }
+
+    fn counted(&self, index: &Index<'_>, found: &mut Vec<String>) {
+        let mut tokens = Sums::default();
+        let mut cost = Sums::default();
+        let mut admitted = Sums::default();
+        for row in self.rows.iter().filter(|row| row.outcome != "failed_over") {
+            let labels = [
+                ("route", &row.route),
+                ("model", &row.model),
+                ("variant", &row.variant),
+                ("tenant", &row.tenant),
+                ("role", &row.role),
+            ]
+            .map(|(name, value)| (name, value.as_str()));
+            for (kind, count) in KINDS.iter().zip(row.tokens) {
+                tokens.add(labels.iter().copied().chain([("kind", *kind)]), count);
+            }
+            cost.add(labels, row.billed);
+            if !row.is_shadow() {
+                admitted.add(labels[..3].iter().copied(), 1);
             }
         }
-        for family in ["gateway_panics_total", "gateway_ledger_failures_total", "gateway_ledger_queue_rows"] {
+        let mut requests = Sums::default();
+        let mut refused = Sums::default();
+        for line in &self.log {
+            let (outcome, error) = (text(line, "outcome"), text(line, "error_type"));
+            let class = match outcome {
+                "aborted" => "4xx",
+                "panicked" | "failed" | "timed_out" | "cut" => "5xx",
+                _ => ["2xx", "3xx", "4xx", "5xx"][(line["status"].as_u64().unwrap_or(599) / 100 - 2) as usize],
+            };
+            let or_none = |name| Some(text(line, name)).filter(|text| !text.is_empty()).unwrap_or("none");
+            requests.add(
+                [
+                    ("route", or_none("route")),
+                    ("model", or_none("model")),
+                    ("variant", or_none("variant")),
+                    ("op", text(line, "op")),
+                    ("code_class", class),
+                    ("error_type", error),
+                    ("stream", if line["stream"] == true { "true" } else { "false" }),
+                    ("cache", text(line, "cache")),
+                ],
+                1,
+            );
+            if matches!(outcome, "refused" | "released") {
+                refused.add([("reason", error)], 1);
+            }
+        }
+        // Strangers are counted, whether or not they have a line.
+        for seen in self.seen.iter().filter(|seen| !index.log.contains_key(seen.request_id.as_str())) {
+            let error = seen.error_code.as_deref().unwrap_or("");
+            let none = ["route", "model", "variant", "cache"].map(|name| (name, "none"));
+            let others = [("op", seen.op), ("code_class", "4xx"), ("error_type", error), ("stream", "false")];
+            requests.add(none.into_iter().chain(others), 1);
+            refused.add([("reason", error)], 1);
+        }
+        for (name, expected) in [
+            ("gateway_tokens_total", tokens),
+            ("gateway_requests_total", requests),
+            ("gateway_rejections_total", refused),
+            ("gateway_request_duration_seconds_count", admitted),
+        ] {
+            expected.compare(name, &Sums::of(&self.metrics, name, |value| value.parse().unwrap()), found);
+        }
+        cost.compare("gateway_cost_usd_total", &Sums::of(&self.metrics, "gateway_cost_usd_total", nano_usd), found);
+        let none = [
+            "gateway_panics_total",
+            "gateway_ledger_failures_total",
+            "gateway_ledger_queue_rows",
+            "gateway_reserved_tokens",
+            "gateway_reserved_usd",
+            "runtime_failures_total",
+        ];
+        for family in none {
             if metric(&self.metrics, family, &[]) != 0.0 {
                 found.push(format!("metric: {family} is not 0"));
             }
         }
     }
 
-    /// The engine counts what it samples, and knows nothing of the ledger.
-    fn engine(&self, found: &mut Vec<String>) {
-        let sampled = metric(&self.metrics, "runtime_generated_tokens_total", &[]);
-        let owed: u64 = self.rows.iter().map(|row| row.output).sum();
-        if sampled != owed as f64 {
-            found.push(format!("engine: {sampled} tokens sampled, {owed} in the ledger"));
+    /// What was found is what was told; a shared answer was made once, in the same tenant, and has the same usage.
+    fn cache(&self, index: &Index<'_>, found: &mut Vec<String>) {
+        let mut results: BTreeMap<(&str, &str), u64> = BTreeMap::new();
+        let mut made: HashMap<(&str, &str), Vec<Tokens>> = HashMap::new();
+        for row in index.terminal.values() {
+            let result = if row.is_shared() { row.cache.as_str() } else { "made" };
+            if row.cache != "none" && !index.has_waited_in_vain(row) {
+                *results.entry((row.route.as_str(), result)).or_default() += 1;
+            }
+            let same = index.seen.get(row.request_id.as_str()).and_then(|seen| seen.same.as_deref());
+            if let Some(same) = same.filter(|_| !row.is_shared() && row.outcome == "answered") {
+                made.entry((row.tenant.as_str(), same)).or_default().push(row.tokens);
+            }
         }
-        if metric(&self.metrics, "runtime_kv_blocks", &["state=\"used\""]) != 0.0 {
-            found.push("engine: KV blocks are still in use".into());
+        for row in index.terminal.values().filter(|row| row.is_shared()) {
+            let same = index.seen.get(row.request_id.as_str()).and_then(|seen| seen.same.as_deref()).unwrap_or("");
+            let first = made.get(&(row.tenant.as_str(), same));
+            if !first.is_some_and(|first| first.contains(&row.tokens)) {
+                found.push(format!("cache: {} has {:?}, what was made has {first:?}", row.name(), row.tokens));
+            }
+            if row.provider_cost != 0 {
+                found.push(format!("cache: {} costs {}", row.name(), usd(row.provider_cost)));
+            }
+        }
+        let routes: BTreeSet<&str> = results.keys().map(|(route, _)| *route).collect();
+        for route in routes {
+            let label = format!("route=\"{route}\"");
+            let counted = |result: &str| {
+                let result = format!("result=\"{result}\"");
+                metric(&self.metrics, "gateway_cache_requests_total", &[label.as_str(), &result]) as u64
+            };
+            let said = [counted("hit"), counted("coalesced"), counted("miss") + counted("alone")];
+            let is = ["hit", "coalesced", "made"].map(|result| results.get(&(route, result)).copied().unwrap_or(0));
+            if said != is {
+                found.push(format!("cache: {said:?} counted for {route}, the ledger has {is:?}"));
+            }
+        }
+    }
+
+    /// What limits let in is what was asked, and what they refused is what clients were told.
+    fn limits(&self, index: &Index<'_>, found: &mut Vec<String>) {
+        let told = |code: &str| self.seen.iter().filter(|seen| seen.error_code.as_deref() == Some(code)).count();
+        let denied = [
+            ("concurrency", "concurrency_limited"),
+            ("requests", "rate_limit_exceeded"),
+            ("tokens", "tokens_limited"),
+            ("budget", "insufficient_quota"),
+        ];
+        let asked = self.log.iter().filter(|line| line["key_id"].is_string() && line["op"] != "models").count();
+        let at_the_door = told("concurrency_limited") + told("rate_limit_exceeded");
+        let let_in = asked - at_the_door.min(asked);
+        let counted = |kind: &str, decision: &str| {
+            let labels = [format!("kind=\"{kind}\""), format!("decision=\"{decision}\"")];
+            metric(&self.metrics, "gateway_limit_decisions_total", &[labels[0].as_str(), &labels[1]]) as usize
+        };
+        for (kind, code) in denied {
+            let allowed = if matches!(kind, "concurrency" | "requests") { let_in } else { index.terminal.len() };
+            let (said, is) = ((counted(kind, "allowed"), counted(kind, "denied")), (allowed, told(code)));
+            if said != is {
+                found.push(format!("limit: {kind} let in and refused {said:?}, clients and ledger say {is:?}"));
+            }
+        }
+    }
+
+    /// Every answer that is whole or has failed is mirrored once, and every copy ends in one way.
+    fn funnel(&self, index: &Index<'_>, found: &mut Vec<String>) {
+        for (route, variant) in &self.shadows {
+            let is_compared = |row: &&&LedgerRow| {
+                let first = index.rows[row.request_id.as_str()].iter().find(|row| row.role == "primary");
+                row.route == *route
+                    && !row.is_shared()
+                    && matches!(row.outcome.as_str(), "answered" | "failed" | "timed_out")
+                    && first.is_some_and(|first| first.variant != *variant)
+            };
+            let eligible = index.terminal.values().filter(is_compared).count();
+            let mut ends: BTreeMap<&str, usize> = BTreeMap::new();
+            let copies = self.rows.iter().filter(|row| row.is_shadow() && row.route == *route);
+            for copy in copies {
+                let primary = index.terminal.get(copy.request_id.as_str()).map_or("", |row| row.outcome.as_str());
+                let end = match (primary, copy.outcome.as_str()) {
+                    (_, "aborted" | "released") => "shed",
+                    ("answered", "answered") => "paired",
+                    (_, "answered") => "primary_failed",
+                    ("answered", _) => "shadow_failed",
+                    _ => "both_failed",
+                };
+                *ends.entry(end).or_default() += 1;
+                if copy.variant != *variant || !matches!(primary, "answered" | "failed" | "timed_out") {
+                    found.push(format!("funnel: {} copies what ended as {primary:?}", copy.name()));
+                }
+            }
+            let labels = [format!("route=\"{route}\""), format!("variant=\"{variant}\"")];
+            let counted = |outcome: &str| {
+                let outcome = format!("outcome=\"{outcome}\"");
+                metric(&self.metrics, "gateway_shadow_requests_total", &[labels[0].as_str(), &labels[1], &outcome])
+                    as usize
+            };
+            if (counted("eligible"), counted("sampled")) != (eligible, eligible) {
+                let said = (counted("eligible"), counted("sampled"));
+                found.push(format!("funnel: {said:?} counted for {route}, {eligible} are in the ledger"));
+            }
+            let mut ended = 0;
+            for end in ["paired", "primary_failed", "shadow_failed", "both_failed"] {
+                let (said, is) = (counted(end), ends.get(end).copied().unwrap_or(0));
+                ended += is;
+                if said != is {
+                    found.push(format!("funnel: {said} {end} counted for {route}, {is} in the ledger"));
+                }
+            }
+            // What had no room has no row, unless it had begun.
+            let (shed, begun) = (counted("shed"), ends.get("shed").copied().unwrap_or(0));
+            if shed + ended != eligible || shed < begun {
+                found.push(format!("funnel: {shed} shed for {route} ({begun} begun), {ended} of {eligible} ended"));
+            }
+        }
+        for copy in self.rows.iter().filter(|row| row.is_shadow()) {
+            if !self.shadows.iter().any(|(route, _)| copy.route == *route) {
+                found.push(format!("funnel: {} was never to be mirrored", copy.name()));
+            }
+        }
+    }
+
+    /// The engine counts what it computes and samples, and knows nothing of the ledger. Shared answers compute nothing,
+    /// shadows do, and `n` answers compute their prompt `n` times.
+    fn engine(&self, index: &Index<'_>, found: &mut Vec<String>) {
+        let mut owed: BTreeMap<&str, (u64, u64, u64)> = BTreeMap::new();
+        for row in self.rows.iter().filter(|row| row.provider == EMBEDDED && !row.is_shared()) {
+            let n = index.seen.get(row.request_id.as_str()).map_or(1, |seen| seen.n);
+            let all = n * row.tokens[0];
+            // Who left may have left between two pieces of the prompt, or before all of its answers had begun.
+            let least = match row.outcome.as_str() {
+                "answered" => all,
+                _ if n == 1 && row.tokens[3] > 0 => all,
+                _ => 0,
+            };
+            let sums = owed.entry(&row.model).or_default();
+            *sums = (sums.0 + row.tokens[3], sums.1 + least, sums.2 + all);
+        }
+        for (model, (output, least, most)) in &owed {
+            let label = format!("model=\"{model}\"");
+            let counted = |family: &str| metric(&self.metrics, family, &[label.as_str()]) as u64;
+            let (sampled, computed) =
+                (counted("runtime_generated_tokens_total"), counted("runtime_prompt_tokens_total"));
+            if sampled != *output {
+                found.push(format!("engine: {sampled} tokens sampled by {model}, {output} in the ledger"));
+            }
+            if !(*least..=*most).contains(&computed) {
+                found.push(format!("engine: {computed} prompt tokens computed by {model}, not {least} to {most}"));
+            }
+        }
+        for family in ["runtime_requests", "runtime_kv_blocks"] {
+            let label = if family == "runtime_kv_blocks" { "state=\"used\"" } else { "" };
+            if metric(&self.metrics, family, &[label]) != 0.0 {
+                found.push(format!("engine: {family} are still in use"));
+            }
         }
     }
 
     /// Recomputed from the price file with other arithmetic: exact fractions of pico-dollars.
     fn prices(&self, found: &mut Vec<String>) {
         for row in &self.rows {
-            let (input, output): (u128, u128) = match row.variant.as_str() {
-                "glimmer-1" => (20_000, 80_000),
-                "glimmer-2" => (30_000, 120_000),
-                other => panic!("no price is known for {other}"),
+            let (input, read, output): (u128, u128, u128) = match row.variant.as_str() {
+                "glimmer-1" => (20_000, 20_000, 80_000),
+                "glimmer-2" => (30_000, 30_000, 120_000),
+                // Every upstream of the tests has one list.
+                _ => (30_000, 10_000, 120_000),
             };
-            let pico = u128::from(row.input) * input + u128::from(row.output) * output;
+            let [input, read, _, output, reasoning] = [input, read, 0, output, output]
+                .iter()
+                .zip(row.tokens)
+                .map(|(price, tokens)| price * u128::from(tokens))
+                .collect::<Vec<_>>()[..]
+            else {
+                unreachable!("five kinds")
+            };
             // Every price of the shipped file is a whole number of nano-dollars a token: nothing is rounded.
-            if u128::from(row.billed) * 1000 != pico {
-                found.push(format!(
-                    "price: {} billed {}, {pico} pico-dollars are due",
-                    row.request_id,
-                    usd(row.billed)
-                ));
+            let due = (input + read + output + reasoning) / 1000;
+            let is_free = row.is_shadow() || row.is_shared();
+            if u128::from(row.billed) != if is_free { 0 } else { due } {
+                found.push(format!("price: {} is billed {}, {due} are due", row.name(), row.billed));
+            }
+            if row.provider != EMBEDDED && u128::from(row.provider_cost) != if row.is_shared() { 0 } else { due } {
+                found.push(format!("price: {} costs us {}, {due} are due", row.name(), row.provider_cost));
+            }
+            if row.provider == EMBEDDED && !row.is_shared() && row.outcome == "answered" && row.provider_cost == 0 {
+                found.push(format!("price: {} cost us no time", row.name()));
             }
         }
     }
 }
 
+/// Where to find what belongs to a request.
+struct Index<'e> {
+    seen: HashMap<&'e str, &'e Seen>,
+    /// In the order of the attempts.
+    rows: HashMap<&'e str, Vec<&'e LedgerRow>>,
+    terminal: HashMap<&'e str, &'e LedgerRow>,
+    log: HashMap<&'e str, &'e Value>,
+}
+
+impl<'e> Index<'e> {
+    fn new(evidence: &'e Evidence) -> Index<'e> {
+        let mut rows: HashMap<&str, Vec<&LedgerRow>> = HashMap::new();
+        for row in &evidence.rows {
+            rows.entry(&row.request_id).or_default().push(row);
+        }
+        rows.values_mut().for_each(|rows| rows.sort_by_key(|row| row.attempt));
+        let terminal = evidence.rows.iter().filter(|row| row.is_terminal());
+        Index {
+            seen: evidence.seen.iter().map(|seen| (seen.request_id.as_str(), seen)).collect(),
+            rows,
+            terminal: terminal.map(|row| (row.request_id.as_str(), row)).collect(),
+            log: evidence.log.iter().map(|line| (text(line, "request_id"), line)).collect(),
+        }
+    }
+
+    /// Left while it waited for somebody else's answer: nobody was asked.
+    fn has_waited_in_vain(&self, row: &LedgerRow) -> bool {
+        let error = self.log.get(row.request_id.as_str()).map_or("", |line| text(line, "error_type"));
+        row.outcome == "released" && row.cache == "miss" && error == "client_closed_request"
+    }
+}
+
+/// Sums by labels, without those that are zero.
+#[derive(Default)]
+struct Sums(BTreeMap<BTreeMap<String, String>, u64>);
+
+impl Sums {
+    fn add<'l>(&mut self, labels: impl IntoIterator<Item = (&'l str, &'l str)>, count: u64) {
+        if count > 0 {
+            let labels = labels.into_iter().map(|(name, value)| (name.to_owned(), value.to_owned())).collect();
+            *self.0.entry(labels).or_default() += count;
+        }
+    }
+
+    /// One family of `/metrics`.
+    fn of(metrics: &str, family: &str, number: impl Fn(&str) -> u64) -> Sums {
+        let mut sums = Sums::default();
+        for line in metrics.lines() {
+            let Some((labels, value)) = line
+                .strip_prefix(family)
+                .and_then(|rest| rest.strip_prefix('{'))
+                .and_then(|rest| rest.rsplit_once("} "))
+            else {
+                continue;
+            };
+            let labels = labels.trim_end_matches('"').split("\",").filter_map(|label| label.split_once("=\""));
+            sums.add(labels, number(value));
+        }
+        sums
+    }
+
+    fn compare(&self, family: &str, counted: &Sums, found: &mut Vec<String>) {
+        for labels in self.0.keys().chain(counted.0.keys()).collect::<BTreeSet<_>>() {
+            let of = |sums: &Sums| sums.0.get(labels).copied().unwrap_or(0);
+            let (is, said) = (of(self), of(counted));
+            if is != said {
+                found.push(format!("metric: {family} {labels:?} is {said}, and should be {is}"));
+            }
+        }
+    }
+}
+
+fn text<'v>(value: &'v Value, name: &str) -> &'v str {
+    value[name].as_str().unwrap_or("")
+}
+
+fn span(value: &Value) -> Span {
+    let attributes = value["attributes"].as_array().into_iter().flatten().filter_map(|attribute| {
+        let name = attribute["key"].as_str()?;
+        let told = ["glassgate.", "gen_ai.", "error."].iter().any(|prefix| name.starts_with(prefix));
+        Some((name.to_owned(), scalar(&attribute["value"])?)).filter(|_| told)
+    });
+    let own = |name: &str| text(value, name).to_owned();
+    Span { id: own("spanId"), parent: own("parentSpanId"), trace: own("traceId"), attributes: attributes.collect() }
+}
+
+fn scalar(value: &Value) -> Option<String> {
+    let value = value.as_object()?.values().next()?;
+    Some(value.as_str().map_or_else(|| value.to_string(), str::to_owned))
+}
+
 /// The ledger, by a client of its own.
 pub fn ledger(gateway: &TestGateway) -> Vec<LedgerRow> {
     let db = Connection::open(gateway.data_dir().join("ledger.sqlite")).unwrap();
-    let mut query = db
-        .prepare(
-            "SELECT request_id, outcome, variant, key_id, input_tokens, output_tokens,
-                    cache_read_tokens + cache_write_tokens + reasoning_tokens, billed_nano_usd, provider_cost_nano_usd
-             FROM ledger ORDER BY started_ns",
-        )
-        .unwrap();
+    let mut query = db.prepare("SELECT * FROM ledger ORDER BY started_ns").unwrap();
     let rows = query.query_map([], |row| {
-        let number = |at| row.get::<_, i64>(at).map(|value| value as u64);
+        let number = |name| row.get::<_, i64>(name).map(|value| value as u64);
+        let tokens = [
+            number("input_tokens")?,
+            number("cache_read_tokens")?,
+            number("cache_write_tokens")?,
+            number("output_tokens")?,
+            number("reasoning_tokens")?,
+        ];
         Ok(LedgerRow {
-            request_id: row.get(0)?,
-            outcome: row.get(1)?,
-            variant: row.get(2)?,
-            key_id: row.get(3)?,
-            input: number(4)?,
-            output: number(5)?,
-            other_tokens: number(6)?,
-            billed: number(7)?,
-            provider_cost: number(8)?,
+            request_id: row.get("request_id")?,
+            attempt: number("attempt")?,
+            role: row.get("role")?,
+            outcome: row.get("outcome")?,
+            trace_id: row.get("trace_id")?,
+            tenant: row.get("tenant")?,
+            route: row.get("route")?,
+            model: row.get("model")?,
+            variant: row.get("variant")?,
+            provider: row.get("provider")?,
+            op: row.get("op")?,
+            stream: row.get("stream")?,
+            cache: row.get("cache")?,
+            usage_source: row.get("usage_source")?,
+            key_id: row.get("key_id")?,
+            input: tokens[0],
+            output: tokens[3],
+            other_tokens: tokens[1] + tokens[2] + tokens[4],
+            tokens,
+            billed: number("billed_nano_usd")?,
+            provider_cost: number("provider_cost_nano_usd")?,
         })
     });
     rows.unwrap().collect::<rusqlite::Result<_>>().unwrap()
@@ -422,22 +1043,28 @@ pub fn ledger(gateway: &TestGateway) -> Vec<LedgerRow> {
 
 /// A span's attribute as text, whatever its type.
 pub fn attribute(span: &Value, key: &str) -> Option<String> {
-    let value = span["attributes"].as_array()?.iter().find(|attribute| attribute["key"] == key)?["value"].clone();
-    let value = value.as_object()?.values().next()?.clone();
-    Some(value.as_str().map_or_else(|| value.to_string(), str::to_owned))
+    let value = &span["attributes"].as_array()?.iter().find(|attribute| attribute["key"] == key)?["value"];
+    scalar(value)
 }
 
-/// Prompt tokens of one user message, by the tokenizer library itself and a ChatML written by hand.
-fn recount(question: &str) -> u64 {
+/// Prompt tokens of one user message, by the tokenizer library itself and a ChatML written by hand; or of a plain text.
+fn recount(prompt: &Prompt) -> u64 {
     thread_local! {
         static TOKENIZER: tokenizers::Tokenizer =
             tokenizers::Tokenizer::from_file(root().join("models/glimmer-1/tokenizer.json")).expect("the bundled tokenizer");
+        static COUNTED: RefCell<HashMap<String, u64>> = RefCell::default();
     }
-    let text = format!("<|im_start|>user\n{question}<|im_end|>\n<|im_start|>assistant\n");
-    TOKENIZER.with(|tokenizer| tokenizer.encode(text, false).unwrap().len() as u64)
+    let text = match prompt {
+        Prompt::Chat(question) => format!("<|im_start|>user\n{question}<|im_end|>\n<|im_start|>assistant\n"),
+        Prompt::Text(text) => text.clone(),
+    };
+    COUNTED.with_borrow_mut(|counted| {
+        let count = |text: &str| TOKENIZER.with(|tokenizer| tokenizer.encode(text, false).unwrap().len() as u64);
+        *counted.entry(text).or_insert_with_key(|text| count(text))
+    })
 }
 
-fn usd(nano: u64) -> String {
+pub fn usd(nano: u64) -> String {
     format!("{}.{:09}", nano / 1_000_000_000, nano % 1_000_000_000)
 }
 

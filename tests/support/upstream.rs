@@ -24,6 +24,16 @@ pub enum Script {
     Hang(Vec<u8>),
     /// An answer once the gate opens.
     Gated(Vec<String>),
+    /// An answer after a while.
+    Late(Duration, Vec<String>),
+}
+
+impl Script {
+    /// Tokens of the answer that it will report.
+    fn tells(&self, asked: &Asked) -> Option<u64> {
+        let (Script::Answer(pieces) | Script::Gated(pieces) | Script::Late(_, pieces)) = self else { return None };
+        Some(pieces.len() as u64 * asked.body["n"].as_u64().unwrap_or(1))
+    }
 }
 
 /// One call as it arrived.
@@ -35,17 +45,28 @@ pub struct Asked {
     pub bytes: usize,
     /// The connection's number: calls on one connection share it.
     pub connection: usize,
+    /// Calls that came on this connection before it.
+    pub earlier: usize,
+    /// Tokens of the answer that it was going to be told, if it was told any.
+    pub told: Option<u64>,
 }
 
 impl Asked {
     pub fn header(&self, name: &str) -> Option<&str> {
         self.headers.iter().find(|(found, _)| found == name).map(|(_, value)| value.as_str())
     }
+
+    /// What the first message, or the prompt, says.
+    pub fn text(&self) -> &str {
+        self.body["messages"][0]["content"].as_str().or(self.body["prompt"].as_str()).unwrap_or_default()
+    }
 }
 
 #[derive(Default)]
 struct State {
     scripts: VecDeque<Script>,
+    /// Asked when no script is left.
+    decide: Option<fn(&Asked) -> Script>,
     /// Played when no script is left.
     otherwise: Option<Script>,
     asked: Vec<Asked>,
@@ -90,6 +111,16 @@ impl Upstream {
     pub fn always(&self, script: Script) -> &Upstream {
         self.shared.0.lock().unwrap().otherwise = Some(script);
         self
+    }
+
+    /// Every call gets what this says: many clients at once each have their own script.
+    pub fn decides(&self, decide: fn(&Asked) -> Script) -> &Upstream {
+        self.shared.0.lock().unwrap().decide = Some(decide);
+        self
+    }
+
+    pub fn was_asked(&self, what: impl Fn(&Asked) -> bool) -> bool {
+        self.shared.0.lock().unwrap().asked.iter().any(what)
     }
 
     pub fn asked(&self) -> Vec<Asked> {
@@ -161,14 +192,21 @@ fn serve(stream: TcpStream, connection: usize, shared: &(Mutex<State>, Condvar))
     stream.set_nodelay(true).ok()?;
     let mut reader = BufReader::new(stream.try_clone().ok()?);
     let mut out = stream.try_clone().ok()?;
-    loop {
-        let asked = read(&mut reader, connection)?;
+    for earlier in 0.. {
+        let mut asked = Asked { earlier, ..read(&mut reader, connection)? };
         let script = {
             let mut state = shared.0.lock().unwrap();
+            let decided = state.scripts.pop_front().or_else(|| state.decide.map(|decide| decide(&asked)));
+            let script = decided.or_else(|| state.otherwise.clone());
+            asked.told = script.as_ref().and_then(|script| script.tells(&asked));
             state.asked.push(asked.clone());
-            state.scripts.pop_front().or_else(|| state.otherwise.clone())?
+            script?
         };
         match script {
+            Script::Late(after, pieces) => {
+                thread::sleep(after);
+                answer(&mut out, &asked, &pieces).ok()?;
+            }
             Script::Answer(pieces) => answer(&mut out, &asked, &pieces).ok()?,
             Script::Raw(bytes) => out.write_all(&bytes).ok()?,
             Script::HalfClose(bytes) => {
@@ -199,6 +237,7 @@ fn serve(stream: TcpStream, connection: usize, shared: &(Mutex<State>, Condvar))
             return None;
         }
     }
+    None
 }
 
 /// Waits until released, or until the other side is gone: whether it is still there.
@@ -234,7 +273,8 @@ fn read(reader: &mut BufReader<TcpStream>, connection: usize) -> Option<Asked> {
     let length = headers.iter().find(|(name, _)| name == "content-length")?.1.parse().ok()?;
     let mut body = vec![0; length];
     reader.read_exact(&mut body).ok()?;
-    Some(Asked { path, headers, body: serde_json::from_slice(&body).ok()?, bytes: length, connection })
+    let body = serde_json::from_slice(&body).ok()?;
+    Some(Asked { path, headers, body, bytes: length, connection, earlier: 0, told: None })
 }
 
 fn answer(out: &mut impl Write, asked: &Asked, pieces: &[String]) -> std::io::Result<()> {
