@@ -27,8 +27,8 @@ test-long: ## The same with long loops: 200 kills instead of 20
 	GLASSGATE_KILLS=200 GLASSGATE_CLIENTS=$(CARGO_TARGET_DIR)/clients cargo nextest run --locked -p glassgate --test e2e -E 'test(kill)'
 
 bench: ## Measure throughput and cost of a hop as ratios; writes tests/bench/results
-	@tools/setup.sh build
-	cargo build --locked --profile dist -p glassgate
+	@tools/setup.sh bench
+	cargo build --locked --profile dist -p glassgate --bins --example bare
 	cargo run --locked --profile dist -p glassgate --example bench
 
 fmt: ## Format

@@ -1,0 +1,125 @@
+//! Clients on kept-alive connections, all of them tasks of one thread, each asking again once it was answered.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use memchr::memmem;
+use serde_json::json;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+
+use super::origin::Manner;
+
+/// As large as a short conversation.
+const BODY_BYTES: usize = 1 << 10;
+
+/// A chat request of 1 KiB.
+pub fn request(manner: Manner, key: &str) -> Vec<u8> {
+    let body = |content: &str| {
+        json!({"model": manner.model(), "stream": manner != Manner::Whole, "stream_options": {"include_usage": true},
+               "max_tokens": 1000, "messages": [{"role": "user", "content": content}]})
+    };
+    let body = |content: &str| {
+        let mut body = body(content);
+        if manner == Manner::Whole {
+            body.as_object_mut().unwrap().remove("stream_options");
+        }
+        body.to_string()
+    };
+    let words = "lorem ipsum dolor sit amet ".repeat(BODY_BYTES / 27 + 1);
+    let body = body(&words[..BODY_BYTES - body("").len()]);
+    format!(
+        "POST /v1/chat/completions HTTP/1.1\r\nhost: 127.0.0.1\r\nauthorization: Bearer {key}\r\ncontent-type: application/json\r\nuser-agent: bench\r\naccept: */*\r\ncontent-length: {}\r\n\r\n{body}",
+        body.len()
+    )
+    .into_bytes()
+}
+
+/// So many answers for so many clients at once. Says how often something arrived.
+pub async fn ask(address: SocketAddr, request: &Arc<Vec<u8>>, clients: usize, answers: usize) -> usize {
+    let left = Arc::new(AtomicUsize::new(answers));
+    let clients: Vec<_> = (0..clients)
+        .map(|_| {
+            let (request, left) = (request.clone(), left.clone());
+            tokio::spawn(async move {
+                let mut client = Client::connect(address).await;
+                let mut reads = 0;
+                while left.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |left| left.checked_sub(1)).is_ok() {
+                    reads += client.ask(&request).await;
+                }
+                reads
+            })
+        })
+        .collect();
+    let mut reads = 0;
+    for client in clients {
+        reads += client.await.unwrap();
+    }
+    reads
+}
+
+pub struct Client {
+    stream: TcpStream,
+    got: Vec<u8>,
+}
+
+impl Client {
+    pub async fn connect(address: SocketAddr) -> Client {
+        let stream = TcpStream::connect(address).await.unwrap();
+        stream.set_nodelay(true).unwrap();
+        Client { stream, got: Vec::with_capacity(16 << 10) }
+    }
+
+    /// Sends a request and reads its answer to the end.
+    async fn ask(&mut self, request: &[u8]) -> usize {
+        self.got.clear();
+        self.stream.write_all(request).await.unwrap();
+        let mut reads = 0;
+        let (mut head, mut length) = (0, None);
+        loop {
+            self.read().await;
+            reads += 1;
+            if head == 0 {
+                let Some(end) = memmem::find(&self.got, b"\r\n\r\n") else { continue };
+                head = end + 4;
+                self.check();
+                length = content_length(&self.got[..head]);
+            }
+            let is_whole = match length {
+                Some(length) => self.got.len() >= head + length,
+                None => self.got.ends_with(b"\r\n0\r\n\r\n"),
+            };
+            if is_whole {
+                return reads;
+            }
+        }
+    }
+
+    /// Sends a request and waits for the first event of its answer.
+    pub async fn begin(&mut self, request: &[u8]) {
+        self.stream.write_all(request).await.unwrap();
+        while memmem::find(&self.got, b"data: ").is_none() {
+            self.read().await;
+        }
+        self.check();
+    }
+
+    fn check(&self) {
+        let is_good = self.got.starts_with(b"HTTP/1.1 200 ");
+        assert!(is_good, "an answer that was not asked for: {}", String::from_utf8_lossy(&self.got));
+    }
+
+    async fn read(&mut self) {
+        if self.stream.read_buf(&mut self.got).await.unwrap() == 0 {
+            panic!("the connection ended in the middle of an answer: {}", String::from_utf8_lossy(&self.got));
+        }
+    }
+}
+
+/// Looks through a head; the names that differ by case are those that there are.
+pub fn content_length(head: &[u8]) -> Option<usize> {
+    let at = memmem::find(head, b"ontent-length: ").or_else(|| memmem::find(head, b"ontent-Length: "))? + 15;
+    let digits = head[at..].iter().take_while(|byte| byte.is_ascii_digit());
+    Some(digits.fold(0, |sum, digit| sum * 10 + usize::from(digit - b'0')))
+}

@@ -1,0 +1,154 @@
+//! The processes that are measured: the gateway, pingora with nothing on top, nginx.
+
+use std::fs::File;
+use std::io::{BufRead, BufReader};
+use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use serde_json::Value;
+
+const START: Duration = Duration::from_secs(30);
+
+/// A process that serves; it ends with this value.
+pub struct Process {
+    child: Child,
+    /// Its configuration and data.
+    _folder: tempfile::TempDir,
+    pub address: SocketAddr,
+    pub ready: Duration,
+}
+
+impl Process {
+    /// The gateway beside this program, on a free port, with the `gateway.toml` that is in the folder. The second value is
+    /// a key.
+    pub fn gateway(folder: tempfile::TempDir) -> (Process, String) {
+        let data_dir = folder.path().join("data");
+        let binary = beside("glassgate");
+        let complaints = folder.path().join("stderr");
+        let began = Instant::now();
+        let child = Command::new(&binary)
+            .args(["serve", "--listen", "127.0.0.1:0", "--admin", "127.0.0.1:0", "--config"])
+            .arg(folder.path().join("configs/gateway.toml"))
+            .arg("--data-dir")
+            .arg(&data_dir)
+            .stdout(Stdio::null())
+            .stderr(File::create(&complaints).unwrap())
+            .spawn()
+            .unwrap_or_else(|error| panic!("{}: {error}", binary.display()));
+        let run = until(began, &complaints, || {
+            let bytes = std::fs::read(data_dir.join("run.json")).ok()?;
+            serde_json::from_slice::<Value>(&bytes).ok()
+        });
+        let address = run["data"].as_str().unwrap().parse().unwrap();
+        let key = std::fs::read_to_string(data_dir.join("quickstart.key")).unwrap();
+        (Process { child, _folder: folder, address, ready: began.elapsed() }, key)
+    }
+
+    pub fn bare(origin: SocketAddr) -> Process {
+        let binary = beside("examples/bare");
+        let began = Instant::now();
+        let mut child = Command::new(&binary)
+            .arg(origin.to_string())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::null())
+            .spawn()
+            .unwrap_or_else(|error| panic!("{}: {error}", binary.display()));
+        let mut line = String::new();
+        BufReader::new(child.stdout.take().unwrap()).read_line(&mut line).unwrap();
+        let address = line.trim().parse().unwrap();
+        Process { child, _folder: tempfile::tempdir().unwrap(), address, ready: began.elapsed() }
+    }
+
+    pub fn nginx(origin: SocketAddr) -> Process {
+        let folder = tempfile::tempdir().unwrap();
+        // nginx cannot tell which port it was given.
+        let address = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+        let config = include_str!("nginx.conf");
+        let config = config.replace("{address}", &address.to_string()).replace("{origin}", &origin.to_string());
+        std::fs::write(folder.path().join("nginx.conf"), config).unwrap();
+        let began = Instant::now();
+        let child = Command::new("nginx")
+            .env("PATH", path())
+            .args(["-e", "error.log", "-c", "nginx.conf", "-p"])
+            .arg(folder.path())
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()
+            .unwrap_or_else(|error| panic!("nginx: {error}; tools/setup.sh bench installs it"));
+        until(began, &folder.path().join("error.log"), || TcpStream::connect(address).ok());
+        Process { child, _folder: folder, address, ready: began.elapsed() }
+    }
+
+    /// User and system time, from the kernel's scheduler accounting (nanoseconds) of every thread.
+    pub fn cpu(&self) -> Duration {
+        cpu(self.child.id())
+    }
+
+    /// The same, once it does nothing any more: what it puts off until later is work for the requests too.
+    pub fn cpu_at_rest(&self) -> Duration {
+        let mut last = self.cpu();
+        for _ in 0..40 {
+            std::thread::sleep(Duration::from_millis(50));
+            let now = self.cpu();
+            if now - last < Duration::from_micros(500) {
+                return now;
+            }
+            last = now;
+        }
+        last
+    }
+
+    pub fn resident_mib(&self) -> f64 {
+        self.memory_kib("status", "VmRSS") / 1024.0
+    }
+
+    /// Resident, and its share of what is resident for several: `VmRSS` and `Pss` in KiB.
+    pub fn memory(&self) -> (f64, f64) {
+        (self.memory_kib("status", "VmRSS"), self.memory_kib("smaps_rollup", "Pss"))
+    }
+
+    fn memory_kib(&self, file: &str, name: &str) -> f64 {
+        let text = std::fs::read_to_string(format!("/proc/{}/{file}", self.child.id())).unwrap();
+        let line = text.lines().find(|line| line.split(':').next() == Some(name)).unwrap();
+        line.split_whitespace().nth(1).unwrap().parse().unwrap()
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+pub fn cpu(pid: u32) -> Duration {
+    let tasks = std::fs::read_dir(format!("/proc/{pid}/task")).unwrap();
+    let nanos = tasks.flatten().filter_map(|task| {
+        std::fs::read_to_string(task.path().join("schedstat")).ok()?.split(' ').next()?.parse::<u64>().ok()
+    });
+    Duration::from_nanos(nanos.sum())
+}
+
+/// Where nginx is, also for who is not root.
+pub fn path() -> String {
+    format!("{}:/usr/sbin", std::env::var("PATH").unwrap_or_default())
+}
+
+/// From the folder of the profile that this program was built with.
+fn beside(name: &str) -> PathBuf {
+    std::env::current_exe().unwrap().parent().unwrap().parent().unwrap().join(name)
+}
+
+fn until<T>(began: Instant, complaints: &Path, mut ready: impl FnMut() -> Option<T>) -> T {
+    loop {
+        if let Some(value) = ready() {
+            return value;
+        }
+        if began.elapsed() > START {
+            panic!("a process does not start: {}", std::fs::read_to_string(complaints).unwrap_or_default());
+        }
+        std::thread::sleep(Duration::from_millis(1));
+    }
+}
