@@ -528,7 +528,7 @@ fn miscount(evidence: &mut Evidence, family: &str, label: &str) {
 }
 
 /// Every leg, and faults that it is there to find.
-const FAULTS: [Fault; 48] = [
+const FAULTS: [Fault; 49] = [
     ("record", |e| drop(e.log.pop())),
     ("record", |e| e.log.push(e.log[0].clone())),
     ("record", |e| miscount(e, "gateway_access_log_lines_total", "suppressed")),
@@ -583,6 +583,7 @@ const FAULTS: [Fault; 48] = [
     ("upstream", |e| forget(e, |row| row.is_shadow() && row.provider == "mirror")),
     ("metric", |e| lose(e, "gateway_tokens_total{")),
     ("metric", |e| lose(e, "gateway_requests_total{")),
+    ("metric", |e| lose(e, "gateway_upstream_attempts_total{")),
     ("metric", |e| miscount(e, "gateway_rejections_total", "model_not_found")),
     ("metric", |e| miscount(e, "gateway_tokens_total", "role=\"shadow\"")),
     ("cache", |e| miscount(e, "gateway_cache_requests_total", "hit")),

@@ -31,7 +31,7 @@ pub const WRITE_STALL: Duration = Duration::from_secs(30);
 /// How long a cancelled backend may take to say what it had used. The engine needs one step; an upstream, which goes on
 /// and would be paid, is listened to until it says, or counted.
 const WIND_DOWN: Duration = Duration::from_secs(10);
-/// … and when we have to leave.
+/// … or, where a client waits to hear that it was too slow, or we have to leave, much shorter.
 const LAST_WORDS: Duration = Duration::from_secs(1);
 /// A whole answer leaves in slices of this size.
 const SLICE_BYTES: usize = 64 << 10;
@@ -110,7 +110,8 @@ async fn wind_down(
             }
         }
     };
-    let patience = if outcome == Outcome::Cut { LAST_WORDS } else { WIND_DOWN };
+    // Only where nobody waits for us is there time to listen.
+    let patience = if outcome == Outcome::Aborted { WIND_DOWN } else { LAST_WORDS };
     match tokio::time::timeout(patience, rest).await {
         Ok(end) => {
             // It may have finished while the client left: then the whole answer was produced, and is owed.

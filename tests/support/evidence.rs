@@ -683,7 +683,8 @@ impl Evidence {
                 ],
                 1,
             );
-            if matches!(outcome, "refused" | "released") {
+            // Whoever left was not refused.
+            if matches!(outcome, "refused" | "released") && line["status"] != 499 {
                 refused.add([("reason", error)], 1);
             }
         }
@@ -695,7 +696,16 @@ impl Evidence {
             requests.add(none.into_iter().chain(others), 1);
             refused.add([("reason", error)], 1);
         }
+        let mut attempts = Sums::default();
+        for span in self.spans.iter().filter(|span| span.attributes.contains_key("glassgate.attempt.number")) {
+            if span.get("glassgate.attempt.provider") != "glassgate" {
+                let (upstream, outcome) =
+                    (span.get("glassgate.attempt.provider"), span.get("glassgate.attempt.outcome"));
+                attempts.add([("upstream", upstream), ("outcome", outcome)], 1);
+            }
+        }
         for (name, expected) in [
+            ("gateway_upstream_attempts_total", attempts),
             ("gateway_tokens_total", tokens),
             ("gateway_requests_total", requests),
             ("gateway_rejections_total", refused),

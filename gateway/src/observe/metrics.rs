@@ -71,6 +71,7 @@ pub struct Metrics {
     cache_bytes: IntGauge,
     cache_waiting: IntGauge,
     shadows: IntCounterVec,
+    upstream_attempts: IntCounterVec,
     rejections: IntCounterVec,
     panics: IntCounter,
     reloads: IntCounterVec,
@@ -244,6 +245,11 @@ impl Metrics {
                 "gateway_shadow_requests_total",
                 &["route", "variant", "outcome"],
                 "Copies of requests: eligible, of these sampled, and how each of those ended",
+            )?,
+            upstream_attempts: make.counters(
+                "gateway_upstream_attempts_total",
+                &["upstream", "outcome"],
+                "Attempts of requests at remote servers, by how they ended",
             )?,
             rejections: make.counters("gateway_rejections_total", &["reason"], "Requests refused, by error code")?,
             panics: make.counter("gateway_panics_total", "Requests that ended in a panic of our own code")?,
@@ -436,6 +442,10 @@ impl Metrics {
 
     pub fn shadow(&self, route: &str, variant: &str, outcome: &str) {
         self.shadows.with_label_values(&[route, variant, outcome]).inc();
+    }
+
+    pub fn upstream_attempt(&self, upstream: &str, outcome: &str) {
+        self.upstream_attempts.with_label_values(&[upstream, outcome]).inc();
     }
 
     pub fn cache_waiting(&self, change: i64) {

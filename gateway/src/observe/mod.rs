@@ -69,8 +69,13 @@ impl Observe {
             let per_output_token = record.time_per_output_token().filter(|_| is_made);
             metrics.admitted(served, record.marks.closed, first_token, per_output_token);
         }
-        if matches!(record.outcome, "refused" | "released") && !record.error_type.is_empty() {
+        // Whoever left was not refused.
+        let was_refused = matches!(record.outcome, "refused" | "released") && record.status != 499;
+        if was_refused && !record.error_type.is_empty() {
             metrics.rejection(record.error_type);
+        }
+        for attempt in record.attempts.iter().filter(|attempt| attempt.server.is_some()) {
+            metrics.upstream_attempt(&attempt.provider, attempt.outcome);
         }
         if record.error_type == "panic" {
             metrics.panicked();
