@@ -215,12 +215,16 @@ impl State {
         });
     }
 
-    /// Queues a row for the store; its segment stays until it is there.
-    fn enqueue(&mut self, segment: u64, row: Row) {
+    /// Queues a row for the store; its segment stays until it is there. Wakes the shipper when a batch begins and when
+    /// one is full: in between it only waits for more.
+    fn enqueue(&mut self, segment: u64, row: Row, work: &Condvar) {
         if let Some(segment) = self.segments.get_mut(&segment) {
             segment.unshipped += 1;
         }
         self.queue.push_back(Unshipped { segment, row, since: Instant::now() });
+        if matches!(self.queue.len(), 1 | shipper::BATCH_ROWS) {
+            work.notify_one();
+        }
     }
 
     /// Encodes one record into the buffer and returns its length.
@@ -296,8 +300,7 @@ impl Journal for Ledger {
         state.encode(wal::Kind::Terminal, &row);
         match state.append() {
             Ok(segment) => {
-                state.enqueue(segment, row);
-                shared.work.notify_one();
+                state.enqueue(segment, row, &shared.work);
                 Ok(())
             }
             Err(error) => {
@@ -310,9 +313,8 @@ impl Journal for Ledger {
     fn store(&self, row: Row) {
         let mut state = self.shared.lock();
         if let Some(segment) = state.current() {
-            state.enqueue(segment, row);
+            state.enqueue(segment, row, &self.shared.work);
         }
-        self.shared.work.notify_one();
     }
 }
 

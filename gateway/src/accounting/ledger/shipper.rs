@@ -1,17 +1,21 @@
 //! The one thread that moves rows from the log to SQLite. A store that is down only makes the queue grow.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rusqlite::Connection;
 
 use super::{Shared, State, sqlite};
 
 /// Rows in one transaction: large enough to make its cost vanish, small enough to keep the lag low.
-const BATCH_ROWS: usize = 256;
+pub(super) const BATCH_ROWS: usize = 256;
+/// While rows come quickly, a batch has so long to grow: a transaction for every few rows costs more than the rows do.
+const GATHER: Duration = Duration::from_millis(20);
 const RETRY: Duration = Duration::from_millis(200);
 
 /// Ships until the ledger closes and the queue is empty.
 pub(super) fn run(shared: &Shared, mut store: Connection) {
+    // A row that comes alone is shipped at once.
+    let mut gather_until = Instant::now();
     loop {
         let mut state = shared.lock();
         while state.queue.is_empty() && !state.closing {
@@ -20,6 +24,12 @@ pub(super) fn run(shared: &Shared, mut store: Connection) {
         if state.queue.is_empty() {
             report(shared, &state);
             return;
+        }
+        report(shared, &state);
+        while state.queue.len() < BATCH_ROWS && !state.closing {
+            if shared.work.wait_until(&mut state, gather_until).timed_out() {
+                break;
+            }
         }
         let batch: Vec<_> = {
             let count = state.queue.len().min(BATCH_ROWS);
@@ -33,6 +43,9 @@ pub(super) fn run(shared: &Shared, mut store: Connection) {
             Ok(_) => {
                 let mut state = shared.lock();
                 state.shipping = None;
+                if batch.len() > 1 {
+                    gather_until = Instant::now() + GATHER;
+                }
                 for unshipped in &batch {
                     if let Some(segment) = state.segments.get_mut(&unshipped.segment) {
                         segment.unshipped = segment.unshipped.saturating_sub(1);
