@@ -181,7 +181,7 @@ fn check_http2(header: &RequestHeader) -> Result<(), Refusal> {
 }
 
 async fn answer(session: &mut Session, exchange: &mut Exchange, status: u16, body: Vec<u8>) -> Result<(), Stop> {
-    let mut response = ResponseHeader::build(status, Some(8))?;
+    let mut response = ResponseHeader::build_no_case(status, Some(8))?;
     response.insert_header("content-type", "application/json")?;
     response.insert_header("content-length", body.len())?;
     relay::common_headers(&mut response, exchange)?;
@@ -212,7 +212,7 @@ async fn refuse(app: &App, session: &mut Session, exchange: &mut Exchange, refus
     }
     relay::part_ways(app, session);
     let body = refusal.body();
-    let mut response = ResponseHeader::build(refusal.describe().status, Some(16))?;
+    let mut response = ResponseHeader::build_no_case(refusal.describe().status, Some(16))?;
     response.insert_header("content-type", "application/json")?;
     response.insert_header("content-length", body.len())?;
     let quotas = exchange.record().and_then(|record| record.quotas).filter(|_| refusal.quotas().is_none());

@@ -165,7 +165,7 @@ async fn whole(app: &App, session: &mut Session, exchange: &mut Exchange, reply:
     let parts = gather.finish(finishes.len());
     let glassgate = Glassgate::new(record, &receipt);
     let body = wire::whole(&head(record, &request), &parts, &finishes, &receipt.usage, glassgate);
-    let mut response = ResponseHeader::build(200, Some(20))?;
+    let mut response = ResponseHeader::build_no_case(200, Some(20))?;
     response.insert_header("content-type", "application/json")?;
     response.insert_header("content-length", body.len())?;
     response.insert_header("x-glassgate-cost", receipt.billed.to_string())?;
@@ -365,7 +365,7 @@ async fn begin_stream(
     door: &Door,
     cost_max: NanoUsd,
 ) -> PingoraResult<()> {
-    let mut response = ResponseHeader::build(200, Some(20))?;
+    let mut response = ResponseHeader::build_no_case(200, Some(20))?;
     response.insert_header("content-type", "text/event-stream")?;
     response.insert_header("cache-control", "no-store")?;
     response.insert_header("x-glassgate-cost-max", cost_max.to_string())?;

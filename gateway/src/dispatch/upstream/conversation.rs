@@ -231,13 +231,14 @@ async fn converse(server: Arc<Server>, ask: Ask, shared: Arc<Shared>) {
         Ok(head) => head,
         Err(error) => return failed(not_answered(&server, &error, is_reused)),
     };
+    let is_stream =
+        head.headers.get("content-type").is_some_and(|kind| kind.as_bytes().starts_with(b"text/event-stream"));
     if head.status.as_u16() != 200 {
+        let head = head.clone();
         let body = read_all(&mut session, ERROR_BYTES_MAX).await.unwrap_or_default();
         failed(Ended::Failed(refused(&server, &head, &body)));
         return release(&server, session, &peer).await;
     }
-    let is_stream =
-        head.headers.get("content-type").is_some_and(|kind| kind.as_bytes().starts_with(b"text/event-stream"));
     if !is_stream {
         let end = read_document(&mut session, &server, &ask, &shared).await;
         release(&server, session, &peer).await;
@@ -262,7 +263,7 @@ async fn release(server: &Server, mut session: HttpSession, peer: &HttpPeer) {
 async fn send(session: &mut HttpSession, server: &Server, ask: &Ask) -> pingora_core::Result<()> {
     let config = &server.config;
     let path = format!("{}{}", config.base, ask.op.path());
-    let mut request = RequestHeader::build("POST", path.as_bytes(), Some(10))?;
+    let mut request = RequestHeader::build_no_case("POST", path.as_bytes(), Some(10))?;
     let is_default_port = config.port == if config.tls { 443 } else { 80 };
     let host = if config.host.contains(':') { format!("[{}]", config.host) } else { config.host.clone() };
     let authority = if is_default_port { host } else { format!("{host}:{}", config.port) };
@@ -288,15 +289,14 @@ async fn send(session: &mut HttpSession, server: &Server, ask: &Ask) -> pingora_
 }
 
 /// The head of the answer; what comes before it (1xx) is passed over.
-async fn read_head(session: &mut HttpSession) -> pingora_core::Result<ResponseHeader> {
+async fn read_head(session: &mut HttpSession) -> pingora_core::Result<&ResponseHeader> {
     loop {
         session.read_response_header().await?;
-        match session.response_header() {
-            Some(head) if head.status.is_informational() => {}
-            Some(head) => return Ok(head.clone()),
-            None => return Err(Error::new(ErrorType::ReadError)),
+        if !session.response_header().is_some_and(|head| head.status.is_informational()) {
+            break;
         }
     }
+    session.response_header().ok_or_else(|| Error::new(ErrorType::ReadError))
 }
 
 async fn read_all(session: &mut HttpSession, limit: usize) -> Result<Bytes, String> {
