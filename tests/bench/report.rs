@@ -38,7 +38,8 @@ pub fn publish(root: &Path, name: &str, table: &[(String, Spread)], facts: Value
     let mut result = json!({
         "commit": said("git", &["describe", "--always", "--dirty", "--exclude", "*"]),
         "date": said("date", &["-u", "+%Y-%m-%d"]),
-        "cores": std::thread::available_parallelism().map_or(0, std::num::NonZero::get),
+        // Not what this process may use: it may be pinned by now.
+        "cores": cpu.lines().filter(|line| line.starts_with("processor")).count(),
         "cpu": cpu.lines().find(|line| line.starts_with("model name")).map(|line| line.split(':').nth(1).unwrap_or("").trim()),
         "median_min_max": table.iter().map(|(figure, spread)| (figure.clone(), json!(spread))).collect::<serde_json::Map<_, _>>(),
     });
