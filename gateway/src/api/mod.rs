@@ -3,4 +3,5 @@
 pub mod glassgate;
 pub mod head;
 pub mod openai;
+pub mod retry_after;
 pub mod sse;

@@ -23,6 +23,7 @@ use crate::accounting::row::UsageSource;
 use crate::answer::{Chunk, Chunks, End, Ended, Finish, Part, Piece};
 use crate::api::openai::request::Op;
 use crate::api::openai::upstream::{self, Said};
+use crate::api::retry_after;
 use crate::api::sse::Decoder;
 use crate::dispatch::Urgency;
 use crate::ports::Meter;
@@ -396,7 +397,7 @@ fn refused(server: &Server, ask: &Ask, head: &ResponseHeader, body: &[u8]) -> Re
     match status {
         401 | 403 => Refusal::UpstreamAuth,
         429 => {
-            let retry_after = retry_after(head);
+            let retry_after = retry_after::read(&head.headers);
             // What a copy runs into is no reason to keep users away.
             if let Some(wait) = retry_after.filter(|_| ask.urgency == Urgency::User) {
                 server.cool_down(&ask.model, wait);
@@ -409,23 +410,4 @@ fn refused(server: &Server, ask: &Ask, head: &ResponseHeader, body: &[u8]) -> Re
         }
         _ => Refusal::UpstreamFailed,
     }
-}
-
-/// When a server wants to be asked again: `retry-after-ms`, or `retry-after` in seconds or as a date (RFC 9110 §10.2.3).
-/// Nothing absurd is believed.
-fn retry_after(head: &ResponseHeader) -> Option<Duration> {
-    let text = |name: &str| head.headers.get(name)?.to_str().ok().map(str::trim);
-    let number = |text: &str| text.parse::<f64>().ok().filter(|number| (0.0..=86_400_000.0).contains(number));
-    if let Some(millis) = text("retry-after-ms").and_then(number) {
-        return Some(Duration::from_secs_f64(millis / 1e3));
-    }
-    let text = text("retry-after")?;
-    let seconds = number(text).or_else(|| {
-        let format = time::macros::format_description!(
-            "[weekday repr:short], [day] [month repr:short] [year] [hour]:[minute]:[second] GMT"
-        );
-        let at = time::PrimitiveDateTime::parse(text, &format).ok()?.assume_utc();
-        Some((at - time::OffsetDateTime::now_utc()).as_seconds_f64().max(0.0))
-    })?;
-    (seconds <= 86_400.0).then(|| Duration::from_secs_f64(seconds))
 }

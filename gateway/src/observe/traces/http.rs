@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use http::header::{CONTENT_ENCODING, CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue, RETRY_AFTER, USER_AGENT};
+use http::header::{CONTENT_ENCODING, CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue, USER_AGENT};
 use http::{Request, Response, StatusCode};
 use http_body_util::{BodyExt, Full, Limited};
 use hyper_rustls::{HttpsConnector, HttpsConnectorBuilder};
@@ -22,6 +22,7 @@ use opentelemetry_proto::tonic::collector::trace::v1::ExportTraceServiceResponse
 use parking_lot::Mutex;
 use prost::Message;
 
+use crate::api::retry_after;
 use crate::config::OtlpConfig;
 
 /// More of an answer is not read: it holds a count and a message.
@@ -191,20 +192,9 @@ fn accepted(body: &[u8]) -> Outcome {
     }
 }
 
-/// Seconds, or a moment.
+/// What was asked for, within reason.
 fn retry_after(headers: &HeaderMap) -> Duration {
-    let Some(text) = headers.get(RETRY_AFTER).and_then(|value| value.to_str().ok()) else { return Duration::ZERO };
-    let wait = text.trim().parse().map_or_else(|_| until(text).unwrap_or_default(), Duration::from_secs);
-    wait.min(RETRY_AFTER_MAX)
-}
-
-/// From now to an HTTP date; nothing if it has passed.
-fn until(date: &str) -> Option<Duration> {
-    let format = time::macros::format_description!(
-        "[weekday repr:short], [day] [month repr:short] [year] [hour]:[minute]:[second] GMT"
-    );
-    let moment = time::PrimitiveDateTime::parse(date.trim(), &format).ok()?.assume_utc();
-    (moment - time::OffsetDateTime::now_utc()).try_into().ok()
+    retry_after::read(headers).unwrap_or_default().min(RETRY_AFTER_MAX)
 }
 
 /// Between half and the whole of it, so that replicas do not come back all at once.
@@ -250,7 +240,8 @@ mod tests {
 
     #[test]
     fn a_backend_may_ask_for_seconds_or_for_a_moment_but_not_for_ever() {
-        let ask = |value: &str| retry_after(&HeaderMap::from_iter([(RETRY_AFTER, value.parse().unwrap())]));
+        let ask =
+            |value: &str| retry_after(&HeaderMap::from_iter([(http::header::RETRY_AFTER, value.parse().unwrap())]));
         assert_eq!(ask("7"), Duration::from_secs(7));
         assert_eq!(ask("86400"), RETRY_AFTER_MAX);
         assert_eq!(ask("Fri, 31 Dec 2100 23:59:59 GMT"), RETRY_AFTER_MAX);
