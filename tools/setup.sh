@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # Installs what a chore needs, or says in one line what is missing.
 #   tools/setup.sh build    what building needs: a C/C++ compiler and cmake
-#   tools/setup.sh bench    the above, and nginx, which the gateway is measured beside
+#   tools/setup.sh bench    the above, and what the gateway is measured beside: nginx; SMG and transformers (in a venv
+#                           under the target folder; several GB, because PyTorch comes with CUDA)
 #   tools/setup.sh test     what building needs, cargo-nextest, cargo-deny, and the Python clients (in a venv under the target folder)
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -20,8 +21,10 @@ need c++ g++
 need cmake cmake
 need make make
 if [ "${1:-build}" = test ]; then
-  need python3 python3
   need curl curl
+fi
+if [ "${1:-build}" != build ]; then
+  need python3 python3
   python3 -c 'import ensurepip' >/dev/null 2>&1 || packages+=(python3-venv)
 fi
 
@@ -43,19 +46,23 @@ if [ ${#packages[@]} -gt 0 ]; then
   fi
 fi
 
+# A venv is made anew when its list changes.
+venv() {
+  local venv=$target/$1 list=$2 wanted
+  wanted=$(cksum <"$list")
+  [ "$(cat "$venv/.made-from" 2>/dev/null || true)" != "$wanted" ] || return 0
+  echo "glassgate: installing $list into $venv"
+  rm -rf "$venv"
+  python3 -m venv "$venv"
+  "$venv/bin/pip" install --quiet --disable-pip-version-check -r "$list"
+  printf '%s' "$wanted" >"$venv/.made-from"
+}
+
+[ "${1:-build}" != bench ] || venv peers tests/bench/peers/requirements.txt
 [ "${1:-build}" = test ] || exit 0
 
 # Versions are stated so that two machines run the same checks; a newer one that is already there will do.
 command -v cargo-nextest >/dev/null 2>&1 || cargo install --locked cargo-nextest --version 0.9.143
 command -v cargo-deny >/dev/null 2>&1 || cargo install --locked cargo-deny --version 0.20.2
 
-# The venv is made anew when the list of clients changes.
-venv=$target/clients
-wanted=$(cksum <tests/clients/requirements.txt)
-if [ "$(cat "$venv/.made-from" 2>/dev/null || true)" != "$wanted" ]; then
-  echo "glassgate: installing the Python clients into $venv"
-  rm -rf "$venv"
-  python3 -m venv "$venv"
-  "$venv/bin/pip" install --quiet --disable-pip-version-check -r tests/clients/requirements.txt
-  printf '%s' "$wanted" >"$venv/.made-from"
-fi
+venv clients tests/clients/requirements.txt

@@ -1,8 +1,10 @@
 //! Clients on kept-alive connections, all of them tasks of one thread, each asking again once it was answered.
 
+use std::borrow::Cow;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Instant;
 
 use memchr::memmem;
 use serde_json::json;
@@ -11,33 +13,63 @@ use tokio::net::TcpStream;
 
 use super::origin::Manner;
 
+/// What every event with text has.
+const TEXT: &[u8] = b"\"delta\":{\"content\":\"";
 /// As large as a short conversation.
 const BODY_BYTES: usize = 1 << 10;
 
-/// A chat request of 1 KiB.
-pub fn request(manner: Manner, key: &str) -> Vec<u8> {
+/// Stands in a request where each one gets a number of its own, of as many digits.
+const NUMBER: &str = "########";
+
+/// A request as bytes. No two are the same if it has a place for a number.
+pub struct Request {
+    bytes: Vec<u8>,
+    number_at: Option<usize>,
+    next: AtomicUsize,
+}
+
+impl Request {
+    fn next(&self) -> Cow<'_, [u8]> {
+        let Some(at) = self.number_at else { return Cow::Borrowed(&self.bytes) };
+        let mut bytes = self.bytes.clone();
+        let number = self.next.fetch_add(1, Ordering::Relaxed);
+        bytes[at..at + NUMBER.len()].copy_from_slice(format!("{number:0width$}", width = NUMBER.len()).as_bytes());
+        Cow::Owned(bytes)
+    }
+}
+
+/// A chat request of 1 KiB for a model that answers in this manner.
+pub fn request(manner: Manner, key: &str) -> Request {
+    to(manner.model(), manner != Manner::Whole, false, key)
+}
+
+/// A chat request of 1 KiB; a numbered one is like no other.
+pub fn to(model: &str, stream: bool, is_numbered: bool, key: &str) -> Request {
     let body = |content: &str| {
-        json!({"model": manner.model(), "stream": manner != Manner::Whole, "stream_options": {"include_usage": true},
-               "max_tokens": 1000, "messages": [{"role": "user", "content": content}]})
-    };
-    let body = |content: &str| {
-        let mut body = body(content);
-        if manner == Manner::Whole {
-            body.as_object_mut().unwrap().remove("stream_options");
+        let mut body = json!({"model": model, "stream": stream, "temperature": 0, "max_tokens": 1000,
+                              "messages": [{"role": "user", "content": content}]});
+        if stream {
+            body["stream_options"] = json!({"include_usage": true});
         }
         body.to_string()
     };
-    let words = "lorem ipsum dolor sit amet ".repeat(BODY_BYTES / 27 + 1);
-    let body = body(&words[..BODY_BYTES - body("").len()]);
-    format!(
+    let words =
+        if is_numbered { NUMBER } else { "" }.to_owned() + &"lorem ipsum dolor sit amet ".repeat(BODY_BYTES / 27 + 1);
+    post(&body(&words[..BODY_BYTES - body("").len()]), key)
+}
+
+/// A chat request with this body.
+pub fn post(body: &str, key: &str) -> Request {
+    let bytes = format!(
         "POST /v1/chat/completions HTTP/1.1\r\nhost: 127.0.0.1\r\nauthorization: Bearer {key}\r\ncontent-type: application/json\r\nuser-agent: bench\r\naccept: */*\r\ncontent-length: {}\r\n\r\n{body}",
         body.len()
     )
-    .into_bytes()
+    .into_bytes();
+    Request { number_at: memmem::find(&bytes, NUMBER.as_bytes()), bytes, next: AtomicUsize::new(0) }
 }
 
 /// So many answers for so many clients at once. Says how often something arrived.
-pub async fn ask(address: SocketAddr, request: &Arc<Vec<u8>>, clients: usize, answers: usize) -> usize {
+pub async fn ask(address: SocketAddr, request: &Arc<Request>, clients: usize, answers: usize) -> usize {
     let left = Arc::new(AtomicUsize::new(answers));
     let clients: Vec<_> = (0..clients)
         .map(|_| {
@@ -46,7 +78,7 @@ pub async fn ask(address: SocketAddr, request: &Arc<Vec<u8>>, clients: usize, an
                 let mut client = Client::connect(address).await;
                 let mut reads = 0;
                 while left.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |left| left.checked_sub(1)).is_ok() {
-                    reads += client.ask(&request).await;
+                    reads += client.ask(&request.next()).await;
                 }
                 reads
             })
@@ -96,9 +128,28 @@ impl Client {
         }
     }
 
+    /// Sends a request and reads its streamed answer. Says when each event with text came.
+    pub async fn stream(&mut self, request: &Request) -> Vec<Instant> {
+        self.got.clear();
+        self.stream.write_all(&request.next()).await.unwrap();
+        let (mut events, mut seen) = (Vec::new(), 0);
+        while !self.got.ends_with(b"\r\n0\r\n\r\n") {
+            self.read().await;
+            let now = Instant::now();
+            // One that is cut in two counts once all of its name is there.
+            let new = memmem::find_iter(&self.got[seen..], TEXT).count();
+            events.resize(events.len() + new, now);
+            if let Some(last) = memmem::rfind(&self.got[seen..], TEXT) {
+                seen += last + TEXT.len();
+            }
+        }
+        self.check();
+        events
+    }
+
     /// Sends a request and waits for the first event of its answer.
-    pub async fn begin(&mut self, request: &[u8]) {
-        self.stream.write_all(request).await.unwrap();
+    pub async fn begin(&mut self, request: &Request) {
+        self.stream.write_all(&request.next()).await.unwrap();
         while memmem::find(&self.got, b"data: ").is_none() {
             self.read().await;
         }

@@ -5,6 +5,7 @@
 //! that part alone.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a benchmark that cannot go on should stop")]
 
+mod latency;
 mod load;
 mod origin;
 mod process;

@@ -1,7 +1,7 @@
 //! The processes that are measured: the gateway, pingora with nothing on top, nginx.
 
 use std::fs::File;
-use std::io::{BufRead, BufReader};
+use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -81,6 +81,26 @@ impl Process {
         Process { child, _folder: folder, address, ready: began.elapsed() }
     }
 
+    /// SMG, a gateway in Rust, with one key to check and its metrics on.
+    pub fn smg(origin: SocketAddr, key: &str) -> Process {
+        let folder = tempfile::tempdir().unwrap();
+        let free = || TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+        let (address, metrics) = (free(), free());
+        let complaints = folder.path().join("stderr");
+        let began = Instant::now();
+        let child = Command::new(peer("smg"))
+            .args(["launch", "--backend", "openai", "--log-level", "error", "--api-key", key])
+            .args(["--host", "127.0.0.1", "--port", &address.port().to_string()])
+            .args(["--prometheus-host", "127.0.0.1", "--prometheus-port", &metrics.port().to_string()])
+            .args(["--worker-urls", &format!("http://{origin}")])
+            .stdout(Stdio::null())
+            .stderr(File::create(&complaints).unwrap())
+            .spawn()
+            .unwrap_or_else(|error| panic!("smg: {error}; tools/setup.sh bench installs it"));
+        until(began, &complaints, || is_ready(address).ok()?.then_some(()));
+        Process { child, _folder: folder, address, ready: began.elapsed() }
+    }
+
     /// User and system time, from the kernel's scheduler accounting (nanoseconds) of every thread.
     pub fn cpu(&self) -> Duration {
         cpu(self.child.id())
@@ -136,9 +156,22 @@ pub fn path() -> String {
     format!("{}:/usr/sbin", std::env::var("PATH").unwrap_or_default())
 }
 
+/// A program of those that were installed to be measured beside.
+pub fn peer(name: &str) -> PathBuf {
+    beside("../peers/bin").join(name)
+}
+
 /// From the folder of the profile that this program was built with.
 fn beside(name: &str) -> PathBuf {
     std::env::current_exe().unwrap().parent().unwrap().parent().unwrap().join(name)
+}
+
+fn is_ready(address: SocketAddr) -> std::io::Result<bool> {
+    let mut stream = TcpStream::connect(address)?;
+    stream.write_all(b"GET /readiness HTTP/1.1\r\nhost: 127.0.0.1\r\nconnection: close\r\n\r\n")?;
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer)?;
+    Ok(answer.starts_with("HTTP/1.1 200 "))
 }
 
 fn until<T>(began: Instant, complaints: &Path, mut ready: impl FnMut() -> Option<T>) -> T {

@@ -3,12 +3,14 @@
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::path::Path;
+use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 use std::time::Instant;
 
 use glassgate_runtime as runtime;
-use serde_json::json;
+use serde_json::{Value, json};
 
-use super::process::Process;
+use super::latency;
+use super::process::{self, Process};
 use super::report::{Rounds, publish};
 
 const ROUNDS: usize = 7;
@@ -20,6 +22,7 @@ const SMALL_REQUESTS: usize = 2000;
 pub fn run(root: &Path) {
     let gateway = Gateway::start(root);
     let engine = Engine::start(root);
+    let mut transformers = Transformers::start(root);
     let idle_mib = gateway.process.resident_mib();
     println!("ready in {:.2} s, {:.1} MiB resident when idle", gateway.process.ready.as_secs_f64(), idle_mib);
 
@@ -31,6 +34,9 @@ pub fn run(root: &Path) {
             "engine_tokens_per_s_8": engine.tokens_per_s(8),
             "engine_prefill_tokens_per_s": engine.prefill_tokens_per_s(),
             "tokens_per_s_32": gateway.tokens_per_s(32),
+            "transformers_tokens_per_s_1": transformers.tokens_per_s(1),
+            "transformers_tokens_per_s_8": transformers.tokens_per_s(8),
+            "transformers_tokens_per_s_32": transformers.tokens_per_s(32),
             "cpu_us_models": gateway.cpu_us(&gateway.get("/v1/models", &gateway.key)),
             "cpu_us_refused": gateway.cpu_us(&gateway.get("/v1/models", "gg-nobody")),
             "cpu_us_chat_1_token": gateway.cpu_us(&gateway.post(1, false)),
@@ -45,28 +51,39 @@ pub fn run(root: &Path) {
         ("8 clients / 1 client, tokens/s", rounds.over("tokens_per_s_8", "tokens_per_s_1")),
         ("32 clients / 1 client, tokens/s", rounds.over("tokens_per_s_32", "tokens_per_s_1")),
         ("gateway / engine alone at 8, tokens/s", rounds.over("tokens_per_s_8", "engine_tokens_per_s_8")),
+        ("gateway / transformers at 1, tokens/s", rounds.over("tokens_per_s_1", "transformers_tokens_per_s_1")),
+        ("gateway / transformers at 8, tokens/s", rounds.over("tokens_per_s_8", "transformers_tokens_per_s_8")),
+        ("gateway / transformers at 32, tokens/s", rounds.over("tokens_per_s_32", "transformers_tokens_per_s_32")),
         ("refused (401) / GET models, CPU", rounds.over("cpu_us_refused", "cpu_us_models")),
         ("chat of 1 token / GET models, CPU", rounds.over("cpu_us_chat_1_token", "cpu_us_models")),
         ("tokens/s at 1 client", rounds.of("tokens_per_s_1")),
         ("tokens/s at 8 clients", rounds.of("tokens_per_s_8")),
         ("tokens/s at 32 clients", rounds.of("tokens_per_s_32")),
+        ("transformers, tokens/s in a batch of 1", rounds.of("transformers_tokens_per_s_1")),
+        ("transformers, tokens/s in a batch of 8", rounds.of("transformers_tokens_per_s_8")),
+        ("transformers, tokens/s in a batch of 32", rounds.of("transformers_tokens_per_s_32")),
         ("engine prefill, tokens/s", rounds.of("engine_prefill_tokens_per_s")),
         ("CPU µs, GET models", rounds.of("cpu_us_models")),
         ("CPU µs, chat of 1 token, engine included", rounds.of("cpu_us_chat_1_token")),
     ];
-    let table = table.map(|(name, spread)| (name.to_owned(), spread));
+    let mut table: Vec<_> = table.into_iter().map(|(name, spread)| (name.to_owned(), spread)).collect();
+    // Only one of them may work.
+    let ways = transformers.ways.clone();
+    drop((engine, transformers));
+    latency::measure(&gateway, &mut table);
     let facts = json!({
         "ready_s": gateway.process.ready.as_secs_f64(),
         "idle_resident_mib": idle_mib,
         "rounds": ROUNDS,
+        "transformers": ways,
     });
     publish(root, "gateway.json", &table, facts);
 }
 
 /// The gateway with the shipped configuration, its limits out of the way.
-struct Gateway {
-    process: Process,
-    key: String,
+pub struct Gateway {
+    pub process: Process,
+    pub key: String,
 }
 
 impl Gateway {
@@ -179,6 +196,47 @@ impl Connection {
                 return status;
             }
         }
+    }
+}
+
+/// The same model in transformers, on the same cores: one batch, in a process of its own and without HTTP.
+struct Transformers {
+    child: Child,
+    asked: ChildStdin,
+    told: BufReader<ChildStdout>,
+    /// How it was fastest, by batch size.
+    ways: Value,
+}
+
+impl Transformers {
+    fn start(root: &Path) -> Transformers {
+        let mut child = Command::new(process::peer("python"))
+            .arg(root.join("tests/bench/peers/generate.py"))
+            .arg(root.join("models/glimmer-2"))
+            .arg(PROMPT)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::null())
+            .spawn()
+            .expect("tools/setup.sh bench installs what the gateway is measured beside");
+        let (asked, told) = (child.stdin.take().unwrap(), BufReader::new(child.stdout.take().unwrap()));
+        Transformers { child, asked, told, ways: json!({}) }
+    }
+
+    fn tokens_per_s(&mut self, clients: usize) -> f64 {
+        writeln!(self.asked, "{}", json!({"clients": clients, "tokens": TOKENS})).unwrap();
+        let mut line = String::new();
+        self.told.read_line(&mut line).unwrap();
+        let told: Value = serde_json::from_str(&line).expect("transformers answers in JSON");
+        self.ways[clients.to_string()] = told["way"].clone();
+        clients as f64 * f64::from(TOKENS) / told["seconds"].as_f64().unwrap()
+    }
+}
+
+impl Drop for Transformers {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
     }
 }
 

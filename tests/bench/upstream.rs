@@ -43,7 +43,15 @@ const IDLE_ROUNDS: usize = 3;
 const IDLE_SETTLE: Duration = Duration::from_secs(12);
 
 /// The gateway as it is compared; `full` is what it costs to watch everything.
-const KINDS: [&str; 4] = ["nginx", "bare", "gateway", "full"];
+const KINDS: [&str; 5] = ["nginx", "bare", "smg", "gateway", "full"];
+/// Those whose memory is looked at.
+const LEAN: [&str; 4] = ["nginx", "bare", "smg", "gateway"];
+
+/// Requests to a route of the gateway that has a cache: all the same, or each like no other.
+const KEPT: &str = "kept";
+const CACHED: [(&str, bool); 2] = [("hit, 32 clients", false), ("miss, 32 clients", true)];
+const CACHED_CLIENTS: usize = 32;
+const CACHED_ANSWERS: usize = 16_000;
 
 pub fn run(root: &Path) {
     raise_files();
@@ -62,7 +70,15 @@ pub fn run(root: &Path) {
         let machine = Machine::now(&subjects);
         for load in LOADS {
             for subject in &subjects {
-                subject.measure(&executor, load, &mut round);
+                let (name, manner, clients, answers, events) = load;
+                let request = load::request(manner, &subject.key);
+                subject.measure(&executor, (name, request, clients, answers, events), &mut round);
+            }
+        }
+        for subject in subjects.iter().filter(|subject| subject.kind == "gateway") {
+            for (name, is_numbered) in CACHED {
+                let request = load::to(KEPT, false, is_numbered, &subject.key);
+                subject.measure(&executor, (name, request, CACHED_CLIENTS, CACHED_ANSWERS, 1), &mut round);
             }
         }
         (Value::Object(round), machine.others(&subjects))
@@ -85,7 +101,9 @@ pub fn run(root: &Path) {
 
     let mut table: Vec<(String, Spread)> = Vec::new();
     for (name, ..) in LOADS {
-        for (a, b) in [("gateway", "bare"), ("gateway", "nginx"), ("bare", "nginx"), ("full", "gateway")] {
+        for (a, b) in
+            [("gateway", "bare"), ("gateway", "nginx"), ("bare", "nginx"), ("gateway", "smg"), ("full", "gateway")]
+        {
             table.push((format!("{a} / {b}, CPU per {name}"), rounds.over(&cpu(a, name), &cpu(b, name))));
         }
     }
@@ -103,6 +121,18 @@ pub fn run(root: &Path) {
             }
         }
     }
+    let [(hit, _), (miss, _)] = CACHED;
+    let figures = [("answers a second", rate as fn(&str, &str) -> String), ("CPU", cpu)];
+    for (what, figure) in figures {
+        table.push((
+            format!("gateway: hit / miss, {what}"),
+            rounds.over(&figure("gateway", hit), &figure("gateway", miss)),
+        ));
+    }
+    for (name, _) in CACHED {
+        table.push((format!("gateway: CPU µs per {name}"), rounds.of(&cpu("gateway", name))));
+        table.push((format!("gateway: answers a second, {name}"), rounds.of(&rate("gateway", name))));
+    }
     idle_memory(&executor, origin, &mut table);
     let facts = json!({
         "rounds": ROUNDS,
@@ -116,6 +146,7 @@ pub fn run(root: &Path) {
         "full": "the same with every trace and the access log",
         "bare": "tests/bench/bare.rs",
         "nginx": nginx_version(),
+        "smg": said(process::peer("smg").to_str().unwrap(), &["--version"]),
     });
     publish(root, "upstream.json", &table, facts);
 }
@@ -139,6 +170,10 @@ fn busy(kind: &str, load: &str) -> String {
     format!("{kind} busy {load}")
 }
 
+fn rate(kind: &str, load: &str) -> String {
+    format!("{kind} rate {load}")
+}
+
 fn reads(kind: &str, load: &str) -> String {
     format!("{kind} reads {load}")
 }
@@ -157,6 +192,7 @@ impl Subject {
         let (process, key) = match kind {
             "nginx" => (Process::nginx(origin), String::new()),
             "bare" => (Process::bare(origin), String::new()),
+            "smg" => (Process::smg(origin, "smg-key"), "smg-key".to_owned()),
             _ => Process::gateway(configured(origin, kind == "full")),
         };
         pin(1);
@@ -166,10 +202,10 @@ impl Subject {
     fn measure(
         &self,
         executor: &tokio::runtime::Runtime,
-        (name, manner, clients, answers, events): (&str, Manner, usize, usize, usize),
+        (name, request, clients, answers, events): (&str, load::Request, usize, usize, usize),
         round: &mut Map<String, Value>,
     ) {
-        let request = Arc::new(load::request(manner, &self.key));
+        let request = Arc::new(request);
         let before = self.process.cpu_at_rest();
         let began = Instant::now();
         let seen = executor.block_on(load::ask(self.process.address, &request, clients, answers));
@@ -177,6 +213,7 @@ impl Subject {
         let in_all = self.process.cpu_at_rest() - before;
         let count = (answers * events) as f64;
         round.insert(cpu(self.kind, name), json!(in_all.as_secs_f64() * 1e6 / count));
+        round.insert(rate(self.kind, name), json!(answers as f64 / wall.as_secs_f64()));
         round.insert(busy(self.kind, name), json!(used.as_secs_f64() / wall.as_secs_f64()));
         round.insert(reads(self.kind, name), json!(seen as f64 / count));
     }
@@ -215,6 +252,8 @@ fn configured(origin: SocketAddr, full: bool) -> tempfile::TempDir {
         routes.push_str("timeouts = { first_token = \"60s\", idle = \"600s\", total = \"900s\" }\n");
         prices.push_str(&format!("[models.{name}]\ninput = 0.25\noutput = 2.0\n"));
     }
+    let whole = Manner::Whole.model();
+    routes.push_str(&format!("[routes.{KEPT}]\nsplit = {{ {whole} = 100 }}\ncache = {{ ttl = \"1h\" }}\n"));
     let folder = tempfile::tempdir().unwrap();
     let configs = folder.path().join("configs");
     std::fs::create_dir(&configs).unwrap();
@@ -227,11 +266,10 @@ fn configured(origin: SocketAddr, full: bool) -> tempfile::TempDir {
 /// What each stream costs in memory while nothing happens on it. Each time in a process of its own, because allocators
 /// remember.
 fn idle_memory(executor: &tokio::runtime::Runtime, origin: SocketAddr, table: &mut Vec<(String, Spread)>) {
-    let kinds = &KINDS[..3];
     let mut rounds = Rounds::default();
     for _ in 0..IDLE_ROUNDS {
         let mut round = Map::new();
-        for kind in kinds {
+        for kind in LEAN {
             let subject = Subject::start(kind, origin);
             let request = load::request(Manner::Idle, &subject.key);
             let warm = Arc::new(load::request(Manner::Burst, &subject.key));
@@ -256,11 +294,11 @@ fn idle_memory(executor: &tokio::runtime::Runtime, origin: SocketAddr, table: &m
         }
         rounds.0.push(Value::Object(round));
     }
-    for (a, b) in [("gateway", "bare"), ("gateway", "nginx"), ("bare", "nginx")] {
+    for (a, b) in [("gateway", "bare"), ("gateway", "nginx"), ("bare", "nginx"), ("gateway", "smg")] {
         let name = format!("{a} / {b}, resident per idle stream");
         table.push((name, rounds.over(&format!("{a} rss"), &format!("{b} rss"))));
     }
-    for kind in kinds {
+    for kind in LEAN {
         table.push((format!("{kind}: resident KiB per idle stream"), rounds.of(&format!("{kind} rss"))));
         table.push((format!("{kind}: PSS KiB per idle stream"), rounds.of(&format!("{kind} pss"))));
     }

@@ -108,7 +108,7 @@ pub fn timestamp(unix_ns: i64) -> String {
 }
 
 pub struct AccessLog {
-    writer: Writer<Vec<u8>>,
+    writer: Writer<Arc<Record>>,
     metrics: Arc<Metrics>,
 }
 
@@ -119,17 +119,18 @@ impl AccessLog {
     /// When no thread can be started.
     pub fn to(mut out: impl Write + Send + 'static, metrics: Arc<Metrics>) -> std::io::Result<AccessLog> {
         let counted = metrics.clone();
-        let writer = Writer::start("access-log", QUEUE_LINES, move |line: Vec<u8>| {
+        let writer = Writer::start("access-log", QUEUE_LINES, move |records: Vec<Arc<Record>>| {
+            let lines: Vec<u8> = records.iter().flat_map(|record| line(record)).collect();
             // A closed stdout is no reason to stop serving; the loss is counted.
-            let written = out.write_all(&line).and_then(|()| out.flush()).is_ok();
-            counted.log_line(if written { "written" } else { "dropped" });
+            let written = out.write_all(&lines).and_then(|()| out.flush()).is_ok();
+            counted.log_lines(if written { "written" } else { "dropped" }, records.len() as u64);
         })?;
         Ok(AccessLog { writer, metrics })
     }
 
-    pub fn write(&self, record: &Record) {
-        if self.writer.write(line(record)).is_err() {
-            self.metrics.log_line("dropped");
+    pub fn write(&self, record: &Arc<Record>) {
+        if self.writer.write(record.clone()).is_err() {
+            self.metrics.log_lines("dropped", 1);
         }
     }
 

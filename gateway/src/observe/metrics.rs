@@ -513,8 +513,8 @@ impl Metrics {
         self.span_export.with_label_values(&[sink]).observe(took.as_secs_f64());
     }
 
-    pub fn log_line(&self, result: &str) {
-        self.log_lines.with_label_values(&[result]).inc();
+    pub fn log_lines(&self, result: &str, lines: u64) {
+        self.log_lines.with_label_values(&[result]).inc_by(lines);
     }
 
     pub fn runtime_queue(&self, model: &str, queued: Duration) {

@@ -90,7 +90,7 @@ impl Observe {
         let mut last = self.strangers.lock();
         let now = Instant::now();
         if last.is_some_and(|last| now.duration_since(last) < STRANGERS_EVERY) {
-            self.metrics.log_line("suppressed");
+            self.metrics.log_lines("suppressed", 1);
             return false;
         }
         *last = Some(now);

@@ -26,15 +26,19 @@ const FILE_BYTES_MAX: u64 = 64 << 20;
 pub fn open(path: &Path, origin: Origin, tally: Tally) -> std::io::Result<Writer<Arc<Record>>> {
     let mut file = Rotating::open(path)?;
     let resource = (&origin.resource()).into();
-    Writer::start("traces", QUEUE_RECORDS, move |record: Arc<Record>| {
-        tally.queued(-1);
+    Writer::start("traces", QUEUE_RECORDS, move |records: Vec<Arc<Record>>| {
+        tally.queued(-(records.len() as i64));
         let began = Instant::now();
-        let spans = origin.spans(&record);
-        let count = spans.len() as u64;
-        let request = ExportTraceServiceRequest { resource_spans: group_spans_by_resource_and_scope(spans, &resource) };
-        let mut json = serde_json::to_vec(&request).unwrap_or_default();
-        json.push(b'\n');
-        let written = file.write(&json);
+        let (mut lines, mut count) = (Vec::new(), 0);
+        for record in records {
+            let spans = origin.spans(&record);
+            count += spans.len() as u64;
+            let resource_spans = group_spans_by_resource_and_scope(spans, &resource);
+            // Plain structs into memory: this has no way to fail.
+            let _ = serde_json::to_writer(&mut lines, &ExportTraceServiceRequest { resource_spans });
+            lines.push(b'\n');
+        }
+        let written = file.write(&lines);
         tally.took(began.elapsed());
         match written {
             Ok(()) => tally.add("exported", count),

@@ -17,6 +17,7 @@ use super::http::{Client, Outcome};
 use crate::config::OtlpConfig;
 use crate::exchange::Record;
 use crate::observe::spans::{self, Origin};
+use crate::observe::writer::GATHER;
 
 /// A batch is sent when it has this many spans, …
 const BATCH_SPANS: usize = 512;
@@ -134,25 +135,33 @@ impl Worker {
     async fn batch(&mut self) -> Vec<SpanData> {
         let mut batch = Vec::new();
         let Worker { records, stopping, origin, pending, tally, .. } = self;
-        let mut full = std::pin::pin!(tokio::time::sleep(BATCH_WAIT));
-        while batch.len() < BATCH_SPANS {
+        let mut full = tokio::time::Instant::now();
+        loop {
             tokio::select! {
                 biased;
                 // From now on nothing is added, and what is queued comes without waiting.
                 _ = stopping.wait_for(Option::is_some), if !records.is_closed() => records.close(),
-                record = records.recv() => {
-                    let Some(record) = record else { break };
+                record = records.recv(), if batch.is_empty() => {
+                    let Some(record) = record else { return batch };
+                    full = tokio::time::Instant::now() + BATCH_WAIT;
                     tally.queued(-1);
-                    if batch.is_empty() {
-                        full.as_mut().reset(tokio::time::Instant::now() + BATCH_WAIT);
-                    }
                     batch.extend(origin.spans(&record));
-                    *pending = batch.len() as u64;
                 }
-                () = &mut full, if !batch.is_empty() => break,
+                // Not woken for every one of them, which would cost more than they do.
+                () = tokio::time::sleep(GATHER), if !batch.is_empty() && !records.is_closed() => {}
+            }
+            while batch.len() < BATCH_SPANS
+                && let Ok(record) = records.try_recv()
+            {
+                tally.queued(-1);
+                batch.extend(origin.spans(&record));
+            }
+            *pending = batch.len() as u64;
+            let is_over = records.is_closed() || tokio::time::Instant::now() >= full;
+            if batch.len() >= BATCH_SPANS || (is_over && !batch.is_empty()) {
+                return batch;
             }
         }
-        batch
     }
 
     async fn export(&mut self, batch: Vec<SpanData>) {
