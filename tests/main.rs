@@ -26,5 +26,6 @@ mod panics;
 mod readme;
 mod shadow;
 mod tidy;
+mod token_ids;
 mod traces;
 mod upstreams;
