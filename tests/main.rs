@@ -16,6 +16,7 @@ mod completions;
 mod config;
 mod drain;
 mod endings;
+mod glimmer;
 mod golden;
 mod guard;
 mod keys;
