@@ -28,6 +28,8 @@ pub struct Part {
     pub piece: Piece,
     /// An upstream's own words.
     pub logprobs: Option<Box<RawValue>>,
+    /// The ids of its tokens, if they were asked for.
+    pub tokens: Vec<u32>,
 }
 
 #[derive(Clone, Debug)]
@@ -51,7 +53,7 @@ impl Piece {
 
 impl Part {
     pub fn text(index: u32, text: impl Into<String>) -> Part {
-        Part { index, piece: Piece::Text(text.into()), logprobs: None }
+        Part { index, piece: Piece::Text(text.into()), logprobs: None, tokens: Vec::new() }
     }
 
     /// About what it takes in memory.
@@ -60,7 +62,8 @@ impl Part {
             Piece::Text(text) => text.len(),
             Piece::Delta(raw) | Piece::Message(raw) => raw.get().len(),
         };
-        piece + self.logprobs.as_ref().map_or(0, |raw| raw.get().len())
+        let logprobs = self.logprobs.as_ref().map_or(0, |raw| raw.get().len());
+        piece + logprobs + size_of_val(self.tokens.as_slice())
     }
 }
 
@@ -146,6 +149,26 @@ pub struct Answer {
     /// What is owed for it; `None` if that is settled already, as for a cache hit.
     pub running: Option<Running>,
     pub chunks: Box<dyn Chunks>,
+    pub prompts: Prompts,
+}
+
+/// The token ids of what is answered, if they were asked for.
+#[derive(Default)]
+pub struct Prompts {
+    ids: Vec<Vec<u32>>,
+    /// Choices of each prompt.
+    n: u32,
+}
+
+impl Prompts {
+    pub fn new(ids: Vec<Vec<u32>>, n: u32) -> Prompts {
+        Prompts { ids, n }
+    }
+
+    /// What a choice is the answer to.
+    pub fn of(&self, choice: u32) -> Option<&[u32]> {
+        self.ids.get(choice.checked_div(self.n)? as usize).map(Vec::as_slice)
+    }
 }
 
 /// The next chunk. Cancel-safe: a chunk is either returned or still to come.

@@ -82,7 +82,8 @@ pub async fn answer(
             // Settled at once: nothing can change what it costs.
             ticket.settle_hit(entry.usage, entry.source, how).map_err(|_| Refusal::LedgerFull)?;
             exchange.note(|record| record.cache = how);
-            let answer = Answer { running: None, chunks: entry.replay() };
+            let answer =
+                Answer { running: None, chunks: entry.replay(), prompts: plan.first.measure.told_prompts(&request) };
             // Whoever waited for it has not waited for a model.
             let waits = Waits::begin(route.timeouts());
             // It was compared when it was made.

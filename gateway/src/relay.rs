@@ -12,7 +12,7 @@ use crate::accounting::core::NanoUsd;
 use crate::accounting::row::Outcome;
 use crate::accounting::settlement::{Receipt, Running, Spent};
 use crate::admission::Door;
-use crate::answer::{Answer, Chunk, Chunks, End, Ended, Part, next, next_ready};
+use crate::answer::{Answer, Chunk, Chunks, End, Ended, Part, Prompts, next, next_ready};
 use crate::api::glassgate::Glassgate;
 use crate::api::openai::answer::{self as wire, Event, Head};
 use crate::api::openai::gather::Gather;
@@ -135,7 +135,7 @@ async fn wind_down(
 }
 
 async fn whole(app: &App, session: &mut Session, exchange: &mut Exchange, reply: Reply) -> Result<(), Stop> {
-    let Reply { answer: Answer { running, mut chunks }, request, route, door, mut waits, .. } = reply;
+    let Reply { answer: Answer { running, mut chunks, prompts }, request, route, door, mut waits, .. } = reply;
     let mut cut: Cut<'_> = pin!(app.cut());
     let mut gather = Gather::default();
     let end = loop {
@@ -173,7 +173,7 @@ async fn whole(app: &App, session: &mut Session, exchange: &mut Exchange, reply:
     let Some(record) = exchange.record() else { return Err(Stop::Refused(Refusal::Internal)) };
     let parts = gather.finish(finishes.len());
     let glassgate = Glassgate::new(record, &receipt);
-    let body = wire::whole(&head(record, &request), &parts, &finishes, &receipt.usage, glassgate);
+    let body = wire::whole(&head(record, &request), &prompts, &parts, &finishes, &receipt.usage, glassgate);
     let mut response = ResponseHeader::build_no_case(200, Some(20))?;
     response.insert_header("content-type", "application/json")?;
     response.insert_header("content-length", body.len())?;
@@ -195,7 +195,8 @@ async fn whole(app: &App, session: &mut Session, exchange: &mut Exchange, reply:
 }
 
 async fn stream(app: &App, session: &mut Session, exchange: &mut Exchange, reply: Reply) -> Result<(), Stop> {
-    let Reply { answer: Answer { running, mut chunks }, request, route, door, mut waits, cost_max, .. } = reply;
+    let Reply { answer, request, route, door, mut waits, cost_max, .. } = reply;
+    let Answer { running, mut chunks, prompts } = answer;
     let gaps = {
         let Some(record) = exchange.record() else { return Err(Stop::Refused(Refusal::Internal)) };
         app.metrics.inter_token(Served { route: &record.route, model: &record.model, variant: &record.variant })
@@ -203,8 +204,7 @@ async fn stream(app: &App, session: &mut Session, exchange: &mut Exchange, reply
     let mut cut: Cut<'_> = pin!(app.cut());
     let mut sent = false;
     let mut last_text: Option<Instant> = None;
-    // Choices whose role was told.
-    let mut begun: Vec<u32> = Vec::new();
+    let mut begun = Begun { choices: Vec::new(), prompts };
     let mut out = Vec::with_capacity(512);
     let end = loop {
         let mut chunk = match wait(&mut waits, &mut cut, session, &mut *chunks).await {
@@ -300,16 +300,24 @@ async fn stream(app: &App, session: &mut Session, exchange: &mut Exchange, reply
     Ok(())
 }
 
-fn write_part(head: &Head<'_>, part: &Part, request: &Request, begun: &mut Vec<u32>, out: &mut Vec<u8>) {
+fn write_part(head: &Head<'_>, part: &Part, request: &Request, begun: &mut Begun, out: &mut Vec<u8>) {
     begin_choice(head, part.index, request, begun, out);
     sse::event(&wire::chunk(head, Event::Part(part), request.include_usage), out);
 }
 
-/// A chat's choice begins with its role.
-fn begin_choice(head: &Head<'_>, index: u32, request: &Request, begun: &mut Vec<u32>, out: &mut Vec<u8>) {
-    if request.op == Op::Chat && !begun.contains(&index) {
-        begun.push(index);
-        sse::event(&wire::chunk(head, Event::Role(index), request.include_usage), out);
+/// What the beginnings of choices have told.
+struct Begun {
+    choices: Vec<u32>,
+    /// To be told there, if they were asked for.
+    prompts: Prompts,
+}
+
+/// A chat's choice begins with its role, and a choice whose tokens are told with its prompt's.
+fn begin_choice(head: &Head<'_>, index: u32, request: &Request, begun: &mut Begun, out: &mut Vec<u8>) {
+    let prompt = begun.prompts.of(index);
+    if (request.op == Op::Chat || prompt.is_some()) && !begun.choices.contains(&index) {
+        begun.choices.push(index);
+        sse::event(&wire::chunk(head, Event::Begin(index, prompt), request.include_usage), out);
     }
 }
 
@@ -319,7 +327,7 @@ fn finish_stream(
     request: &Request,
     end: &End,
     receipt: &Receipt,
-    begun: &mut Vec<u32>,
+    begun: &mut Begun,
     out: &mut Vec<u8>,
 ) {
     let (Some(record), Ended::Finished(finishes)) = (exchange.record(), &end.how) else { return };

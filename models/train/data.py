@@ -1,11 +1,14 @@
-"""Conversations for training and evaluation, drawn from the task families.
+"""Conversations for training, development and evaluation, drawn from the task families.
 
 Training batches are a pure function of (seed, step), so a resumed run sees exactly the data an uninterrupted one would.
+Slots are held out of training by a hash; of the held-out ones, development has those that evaluation did not take:
+recipes are chosen on the former, so that the latter is looked at once.
 """
 
 import hashlib
 import json
 import math
+from collections.abc import Iterator, Set
 from dataclasses import dataclass
 from pathlib import Path
 from random import Random
@@ -17,8 +20,9 @@ from .families import FAMILIES, SYSTEM_PROMPTS
 from .tokenizer import END_OF_TEXT, IM_END, IM_START, render
 
 HELD_OUT_PERCENT = 8
-EVAL_PER_FAMILY = 100
-EVAL_SEED = 20_000
+CASES_PER_FAMILY = 100
+EVAL_SEED, DEV_SEED = 20_000, 30_000
+VOCABULARY_CHATS, VOCABULARY_SEED = 20_000, 7
 
 # A batch holds BATCH_TOKENS tokens, as rows of one of these lengths: mostly short, but every distance is trained.
 BATCH_TOKENS = 4096
@@ -30,16 +34,42 @@ PROMPT_WEIGHT = 0.05
 ANSWER_WEIGHT = 2.0
 
 
+# A family and its slots: what makes two tasks the same task, whatever the wording or language.
+Combination = tuple
+
+
 @dataclass(frozen=True)
 class Task:
     family: str
     lang: str
+    slots: tuple
     prompt: str
     answer: str
 
+    @property
+    def combination(self) -> Combination:
+        return (self.family, *self.slots)
+
+
+@dataclass(frozen=True)
+class Chat:
+    tasks: list[Task]
+    messages: list[dict]
+
+
+@dataclass(frozen=True)
+class Case:
+    """A held-out task, behind a system prompt or earlier (trained-on) turns or neither."""
+    task: Task
+    messages: list[dict]
+
+    def line(self) -> str:
+        fields = {"family": self.task.family, "lang": self.task.lang, "messages": self.messages, "answer": self.task.answer}
+        return json.dumps(fields, ensure_ascii=False) + "\n"
+
 
 def is_held_out(family: str, slots: tuple) -> bool:
-    """Whether a slot combination belongs to evaluation. Depends on nothing but the slots, so it can never drift."""
+    """Whether a slot combination is kept from training. Depends on nothing but the slots, so it can never drift."""
     digest = hashlib.blake2b(json.dumps([family, *slots], ensure_ascii=False).encode(), digest_size=8).digest()
     return int.from_bytes(digest, "big") % 100 < HELD_OUT_PERCENT
 
@@ -50,7 +80,7 @@ def draw(rng: Random, family: str, lang: str, held_out: bool) -> Task:
     while True:
         slots, prompt, answer = make(rng, lang)
         if is_held_out(family, slots) == held_out:
-            return Task(family, lang, prompt, answer)
+            return Task(family, lang, slots, prompt, answer)
 
 
 def draw_training(rng: Random) -> Task:
@@ -66,11 +96,17 @@ def turn(task: Task) -> list[dict]:
     return [{"role": "user", "content": task.prompt}, {"role": "assistant", "content": task.answer}]
 
 
-def conversation(rng: Random, max_turns: int) -> list[dict]:
-    """One chat: half have a single turn, the others up to `max_turns`."""
+def draw_chat(rng: Random, max_turns: int) -> Chat:
+    """Half have a single turn, the others up to `max_turns`."""
     turns = 1 if rng.random() < 0.5 else rng.randint(2, max_turns)
     tasks = [draw_training(rng) for _ in range(turns)]
-    return system(rng, tasks[0].lang) + [message for task in tasks for message in turn(task)]
+    return Chat(tasks, system(rng, tasks[0].lang) + [message for task in tasks for message in turn(task)])
+
+
+def vocabulary_chats() -> Iterator[Chat]:
+    """What the tokenizer learns its vocabulary from."""
+    rng = Random(VOCABULARY_SEED)
+    return (draw_chat(rng, 4) for _ in range(VOCABULARY_CHATS))
 
 
 def loss_weights(ids: list[int], start: int, end: int, assistant: int) -> list[float]:
@@ -93,46 +129,60 @@ class Batches:
         self.start, self.end = tokenizer.token_to_id(IM_START), tokenizer.token_to_id(IM_END)
         self.assistant = tokenizer.token_to_id("assistant")
 
-    def row(self, rng: Random, length: int):
-        ids, weights, chats = [], [], []
-        chat = 0
-        while len(ids) <= length:
+    def drawn(self, step: int) -> tuple[int, list[list[tuple[Chat, list[int]]]]]:
+        """The length of a step's rows, and for each row the chats that fill it, with their tokens."""
+        rng = Random(f"{self.seed}:{step}")
+        length = rng.choices(ROW_LENGTHS, ROW_WEIGHTS)[0]
+        return length, [list(self.fill(rng, length)) for _ in range(BATCH_TOKENS // length)]
+
+    def fill(self, rng: Random, length: int) -> Iterator[tuple[Chat, list[int]]]:
+        filled = 0
+        while filled <= length:
             # About 25 tokens a turn: the longest chats of a row fill it.
-            text = render(conversation(rng, max(4, length // 25))) + END_OF_TEXT
-            piece = self.tokenizer.encode(text, add_special_tokens=False).ids
-            ids += piece
-            weights += loss_weights(piece, self.start, self.end, self.assistant)
-            chats += [chat] * len(piece)
-            chat += 1
+            chat = draw_chat(rng, max(4, length // 25))
+            ids = self.tokenizer.encode(render(chat.messages) + END_OF_TEXT, add_special_tokens=False).ids
+            filled += len(ids)
+            yield chat, ids
+
+    def pack(self, row: list[list[int]], length: int) -> tuple[list[int], list[float], list[int]]:
+        ids = [token for piece in row for token in piece]
+        weights = [w for piece in row for w in loss_weights(piece, self.start, self.end, self.assistant)]
+        chats = [chat for chat, piece in enumerate(row) for _ in piece]
         # The first token of a chat cannot be predicted from the chat before it.
         targets = [w if a == b else 0.0 for w, a, b in zip(weights[1:], chats[1:], chats)]
         return ids[: length + 1], targets[:length], chats[:length]
 
     def __call__(self, step: int):
         """inputs, targets, loss weights [B, T] and the chat each token belongs to."""
-        rng = Random(f"{self.seed}:{step}")
-        length = rng.choices(ROW_LENGTHS, ROW_WEIGHTS)[0]
-        rows = [self.row(rng, length) for _ in range(BATCH_TOKENS // length)]
-        ids = torch.tensor([r[0] for r in rows])
-        return ids[:, :-1], ids[:, 1:], torch.tensor([r[1] for r in rows]), torch.tensor([r[2] for r in rows])
+        length, rows = self.drawn(step)
+        packed = [self.pack([ids for _, ids in row], length) for row in rows]
+        ids, weights, chats = (torch.tensor(column) for column in zip(*packed))
+        return ids[:, :-1], ids[:, 1:], weights, chats
 
 
-def evaluation() -> list[dict]:
-    """The held-out set: half Korean, distinct prompts, some behind a system prompt or earlier (trained-on) turns."""
-    rng, cases = Random(EVAL_SEED), []
+def held_out_cases(seed: int, taken: Set[Combination]) -> list[Case]:
+    """Half Korean, distinct prompts, no task that is taken."""
+    rng, cases = Random(seed), []
     for family in FAMILIES:
         seen = set()
-        for lang, filled in (("en", EVAL_PER_FAMILY // 2), ("ko", EVAL_PER_FAMILY)):
+        for lang, filled in (("en", CASES_PER_FAMILY // 2), ("ko", CASES_PER_FAMILY)):
             while len(seen) < filled:
                 task = draw(rng, family, lang, held_out=True)
-                if task.prompt in seen:
+                if task.prompt in seen or task.combination in taken:
                     continue
                 seen.add(task.prompt)
                 before = [turn(draw_training(rng)) for _ in range(rng.choice([0, 0, 0, 0, 1, 2]))]
-                messages = system(rng, lang) + [m for t in before for m in t] + turn(task)[:1]
-                cases.append({"family": family, "lang": lang, "messages": messages, "answer": task.answer})
+                cases.append(Case(task, system(rng, lang) + [m for t in before for m in t] + turn(task)[:1]))
     return cases
 
 
+def evaluation() -> list[Case]:
+    return held_out_cases(EVAL_SEED, taken=frozenset())
+
+
+def development() -> list[Case]:
+    return held_out_cases(DEV_SEED, taken={case.task.combination for case in evaluation()})
+
+
 def write_evaluation(path: Path) -> None:
-    path.write_text("".join(json.dumps(case, ensure_ascii=False) + "\n" for case in evaluation()), encoding="utf-8")
+    path.write_text("".join(case.line() for case in evaluation()), encoding="utf-8")

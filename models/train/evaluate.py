@@ -1,6 +1,5 @@
-"""Greedy accuracy of the exported folders on the held-out set, measured with transformers."""
+"""Greedy accuracy of exported folders on held-out tasks, measured with transformers."""
 
-import json
 from collections import defaultdict
 from pathlib import Path
 from random import Random
@@ -8,9 +7,10 @@ from random import Random
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from .data import draw_training, turn
+from .data import FAMILIES, Case, draw_training, evaluation, turn
 
 BATCH = 10
+LANGS = ("en", "ko", "all")
 
 # A second look at every fifth case, deep in a chat of about 1,500 tokens: is the model sane at late positions?
 DEEP_EVERY, DEEP_TURNS = 5, 45
@@ -39,37 +39,44 @@ def answers(folder: Path, chats: list[list[dict]]) -> list[str]:
     return [replies[i] for i in range(len(chats))]
 
 
-def accuracy(folder: Path, cases: list[dict]) -> dict[tuple[str, str], float]:
-    """Share of exactly right answers by (family, language), with "all" for either."""
+# Share of exactly right answers by (family, language), with "all" for either.
+Scores = dict[tuple[str, str], float]
+
+
+def accuracy(folder: Path, cases: list[Case]) -> Scores:
     right = defaultdict(list)
-    for case, reply in zip(cases, answers(folder, [case["messages"] for case in cases])):
-        for family in (case["family"], "all"):
-            for lang in (case["lang"], "all"):
-                right[family, lang].append(reply == case["answer"])
+    for case, reply in zip(cases, answers(folder, [case.messages for case in cases])):
+        for family in (case.task.family, "all"):
+            for lang in (case.task.lang, "all"):
+                right[family, lang].append(reply == case.task.answer)
     return {key: sum(marks) / len(marks) for key, marks in right.items()}
 
 
-def deep(cases: list[dict]) -> list[dict]:
+def deep(cases: list[Case]) -> list[Case]:
     rng = Random(0)
     return [
-        {**case, "messages": [m for _ in range(DEEP_TURNS) for m in turn(draw_training(rng))] + case["messages"][-1:]}
+        Case(case.task, [m for _ in range(DEEP_TURNS) for m in turn(draw_training(rng))] + case.messages[-1:])
         for case in cases[::DEEP_EVERY]
     ]
 
 
-def report(folders: dict[str, Path], cases_path: Path) -> None:
-    """Prints the table of the model card."""
-    cases = [json.loads(line) for line in cases_path.read_text(encoding="utf-8").splitlines()]
-    langs, rows = ("en", "ko", "all"), [*dict.fromkeys(case["family"] for case in cases), "all"]
-    columns = [(name, lang) for name in folders for lang in langs]
-    near = {name: accuracy(folder, cases) for name, folder in folders.items()}
-    far = {name: accuracy(folder, deep(cases)) for name, folder in folders.items()}
+def print_rows(scores: dict[str, Scores], titles: dict[str, str]) -> None:
+    """One row for each family of `titles`, under its title."""
+    for family, title in titles.items():
+        cells = [f"{100 * score[family, lang]:.1f} %" for score in scores.values() for lang in LANGS]
+        print(f"| {title} | " + " | ".join(cells) + " |")
 
-    def line(title: str, scores: dict, family: str) -> str:
-        return f"| {title} | " + " | ".join(f"{100 * scores[name][family, lang]:.1f} %" for name, lang in columns) + " |"
 
-    print("| family | " + " | ".join(f"{name} {lang}" for name, lang in columns) + " |")
+def print_table(scores: dict[str, Scores]) -> None:
+    columns = [f"{name} {lang}" for name in scores for lang in LANGS]
+    print("| family | " + " | ".join(columns) + " |")
     print("| --- |" + " ---: |" * len(columns))
-    for family in rows:
-        print(line(family, near, family))
-    print(line(f"all, after {DEEP_TURNS} turns", far, "all"))
+    print_rows(scores, {family: family for family in (*FAMILIES, "all")})
+
+
+def report(folders: dict[str, Path]) -> None:
+    """Prints the table of the model card."""
+    cases = evaluation()
+    print_table({name: accuracy(folder, cases) for name, folder in folders.items()})
+    far = deep(cases)
+    print_rows({name: accuracy(folder, far) for name, folder in folders.items()}, {"all": f"all, after {DEEP_TURNS} turns"})

@@ -1,4 +1,7 @@
-"""Reference outputs of the exported models, computed by transformers in float32: what the runtime must reproduce."""
+"""Reference outputs of the exported models, computed by transformers in float32.
+
+What the runtime must reproduce, and through `/v1` the gateway.
+"""
 
 import json
 from pathlib import Path
@@ -6,6 +9,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 
+from .data import evaluation
 from .evaluate import load
 
 # Between 6 and 16 tokens each, so that logits at every position stay small enough to commit.
@@ -68,6 +72,9 @@ CHATS = [
 ]
 MAX_NEW_TOKENS = 48
 
+# One in eight evaluation prompts is asked through the gateway: a hundred, of every family and both languages.
+SERVED_EVERY = 8
+
 
 def chat(turns: list[tuple[str, str]]) -> list[dict]:
     return [{"role": role, "content": content} for role, content in turns]
@@ -83,14 +90,28 @@ def write_logits(tokenizer, model, path: Path) -> None:
     save_file(tensors, path)
 
 
+def answer(tokenizer, model, messages: list[dict]) -> tuple[list[int], list[int]]:
+    """The ids of prompt and greedy answer, the end token included."""
+    prompt = tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
+    ids = tokenizer(prompt, add_special_tokens=False, return_tensors="pt")["input_ids"]
+    out = model.generate(ids, attention_mask=torch.ones_like(ids), do_sample=False, max_new_tokens=MAX_NEW_TOKENS)
+    return ids[0].tolist(), out[0, ids.shape[1] :].tolist()
+
+
 def greedy(tokenizer, model) -> list[dict]:
     rows = []
-    for turns in CHATS:
-        prompt = tokenizer.apply_chat_template(chat(turns), add_generation_prompt=True, tokenize=False)
-        ids = tokenizer(prompt, add_special_tokens=False, return_tensors="pt")["input_ids"]
-        out = model.generate(ids, attention_mask=torch.ones_like(ids), do_sample=False, max_new_tokens=MAX_NEW_TOKENS)
-        new = out[0, ids.shape[1] :].tolist()
-        rows.append({"messages": chat(turns), "ids": new, "text": tokenizer.decode(new, skip_special_tokens=True)})
+    for messages in map(chat, CHATS):
+        _, new = answer(tokenizer, model, messages)
+        rows.append({"messages": messages, "ids": new, "text": tokenizer.decode(new, skip_special_tokens=True)})
+    return rows
+
+
+def served(tokenizer, model) -> list[dict]:
+    """Rows under the names that the ids have in an answer of the gateway."""
+    rows = []
+    for case in evaluation()[::SERVED_EVERY]:
+        prompt, new = answer(tokenizer, model, case.messages)
+        rows.append({"messages": case.messages, "prompt_token_ids": prompt, "token_ids": new})
     return rows
 
 
@@ -102,11 +123,12 @@ def lines(rows: list[dict]) -> str:
 @torch.inference_mode()
 def write(folders: dict[str, Path], target: Path) -> None:
     target.mkdir(parents=True, exist_ok=True)
-    continuations = []
+    continuations, answers = [], []
     for name, folder in folders.items():
         tokenizer, model = load(folder, "eager")
         write_logits(tokenizer, model, target / f"{name}.safetensors")
         continuations.append(f"{json.dumps(name)}: {lines(greedy(tokenizer, model))}")
+        answers.append(f"{json.dumps(name)}: {lines(served(tokenizer, model))}")
     # Both versions share the tokenizer, so either one speaks for it.
     tokens = [{"text": text, "ids": tokenizer.encode(text, add_special_tokens=False)} for text in TEXTS]
     chats = []
@@ -118,3 +140,4 @@ def write(folders: dict[str, Path], target: Path) -> None:
         f'{{\n"tokens": {lines(tokens)},\n"chats": {lines(chats)},\n"greedy": {{\n' + ",\n".join(continuations) + "\n}\n}\n",
         encoding="utf-8",
     )
+    (target / "served.json").write_text("{\n" + ",\n".join(answers) + "\n}\n", encoding="utf-8")

@@ -1,15 +1,14 @@
-"""Byte-level BPE in which every digit is its own token, trained on the generator's own chats."""
+"""Byte-level BPE in which every digit is its own token, learned from the generator's own chats."""
 
 import json
+from collections.abc import Iterable
 from pathlib import Path
-from random import Random
 
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
 
 END_OF_TEXT, IM_START, IM_END = "<|endoftext|>", "<|im_start|>", "<|im_end|>"
 VOCAB_SIZE = 1280
 CONTEXT = 2048
-SAMPLE_CHATS, SAMPLE_SEED = 20_000, 7
 
 CHAT_TEMPLATE = (
     "{% for message in messages %}"
@@ -24,10 +23,7 @@ def render(messages: list[dict]) -> str:
     return "".join(f"{IM_START}{m['role']}\n{m['content']}{IM_END}\n" for m in messages)
 
 
-def train() -> Tokenizer:
-    # Imported here because the data module renders chats with this one.
-    from .data import conversation
-
+def train(texts: Iterable[str]) -> Tokenizer:
     tokenizer = Tokenizer(models.BPE())
     # No normalizer and the full byte alphabet: any text comes back as it went in.
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence([
@@ -41,8 +37,7 @@ def train() -> Tokenizer:
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
-    rng = Random(SAMPLE_SEED)
-    tokenizer.train_from_iterator((render(conversation(rng, 4)) for _ in range(SAMPLE_CHATS)), trainer)
+    tokenizer.train_from_iterator(texts, trainer)
     return tokenizer
 
 

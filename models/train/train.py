@@ -20,10 +20,15 @@ class Recipe:
     matrix_rate: float = 0.005
     embedding_rate: float = 2e-3
 
+    def checkpoint(self, work: Path, name: str) -> Path:
+        """Runs of different lengths anneal differently: none may go on from another's checkpoint."""
+        return work / f"{name}-{self.steps}.pt"
 
-# The two versions differ in seed (weights and data) and in how long they learned.
+
+# The two versions differ in seed (weights and data) and in how long they learned. `choose` tells how the first came by
+# its steps.
 RECIPES = {
-    "glimmer-1": Recipe(seed=1, steps=600),
+    "glimmer-1": Recipe(seed=1, steps=640),
     "glimmer-2": Recipe(seed=2, steps=2400),
 }
 
@@ -46,8 +51,8 @@ def optimizers(model: Llama, recipe: Recipe) -> list[torch.optim.Optimizer]:
     ]
 
 
-def train(name: str, tokenizer: Tokenizer, checkpoint: Path) -> None:
-    recipe = RECIPES[name]
+def train(name: str, recipe: Recipe, tokenizer: Tokenizer, work: Path) -> None:
+    checkpoint = recipe.checkpoint(work, name)
     torch.manual_seed(recipe.seed)
     model = Llama(Shape(vocab=tokenizer.get_vocab_size()))
     optims = optimizers(model, recipe)

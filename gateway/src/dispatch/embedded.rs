@@ -47,11 +47,13 @@ impl Embedded {
                         .collect(),
                     turn: 0,
                     input: measure.input,
+                    tells_tokens: call.request.return_token_ids,
                     failed: None,
                     model: self.model.name().to_owned(),
                     metrics: self.metrics.clone(),
                 });
-                Ok(Answer { running: Some(running.measured_by(Arc::new(Count(handles)))), chunks })
+                let running = Some(running.measured_by(Arc::new(Count(handles))));
+                Ok(Answer { running, chunks, prompts: measure.told_prompts(call.request) })
             }
             // Those that were taken are dropped here, which cancels them.
             Err(refusal) => Err(Box::new(NotStarted { running, refusal: self.refuse(refusal) })),
@@ -180,12 +182,20 @@ struct Stream {
     turn: usize,
     /// Every prompt once: that several answers compute it again is our own affair.
     input: u64,
+    tells_tokens: bool,
     failed: Option<Refusal>,
     model: String,
     metrics: Arc<Metrics>,
 }
 
 impl Stream {
+    fn part(&self, index: usize, text: String, mut tokens: Vec<u32>) -> Chunk {
+        if !self.tells_tokens {
+            tokens.clear();
+        }
+        Chunk::Part(Part { tokens, ..Part::text(index as u32, text) })
+    }
+
     /// The end of all, once each has ended.
     fn end(&mut self) -> Chunk {
         let (mut output, mut was_admitted, mut times) = (0, false, EngineTimes::default());
@@ -255,14 +265,16 @@ impl Chunks for Stream {
                 continue;
             };
             match event {
-                // Tokens that make no text yet: an unfinished character, or the beginning of a stop string.
-                Some(runtime::Event::Text { text, .. }) if text.is_empty() => {}
-                Some(runtime::Event::Text { text, .. }) => {
+                Some(runtime::Event::Text { text, tokens }) => {
                     self.turn = (index + 1) % count;
-                    return Poll::Ready(Chunk::Part(Part::text(index as u32, text)));
+                    return Poll::Ready(self.part(index, text, tokens));
                 }
-                Some(runtime::Event::Finished { reason, timeline }) => {
+                Some(runtime::Event::Finished { reason, tokens, timeline }) => {
                     self.end_one(index, Some((reason, timeline)));
+                    // The end token makes no text.
+                    if self.tells_tokens && !tokens.is_empty() {
+                        return Poll::Ready(self.part(index, String::new(), tokens));
+                    }
                 }
                 Some(runtime::Event::Failed { failure, timeline }) => {
                     tracing::error!(model = %self.model, %failure, "a sequence failed in the engine");

@@ -101,7 +101,7 @@ async fn try_leg(
     inbound: &mut impl Inbound,
     exchange: &mut Exchange,
 ) -> Result<Answer, Failed> {
-    let Answer { running, mut chunks } = match backends.start(running, leg, call) {
+    let Answer { running, mut chunks, prompts } = match backends.start(running, leg, call) {
         Ok(answer) => answer,
         Err(not_started) => {
             let NotStarted { running, refusal } = *not_started;
@@ -122,16 +122,16 @@ async fn try_leg(
                     attempt.status = attempt.server.is_some().then_some(200);
                 }
             });
-            return Ok(Answer { running, chunks: Box::new(Begun { first: Some(chunk), rest: chunks }) });
+            return Ok(Answer { running, chunks: Box::new(Begun { first: Some(chunk), rest: chunks }), prompts });
         }
         // Whoever relays it will find that out at once, and wind it down.
-        First::Gone => return Ok(Answer { running, chunks }),
+        First::Gone => return Ok(Answer { running, chunks, prompts }),
         First::TimedOut(refusal) => (refusal, Outcome::TimedOut, false),
     };
     match running {
         Some(running) => Err(Failed { running, refusal, outcome, is_stale }),
         // No backend settles by itself; there is nothing left to fail.
-        None => Ok(Answer { running, chunks: Box::new(Begun { first: Some(failed(refusal)), rest: chunks }) }),
+        None => Ok(Answer { running, chunks: Box::new(Begun { first: Some(failed(refusal)), rest: chunks }), prompts }),
     }
 }
 

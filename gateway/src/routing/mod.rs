@@ -10,6 +10,7 @@ use http::HeaderMap;
 
 use crate::accounting::core::{NanoUsd, Price, Usage};
 use crate::accounting::settlement::Costs;
+use crate::answer::Prompts;
 use crate::api::openai::request::{Op, Request};
 use crate::auth::Caller;
 use crate::config::{CacheRule, RouteConfig, Timeouts, Unit};
@@ -100,6 +101,11 @@ impl Measure {
     /// The most that the request can use.
     pub fn reservation(&self) -> Usage {
         Usage::tokens(self.input, self.output_max.saturating_mul(u64::from(self.made)))
+    }
+
+    /// What the client is told of the prompts.
+    pub fn told_prompts(&self, request: &Request) -> Prompts {
+        if request.return_token_ids { Prompts::new(self.prompts.clone(), request.n) } else { Prompts::default() }
     }
 }
 
@@ -339,6 +345,7 @@ pub async fn measure(target: &Arc<Target>, request: &Request) -> Result<Leg, Ref
             (prompts, input, longest, Some(tokenize.context()))
         }
         Reads::Elsewhere { context } => {
+            request.check_upstream()?;
             let input = estimate::prompt_tokens(&request.body);
             // What is sent as a bound must not be smaller than what fits: there, the estimate leans the other way.
             (Vec::new(), input, context.map_or(0, |context| (input / 2).min(context.saturating_sub(1))), *context)

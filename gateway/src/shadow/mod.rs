@@ -224,7 +224,7 @@ impl Shadows {
             is_fresh: false,
         };
         match copy.backends.start(ticket.start(), &leg, &call) {
-            Ok(Answer { running: Some(running), chunks }) => answer(copy, &mut exchange, running, chunks).await,
+            Ok(Answer { running: Some(running), chunks, .. }) => answer(copy, &mut exchange, running, chunks).await,
             Ok(Answer { running: None, .. }) => Ran::Failed,
             Err(not_started) => {
                 let NotStarted { running, refusal } = *not_started;

@@ -57,13 +57,15 @@ pub enum Failure {
 
 #[derive(Clone, Debug)]
 pub enum Event {
-    /// `produced`: tokens sampled when this text left, cumulative.
+    /// `tokens`: those sampled since the last event, of which this text came.
     Text {
         text: String,
-        produced: u32,
+        tokens: Vec<u32>,
     },
+    /// `tokens`: those after the last text, the end token included.
     Finished {
         reason: FinishReason,
+        tokens: Vec<u32>,
         timeline: Timeline,
     },
     Failed {

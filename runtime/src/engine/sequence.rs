@@ -33,6 +33,8 @@ pub(crate) enum Ending {
 pub(crate) struct Sequence {
     /// Prompt and output.
     pub tokens: Vec<u32>,
+    /// How many of `tokens` the client knows.
+    told: usize,
     pub flags: Arc<Flags>,
     ask: Ask,
     ignore_eos: bool,
@@ -66,6 +68,7 @@ impl Sequence {
         };
         let sequence = Sequence {
             sampler: Sampler::new(request.params, &request.prompt),
+            told: request.prompt.len(),
             tokens: request.prompt,
             flags: Arc::default(),
             ignore_eos: request.ignore_eos,
@@ -122,7 +125,8 @@ impl Sequence {
             return ending;
         }
         // There is room for every event, so an error means that the client is gone.
-        let sent = self.events.try_send(Event::Text { text: shown, produced: self.produced() });
+        let tokens = self.untold();
+        let sent = self.events.try_send(Event::Text { text: shown, tokens });
         if sent.is_ok() { ending } else { Some(Ending::Finished(FinishReason::Cancelled)) }
     }
 
@@ -148,7 +152,7 @@ impl Sequence {
     }
 
     /// Tells the client how it ended. A client that is gone is not told.
-    pub fn end(self, ending: Ending) {
+    pub fn end(mut self, ending: Ending) {
         let timeline = Timeline {
             submitted: self.ask.submitted,
             admitted: self.admitted,
@@ -162,10 +166,17 @@ impl Sequence {
             compute: self.compute,
         };
         let event = match ending {
-            Ending::Finished(reason) => Event::Finished { reason, timeline },
+            Ending::Finished(reason) => Event::Finished { reason, tokens: self.untold(), timeline },
             Ending::Failed(failure) => Event::Failed { failure, timeline },
         };
         let _ = self.events.try_send(event);
+    }
+
+    /// The tokens that were sampled since this was last asked.
+    fn untold(&mut self) -> Vec<u32> {
+        let tokens = self.tokens[self.told..].to_vec();
+        self.told = self.tokens.len();
+        tokens
     }
 
     fn produced(&self) -> u32 {

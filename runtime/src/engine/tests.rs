@@ -152,7 +152,7 @@ async fn collect(mut generation: Generation) -> (String, Result<FinishReason, Fa
     loop {
         match generation.next().await.expect("an ending") {
             Event::Text { text: piece, .. } => text += &piece,
-            Event::Finished { reason, timeline } => return (text, Ok(reason), timeline),
+            Event::Finished { reason, timeline, .. } => return (text, Ok(reason), timeline),
             Event::Failed { failure, timeline } => return (text, Err(failure), timeline),
         }
     }

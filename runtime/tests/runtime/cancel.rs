@@ -103,7 +103,7 @@ async fn a_dropped_stream_cancels_and_a_slow_one_loses_nothing() {
     // Nobody reads `slow` meanwhile.
     assert_eq!(ask(&model, greedy(chat(&model, "Count down from 20 to 9"), 60)).await.text, want.text);
     let slow = collect(slow).await;
-    assert_eq!((slow.text, slow.counts), (want.text, want.counts));
+    assert_eq!((slow.text, slow.tokens), (want.text, want.tokens));
     while runtime.report().models[0].running + runtime.report().models[0].waiting > 0 {
         tokio::time::sleep(Duration::from_millis(1)).await;
     }

@@ -24,13 +24,13 @@ fn requests(model: &Model) -> Vec<Request> {
     greedy.chain(seeded).collect()
 }
 
-/// Text, and at which token each piece of it left: equal only if every sampled token is.
-fn essence(answer: Answer) -> (String, Vec<u32>, u32) {
+/// Text, and the tokens that each piece of it came of.
+fn essence(answer: Answer) -> (String, Vec<Vec<u32>>) {
     assert!(answer.ending.is_ok(), "{:?}", answer.ending);
-    (answer.text, answer.counts, answer.timeline.output_tokens)
+    (answer.text, answer.tokens)
 }
 
-async fn alone(settings: Settings) -> Vec<(String, Vec<u32>, u32)> {
+async fn alone(settings: Settings) -> Vec<(String, Vec<Vec<u32>>)> {
     let (_runtime, model) = serve(settings, "glimmer-2");
     let mut answers = Vec::new();
     for request in requests(&model) {
@@ -50,7 +50,7 @@ impl Sink for Gate {
 }
 
 /// All requests at once, among strangers that come and go.
-async fn crowded(settings: Settings) -> Vec<(String, Vec<u32>, u32)> {
+async fn crowded(settings: Settings) -> Vec<(String, Vec<Vec<u32>>)> {
     let gate = Arc::new(Gate::default());
     let (_runtime, model) = serve(Settings { sink: Some(gate.clone()), ..settings }, "glimmer-2");
     let closed = gate.0.lock().expect("not poisoned");

@@ -65,39 +65,46 @@ pub fn endless(prompt: Vec<u32>, max_tokens: u32) -> Request {
 #[derive(Debug)]
 pub struct Answer {
     pub text: String,
-    /// `produced` of every piece of text.
-    pub counts: Vec<u32>,
+    /// The tokens of every piece of text, and those after the last.
+    pub tokens: Vec<Vec<u32>>,
     pub ending: Result<FinishReason, Failure>,
     pub timeline: Timeline,
 }
 
 /// Reads an answer to its end, checking what every stream promises.
 pub async fn collect(mut generation: Generation) -> Answer {
-    let (mut text, mut counts) = (String::new(), Vec::new());
+    let (mut text, mut tokens) = (String::new(), Vec::new());
     let (ending, timeline) = loop {
         match generation.next().await.expect("an ending before the end of the stream") {
-            Event::Text { text: piece, produced } => {
+            Event::Text { text: piece, tokens: new } => {
                 assert!(!piece.is_empty(), "empty text");
-                assert!(counts.last().is_none_or(|&last| last < produced), "two pieces for one token");
-                counts.push(produced);
+                assert!(!new.is_empty(), "two pieces for one token");
+                tokens.push(new);
                 text.push_str(&piece);
             }
-            Event::Finished { reason, timeline } => break (Ok(reason), timeline),
+            Event::Finished { reason, tokens: rest, timeline } => {
+                tokens.push(rest);
+                break (Ok(reason), timeline);
+            }
             Event::Failed { failure, timeline } => break (Err(failure), timeline),
         }
     };
     assert!(generation.next().await.is_none(), "an event after the ending");
     assert_eq!(generation.produced(), timeline.output_tokens);
-    assert!(counts.last().is_none_or(|&last| last <= timeline.output_tokens));
     assert!(
         timeline.queue() + timeline.prefill().unwrap_or_default() + timeline.decode().unwrap_or_default()
             <= timeline.finished.duration_since(timeline.submitted)
     );
-    Answer { text, counts, ending, timeline }
+    Answer { text, tokens, ending, timeline }
 }
 
 pub async fn ask(model: &Model, request: Request) -> Answer {
-    collect(model.generate(request).expect("accepted")).await
+    let answer = collect(model.generate(request).expect("accepted")).await;
+    if answer.ending.is_ok() {
+        let told = answer.tokens.iter().map(Vec::len).sum::<usize>();
+        assert_eq!(told, answer.timeline.output_tokens as usize, "every token is told, and once");
+    }
+    answer
 }
 
 /// Waits until nothing runs and nothing waits, and checks that nothing leaked.

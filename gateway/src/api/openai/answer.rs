@@ -6,7 +6,7 @@ use serde_json::value::RawValue;
 
 use super::request::Op;
 use crate::accounting::core::Usage;
-use crate::answer::{Finish, Part, Piece};
+use crate::answer::{Finish, Part, Piece, Prompts};
 use crate::api::glassgate::Glassgate;
 
 /// What every piece of one answer repeats.
@@ -57,6 +57,9 @@ struct Whole<'a, C> {
     created: i64,
     model: &'a str,
     choices: Vec<C>,
+    /// Where vLLM has it: of a chat beside the choices, of a text completion in each.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    prompt_token_ids: Option<&'a [u32]>,
     usage: WireUsage,
     glassgate: Glassgate<'a>,
 }
@@ -67,6 +70,8 @@ struct ChatChoice<'a> {
     message: Message<'a>,
     logprobs: Option<&'a RawValue>,
     finish_reason: Finish,
+    #[serde(skip_serializing_if = "<[u32]>::is_empty")]
+    token_ids: &'a [u32],
 }
 
 #[derive(Serialize)]
@@ -77,16 +82,27 @@ enum Message<'a> {
 }
 
 /// A text completion's choice looks the same whole and in chunks.
-#[derive(Serialize)]
+#[derive(Default, Serialize)]
 struct TextChoice<'a> {
     index: u32,
     text: &'a str,
     logprobs: Option<&'a RawValue>,
     finish_reason: Option<Finish>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    prompt_token_ids: Option<&'a [u32]>,
+    #[serde(skip_serializing_if = "<[u32]>::is_empty")]
+    token_ids: &'a [u32],
 }
 
 /// The answer as one JSON document. `parts` are whole choices in order, each with its finish.
-pub fn whole(head: &Head<'_>, parts: &[Part], finishes: &[Finish], usage: &Usage, glassgate: Glassgate<'_>) -> Vec<u8> {
+pub fn whole(
+    head: &Head<'_>,
+    prompts: &Prompts,
+    parts: &[Part],
+    finishes: &[Finish],
+    usage: &Usage,
+    glassgate: Glassgate<'_>,
+) -> Vec<u8> {
     let both = parts.iter().zip(finishes);
     match head.op {
         Op::Chat => json(&Whole {
@@ -103,8 +119,10 @@ pub fn whole(head: &Head<'_>, parts: &[Part], finishes: &[Finish], usage: &Usage
                     },
                     logprobs: part.logprobs.as_deref(),
                     finish_reason: *finish,
+                    token_ids: &part.tokens,
                 })
                 .collect(),
+            prompt_token_ids: prompts.of(0),
             usage: usage.into(),
             glassgate,
         }),
@@ -113,15 +131,23 @@ pub fn whole(head: &Head<'_>, parts: &[Part], finishes: &[Finish], usage: &Usage
             object: "text_completion",
             created: head.created,
             model: head.model,
-            choices: both.map(|(part, finish)| text_choice(part, Some(*finish))).collect(),
+            choices: both
+                .map(|(part, finish)| TextChoice {
+                    finish_reason: Some(*finish),
+                    prompt_token_ids: prompts.of(part.index),
+                    ..text_choice(part)
+                })
+                .collect(),
+            prompt_token_ids: None,
             usage: usage.into(),
             glassgate,
         }),
     }
 }
 
-fn text_choice(part: &Part, finish_reason: Option<Finish>) -> TextChoice<'_> {
-    TextChoice { index: part.index, text: part.piece.text(), logprobs: part.logprobs.as_deref(), finish_reason }
+fn text_choice(part: &Part) -> TextChoice<'_> {
+    let (text, logprobs) = (part.piece.text(), part.logprobs.as_deref());
+    TextChoice { index: part.index, text, logprobs, token_ids: &part.tokens, ..TextChoice::default() }
 }
 
 #[derive(Serialize)]
@@ -131,6 +157,8 @@ struct Chunk<'a, C> {
     created: i64,
     model: &'a str,
     choices: &'a [C],
+    #[serde(skip_serializing_if = "Option::is_none")]
+    prompt_token_ids: Option<&'a [u32]>,
     /// `null` on every chunk but the last, if the client asked for usage; absent if it did not.
     #[serde(skip_serializing_if = "Option::is_none")]
     usage: Option<Option<WireUsage>>,
@@ -144,6 +172,8 @@ struct ChunkChoice<'a> {
     delta: Delta<'a>,
     logprobs: Option<&'a RawValue>,
     finish_reason: Option<Finish>,
+    #[serde(skip_serializing_if = "<[u32]>::is_empty")]
+    token_ids: &'a [u32],
 }
 
 #[derive(Serialize)]
@@ -156,10 +186,16 @@ enum Delta<'a> {
     Nothing {},
 }
 
+impl<'a> ChunkChoice<'a> {
+    fn new(index: u32, delta: Delta<'a>) -> ChunkChoice<'a> {
+        ChunkChoice { index, delta, logprobs: None, finish_reason: None, token_ids: &[] }
+    }
+}
+
 /// What one chunk of a stream says.
 pub enum Event<'a> {
-    /// The beginning of a choice. Chats only; a text completion has none.
-    Role(u32),
+    /// The beginning of a choice, with its prompt's token ids if they were asked for. A text completion has none without.
+    Begin(u32, Option<&'a [u32]>),
     Part(&'a Part),
     Finish(u32, Finish, Option<Glassgate<'a>>),
     Usage(&'a Usage, Glassgate<'a>),
@@ -170,49 +206,65 @@ pub fn chunk(head: &Head<'_>, event: Event<'_>, usage_asked: bool) -> Vec<u8> {
     let no_usage = usage_asked.then_some(None);
     match (head.op, event) {
         (_, Event::Usage(usage, glassgate)) => {
-            json(&frame::<ChunkChoice<'_>>(head, &[], Some(Some(usage.into())), Some(glassgate)))
+            let (usage, glassgate) = (Some(Some(usage.into())), Some(glassgate));
+            json(&Chunk { usage, glassgate, ..frame::<ChunkChoice<'_>>(head, &[]) })
         }
         (Op::Chat, event) => {
-            let (index, delta, logprobs, finish_reason, glassgate) = match event {
-                Event::Role(index) => (index, Delta::Role { role: "assistant", content: "" }, None, None, None),
+            let (mut prompt_token_ids, mut glassgate) = (None, None);
+            let choice = match event {
+                Event::Begin(index, prompt) => {
+                    prompt_token_ids = prompt;
+                    ChunkChoice::new(index, Delta::Role { role: "assistant", content: "" })
+                }
                 Event::Part(part) => {
                     let delta = match &part.piece {
                         Piece::Text(text) => Delta::Text { content: text },
                         Piece::Delta(raw) => Delta::Raw(raw),
                         Piece::Message(raw) => Delta::Made(delta_of_message(raw)),
                     };
-                    (part.index, delta, part.logprobs.as_deref(), None, None)
+                    let (logprobs, token_ids) = (part.logprobs.as_deref(), part.tokens.as_slice());
+                    ChunkChoice { logprobs, token_ids, ..ChunkChoice::new(part.index, delta) }
                 }
-                Event::Finish(index, finish, glassgate) => (index, Delta::Nothing {}, None, Some(finish), glassgate),
-                Event::Usage(..) => (0, Delta::Nothing {}, None, None, None),
+                Event::Finish(index, finish, told) => {
+                    glassgate = told;
+                    ChunkChoice { finish_reason: Some(finish), ..ChunkChoice::new(index, Delta::Nothing {}) }
+                }
+                Event::Usage(..) => ChunkChoice::new(0, Delta::Nothing {}),
             };
-            json(&frame(head, &[ChunkChoice { index, delta, logprobs, finish_reason }], no_usage, glassgate))
+            json(&Chunk { prompt_token_ids, usage: no_usage, glassgate, ..frame(head, &[choice]) })
         }
         (Op::TextCompletion, event) => {
-            let (choice, glassgate) = match event {
-                Event::Part(part) => (text_choice(part, None), None),
-                Event::Finish(index, finish, glassgate) => {
-                    (TextChoice { index, text: "", logprobs: None, finish_reason: Some(finish) }, glassgate)
+            let mut glassgate = None;
+            let choice = match event {
+                Event::Begin(index, prompt_token_ids) => {
+                    TextChoice { index, prompt_token_ids, ..TextChoice::default() }
                 }
-                Event::Role(index) => (TextChoice { index, text: "", logprobs: None, finish_reason: None }, None),
-                Event::Usage(..) => (TextChoice { index: 0, text: "", logprobs: None, finish_reason: None }, None),
+                Event::Part(part) => text_choice(part),
+                Event::Finish(index, finish, told) => {
+                    glassgate = told;
+                    TextChoice { index, finish_reason: Some(finish), ..TextChoice::default() }
+                }
+                Event::Usage(..) => TextChoice::default(),
             };
-            json(&frame(head, &[choice], no_usage, glassgate))
+            json(&Chunk { usage: no_usage, glassgate, ..frame(head, &[choice]) })
         }
     }
 }
 
-fn frame<'a, C>(
-    head: &Head<'a>,
-    choices: &'a [C],
-    usage: Option<Option<WireUsage>>,
-    glassgate: Option<Glassgate<'a>>,
-) -> Chunk<'a, C> {
-    let object = match head.op {
-        Op::Chat => "chat.completion.chunk",
-        Op::TextCompletion => "text_completion",
-    };
-    Chunk { id: head.response_id, object, created: head.created, model: head.model, choices, usage, glassgate }
+fn frame<'a, C>(head: &Head<'a>, choices: &'a [C]) -> Chunk<'a, C> {
+    Chunk {
+        id: head.response_id,
+        object: match head.op {
+            Op::Chat => "chat.completion.chunk",
+            Op::TextCompletion => "text_completion",
+        },
+        created: head.created,
+        model: head.model,
+        choices,
+        prompt_token_ids: None,
+        usage: None,
+        glassgate: None,
+    }
 }
 
 /// A whole message as the one delta that makes it: in a delta, every tool call carries its index.

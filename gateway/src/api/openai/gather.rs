@@ -21,6 +21,7 @@ struct Choice {
     message: Option<Map<String, Value>>,
     whole: Option<Box<RawValue>>,
     logprobs: Option<Value>,
+    tokens: Vec<u32>,
 }
 
 impl Gather {
@@ -46,6 +47,7 @@ impl Gather {
                 }
             }
         }
+        choice.tokens.extend_from_slice(&part.tokens);
         if let Some(logprobs) = part.logprobs.as_ref().and_then(|raw| serde_json::from_str(raw.get()).ok()) {
             merge(choice.logprobs.get_or_insert(Value::Null), logprobs);
         }
@@ -70,7 +72,8 @@ impl Gather {
                     (Some(raw), _) | (None, Some(Ok(raw))) => Piece::Message(raw),
                     _ => Piece::Text(choice.text),
                 };
-                Part { index, piece, logprobs: choice.logprobs.and_then(|logprobs| to_raw_value(&logprobs).ok()) }
+                let logprobs = choice.logprobs.and_then(|logprobs| to_raw_value(&logprobs).ok());
+                Part { index, piece, logprobs, tokens: choice.tokens }
             })
             .collect()
     }
@@ -127,7 +130,7 @@ mod tests {
     use serde_json::json;
 
     fn delta(index: u32, delta: Value) -> Part {
-        Part { index, piece: Piece::Delta(to_raw_value(&delta).unwrap()), logprobs: None }
+        Part { index, piece: Piece::Delta(to_raw_value(&delta).unwrap()), logprobs: None, tokens: Vec::new() }
     }
 
     #[test]

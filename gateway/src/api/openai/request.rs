@@ -1,7 +1,8 @@
 //! `POST /v1/chat/completions` and `POST /v1/completions`: the request as clients send it.
 //!
 //! Every field that we know is checked here, for every backend. What an embedded model cannot do is refused in
-//! `Request::prompts`, where it is known that one is to answer; an upstream gets the client's own fields.
+//! `Request::prompts`, where it is known that one is to answer; an upstream gets the client's own fields, but for what we
+//! could not hand on of its answer: `Request::check_upstream`.
 
 use serde_json::{Map, Value};
 
@@ -57,6 +58,8 @@ pub struct Request {
     pub stop: Vec<String>,
     /// vLLM's extension: go on to the bound past the model's own end, for measurements.
     pub ignore_eos: bool,
+    /// vLLM's extension: the ids of prompt and answer, as the model reads and writes them.
+    pub return_token_ids: bool,
     pub user: Option<String>,
     /// Of the body as it came.
     pub bytes: usize,
@@ -160,6 +163,7 @@ impl Request {
             },
             stop: stops(&fields)?,
             ignore_eos: fields.boolean("ignore_eos")?.unwrap_or(false),
+            return_token_ids: fields.boolean("return_token_ids")?.unwrap_or(false),
             user,
             bytes: body.len(),
             body: fields.0,
@@ -208,6 +212,17 @@ impl Request {
         match self.op {
             Op::Chat => Ok(vec![Prompt::Turns(turns(get("messages"))?)]),
             Op::TextCompletion => prompts(get("prompt")),
+        }
+    }
+
+    /// Whether we can hand on all that is asked of an upstream.
+    ///
+    /// # Errors
+    /// `Unsupported` with the field.
+    pub fn check_upstream(&self) -> Result<(), Refusal> {
+        match self.return_token_ids {
+            true => Err(unsupported("return_token_ids", "only embedded models tell their token ids")),
+            false => Ok(()),
         }
     }
 
@@ -396,6 +411,7 @@ mod tests {
             (r#","stop":[""]"#, "stop"),
             (r#","stop":7"#, "stop"),
             (r#","stream":"yes""#, "stream"),
+            (r#","return_token_ids":1"#, "return_token_ids"),
             (r#","stream_options":{"include_usage":true}"#, "stream_options"),
             (r#","seed":1.5"#, "seed"),
             (r#","modalities":["audio"]"#, "modalities"),

@@ -108,7 +108,7 @@ pub fn read(json: &[u8]) -> Result<Said, String> {
         };
         // Log probabilities may come without text, and must not be lost.
         let piece = piece.or_else(|| logprobs.is_some().then(|| Piece::Text(String::new())));
-        said.parts.extend(piece.map(|piece| Part { index, piece, logprobs }));
+        said.parts.extend(piece.map(|piece| Part { index, piece, logprobs, tokens: Vec::new() }));
         // Some servers say `""` where others say null.
         let word = choice.finish_reason.filter(|word| !word.is_empty());
         said.finishes.extend(word.map(|word| (index, Finish::parse(&word))));

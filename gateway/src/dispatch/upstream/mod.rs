@@ -20,7 +20,7 @@ use pingora_core::upstreams::peer::HttpPeer;
 use pingora_core::{Error, ErrorType};
 
 use crate::accounting::settlement::Running;
-use crate::answer::Answer;
+use crate::answer::{Answer, Prompts};
 use crate::api::openai::upstream;
 use crate::config::UpstreamConfig;
 use crate::dispatch::{Call, NotStarted};
@@ -232,6 +232,7 @@ impl UpstreamModel {
             body,
         };
         let stream = Stream::begin(self.server.clone(), ask);
-        Ok(Answer { running: Some(running.measured_by(stream.meter())), chunks: Box::new(stream) })
+        let running = Some(running.measured_by(stream.meter()));
+        Ok(Answer { running, chunks: Box::new(stream), prompts: Prompts::default() })
     }
 }
