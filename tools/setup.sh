@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # Installs what a chore needs, or says in one line what is missing.
 #   tools/setup.sh build    what building needs: a C/C++ compiler and cmake
-#   tools/setup.sh bench    the above, and nginx, which the gateway is measured beside
+#   tools/setup.sh demo     the above, Prometheus and curl
+#   tools/setup.sh bench    what building needs, and nginx, which the gateway is measured beside
 #   tools/setup.sh test     what building needs, cargo-nextest, cargo-deny, and the Python clients (in a venv under the target folder)
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -23,6 +24,11 @@ if [ "${1:-build}" = test ]; then
   need python3 python3
   need curl curl
   python3 -c 'import ensurepip' >/dev/null 2>&1 || packages+=(python3-venv)
+fi
+
+if [ "${1:-build}" = demo ]; then
+  need prometheus prometheus
+  need curl curl
 fi
 
 if [ "${1:-build}" = bench ] && ! [ -x /usr/sbin/nginx ]; then
