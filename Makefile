@@ -6,7 +6,7 @@ export PATH := $(HOME)/.cargo/bin:$(PATH)
 CARGO_TARGET_DIR ?= $(CURDIR)/target
 export CARGO_TARGET_DIR
 
-.PHONY: help run test test-long bench fmt golden clean
+.PHONY: help run demo test test-long bench fmt golden clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -14,6 +14,11 @@ help: ## Show this list
 run: ## Build (release) and serve configs/gateway.toml; the first start prints a curl line
 	@tools/setup.sh build
 	cargo run --locked --release -p glassgate -- serve --config configs/gateway.toml
+
+demo: ## Gateway, Prometheus and minutes of real traffic, every answer checked (DEMO="--minutes 2 --rps 10")
+	@tools/setup.sh demo
+	cargo build --locked --release -p glassgate
+	@tools/demo.sh $(DEMO)
 
 test: ## Everything that CI runs: format, clippy, licences, unit, property and end-to-end tests
 	@tools/setup.sh test

@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 use std::fmt::Write;
 
+use glassgate::accounting::ledger::feedback;
 use glassgate::accounting::row::{COLUMNS, Outcome, Role, UsageSource};
 use glassgate::observe::metrics::Metrics;
 use glassgate::refusal::Refusal;
@@ -61,6 +62,10 @@ fn golden_ledger_columns() {
     writeln!(text, "\nrole: {}", words(&Role::ALL.map(Role::as_str))).unwrap();
     writeln!(text, "outcome: {}", words(&Outcome::ALL.map(Outcome::as_str))).unwrap();
     writeln!(text, "usage_source: {}", words(&UsageSource::ALL.map(UsageSource::as_str))).unwrap();
+    text.push_str("\n# feedback; primary key: request_id, name, key_id\n");
+    for (name, kind) in feedback::COLUMNS {
+        writeln!(text, "{name}  {kind}").unwrap();
+    }
     golden("ledger_columns.txt", &text);
 }
 

@@ -53,7 +53,7 @@ shadow = { variant = "glimmer-2", sample = 1.0 }
 const SHADOWS: [(&str, &str); 2] = [("mirrored", "mirror-model"), ("rehearsed", "glimmer-2")];
 
 /// What a client does, and how often in a round of all.
-const DECK: [(&str, usize); 30] = [
+const DECK: [(&str, usize); 31] = [
     ("whole", 12),
     ("streamed", 10),
     ("sampled", 5),
@@ -82,6 +82,7 @@ const DECK: [(&str, usize); 30] = [
     ("bad", 6),
     ("limited", 4),
     ("concurrent", 2),
+    ("feedback", 2),
     ("models", 2),
     ("health", 1),
 ];
@@ -251,6 +252,7 @@ impl World {
             op: match path {
                 "/v1/chat/completions" => "chat",
                 "/v1/completions" => "text_completion",
+                "/v1/feedback" => "feedback",
                 "/v1/models" => "models",
                 "/health" => "health",
                 _ => "other",
@@ -470,6 +472,12 @@ fn turn(world: &World, key: &str, kind: &'static str, turn: usize) -> Vec<Seen> 
             let first = held.seen.read(&open.finish());
             vec![first, second]
         }
+        "feedback" => {
+            let answer = world.whole(chat("assistant", question, json!({})));
+            let said =
+                json!({"response_id": format!("chatcmpl-{}", answer.request_id), "name": "correct", "value": stream});
+            vec![answer, world.whole(world.ask(kind, key, "/v1/feedback", &said))]
+        }
         "models" => one(world.ask(kind, key, "/v1/models", &json!({}))),
         _ => one(world.ask(kind, "nobody", "/health", &json!({}))),
     }
@@ -528,7 +536,7 @@ fn miscount(evidence: &mut Evidence, family: &str, label: &str) {
 }
 
 /// Every leg, and faults that it is there to find.
-const FAULTS: [Fault; 49] = [
+const FAULTS: [Fault; 52] = [
     ("record", |e| drop(e.log.pop())),
     ("record", |e| e.log.push(e.log[0].clone())),
     ("record", |e| miscount(e, "gateway_access_log_lines_total", "suppressed")),
@@ -589,6 +597,9 @@ const FAULTS: [Fault; 49] = [
     ("cache", |e| miscount(e, "gateway_cache_requests_total", "hit")),
     ("cache", |e| row(e, |row| row.cache == "hit").tokens[3] += 1),
     ("limit", |e| miscount(e, "gateway_limit_decisions_total", "decision=\"denied\",kind=\"concurrency\"")),
+    ("feedback", |e| drop(e.judged.pop())),
+    ("feedback", |e| miscount(e, "gateway_feedback_total", "correct")),
+    ("limit", |e| miscount(e, "gateway_limit_decisions_total", "decision=\"allowed\",kind=\"feedback\"")),
     ("funnel", |e| miscount(e, "gateway_shadow_requests_total", "paired")),
     ("funnel", |e| miscount(e, "gateway_shadow_requests_total", "eligible")),
     ("engine", |e| lose(e, "runtime_generated_tokens_total{")),

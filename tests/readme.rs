@@ -28,6 +28,17 @@ fn every_command_that_the_readme_shows_works() {
         .output()
         .unwrap();
     let answer = String::from_utf8(output.stdout).unwrap();
+    let judge =
+        readme.split("```sh\n").find(|block| block.starts_with("curl http://127.0.0.1:8080/v1/feedback")).unwrap();
+    let judge = judge.split("```").next().unwrap().replace("127.0.0.1:8080", &gateway.data.to_string());
+    let output = std::process::Command::new("bash")
+        .args(["-c", &judge.replace("REQUEST-ID", &id)])
+        .current_dir(gateway.data_dir().parent().unwrap())
+        .output()
+        .unwrap();
+    let said = String::from_utf8(output.stdout).unwrap();
+    assert!(said.contains("\"status\":\"created\""), "{said}");
+
     assert!(answer.contains("Glassgate") && answer.trim_end().ends_with("data: [DONE]"), "{answer}");
 }
 

@@ -1,8 +1,9 @@
 #!/usr/bin/env bash
 # Installs what a chore needs, or says in one line what is missing.
 #   tools/setup.sh build    what building needs: a C/C++ compiler and cmake
-#   tools/setup.sh bench    the above, and what the gateway is measured beside: nginx; SMG and transformers (in a venv
-#                           under the target folder; several GB, because PyTorch comes with CUDA)
+#   tools/setup.sh demo     the above, Prometheus and curl
+#   tools/setup.sh bench    what building needs, and what the gateway is measured beside: nginx; SMG and transformers (in a
+#                           venv under the target folder; several GB, because PyTorch comes with CUDA)
 #   tools/setup.sh test     what building needs, cargo-nextest, cargo-deny, and the Python clients (in a venv under the target folder)
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -20,17 +21,21 @@ need cc gcc
 need c++ g++
 need cmake cmake
 need make make
-if [ "${1:-build}" = test ]; then
-  need curl curl
-fi
-if [ "${1:-build}" != build ]; then
+need_python() {
   need python3 python3
   python3 -c 'import ensurepip' >/dev/null 2>&1 || packages+=(python3-venv)
-fi
-
-if [ "${1:-build}" = bench ] && ! [ -x /usr/sbin/nginx ]; then
-  need nginx nginx-light
-fi
+}
+case ${1:-build} in
+  demo)
+    need curl curl
+    need prometheus prometheus ;;
+  test)
+    need curl curl
+    need_python ;;
+  bench)
+    [ -x /usr/sbin/nginx ] || need nginx nginx-light
+    need_python ;;
+esac
 
 if [ ${#packages[@]} -gt 0 ]; then
   install="apt-get install -y --no-install-recommends ${packages[*]}"

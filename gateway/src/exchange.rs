@@ -233,14 +233,19 @@ impl Exchange {
         observer.opened();
         let random = Uuid::now_v7();
         let noise = Uuid::new_v4();
-        let (trace, span) = (noise.as_bytes(), random.as_bytes());
+        let (noise, id) = (noise.as_bytes(), random.as_bytes());
+        // A trace begins like its request's id, with the time, so that the ledger finds it without an index of its own.
+        // The half that samplers look at is random to the last bit that counts.
+        let mut trace = [0; 16];
+        trace[..8].copy_from_slice(&id[..8]);
+        trace[8..].copy_from_slice(&noise[..8]);
         let record = Record {
             is_shadow: false,
             request_id: random.simple().to_string(),
             response_id: None,
-            trace_id: TraceId::from_bytes(*trace),
+            trace_id: TraceId::from_bytes(trace),
             // The random half of the request id is as good as another random number.
-            span_id: SpanId::from_bytes([span[8], span[9], span[10], span[11], span[12], span[13], span[14], span[15]]),
+            span_id: SpanId::from_bytes([id[8], id[9], id[10], id[11], id[12], id[13], id[14], id[15]]),
             parent_span_id: None,
             started_ns: clock.now_ns(),
             marks: Marks::default(),
@@ -415,6 +420,20 @@ mod tests {
             assert_eq!(told.parent, record.child_id(Child::Attempt(attempt)));
             assert!(ids.insert(told.parent), "every span has an id of its own");
         }
+    }
+
+    #[test]
+    fn a_trace_begins_like_its_request_and_goes_on_at_random() {
+        let traces = (0..4_000).map(|_| {
+            let exchange = Exchange::open(Arc::new(Seen::default()), Arc::new(SystemClock));
+            let record = exchange.record().unwrap();
+            let trace = record.trace_id.to_string();
+            assert_eq!(trace[..16], record.request_id[..16]);
+            u64::from_str_radix(&trace[16..], 16).unwrap()
+        });
+        // What a sampler with a ratio of one quarter keeps.
+        let kept = traces.filter(|random| random >> 1 < 1 << 61).count();
+        assert!((800..1_200).contains(&kept), "{kept} of 4,000");
     }
 
     #[test]

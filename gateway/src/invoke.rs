@@ -173,7 +173,7 @@ pub fn close(exchange: &mut Exchange) {
     exchange.close();
 }
 
-fn require_json(inbound: &impl Inbound) -> Result<(), Refusal> {
+pub fn require_json(inbound: &impl Inbound) -> Result<(), Refusal> {
     let found =
         inbound.head().headers.get(http::header::CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or("");
     let essence = found.split(';').next().unwrap_or("").trim();

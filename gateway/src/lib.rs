@@ -7,6 +7,7 @@
 //!   signals, the end
 //! - stages, in the order of the path: `auth`, `admission`, `routing`, `dispatch`; below them `accounting` and `models`
 //! - `observe`: a closed record → metrics, log line, spans
+//! - `feedback`: what clients say of answers
 //! - `config`: three files → what they mean; `app`: the stages built from it
 //! - `admin`, `cli`: for the people who run it
 
@@ -25,6 +26,7 @@ pub mod config;
 pub mod data_dir;
 pub mod dispatch;
 pub mod exchange;
+pub mod feedback;
 pub mod guard;
 pub mod invoke;
 pub mod models;

@@ -20,6 +20,7 @@ use crate::api::openai::models;
 use crate::api::openai::request::Op;
 use crate::app::App;
 use crate::exchange::Exchange;
+use crate::feedback;
 use crate::invoke;
 use crate::ports::Inbound;
 use crate::refusal::Refusal;
@@ -43,6 +44,7 @@ pub struct Gateway {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Endpoint<'p> {
     Answer(Op),
+    Feedback,
     Models,
     Model(&'p str),
     Health,
@@ -54,6 +56,7 @@ fn endpoint(path: &str) -> Option<(Endpoint<'_>, &'static str)> {
     Some(match path {
         "/v1/chat/completions" => (Endpoint::Answer(Op::Chat), "POST"),
         "/v1/completions" => (Endpoint::Answer(Op::TextCompletion), "POST"),
+        "/v1/feedback" => (Endpoint::Feedback, "POST"),
         "/v1/models" => (Endpoint::Models, "GET"),
         "/health" => (Endpoint::Health, "GET"),
         "/" => (Endpoint::Root, "GET"),
@@ -134,6 +137,14 @@ impl Gateway {
                 };
                 relay::send(&self.app, session, exchange, reply).await
             }
+            Endpoint::Feedback => {
+                exchange.note(|record| record.op = "feedback");
+                let body = {
+                    let mut inbound = PingoraInbound { app: &self.app, head: parts(session), session };
+                    feedback::take(&self.app, &snapshot, &mut inbound, exchange).await?
+                };
+                answer(session, exchange, 200, body).await
+            }
             Endpoint::Models | Endpoint::Model(_) => {
                 exchange.note(|record| record.op = "models");
                 let inbound = PingoraInbound { app: &self.app, head: parts(session), session };
@@ -160,7 +171,7 @@ impl Gateway {
                 let body = json!({
                     "name": "Glassgate",
                     "version": env!("CARGO_PKG_VERSION"),
-                    "endpoints": ["POST /v1/chat/completions", "POST /v1/completions", "GET /v1/models", "GET /health"],
+                    "endpoints": ["POST /v1/chat/completions", "POST /v1/completions", "POST /v1/feedback", "GET /v1/models", "GET /health"],
                 });
                 answer(session, exchange, 200, body.to_string().into_bytes()).await
             }

@@ -128,6 +128,17 @@ pub enum Refusal {
         param: Option<String>,
     },
     Internal,
+    // What they think of an answer
+    UnknownAnswer {
+        param: &'static str,
+    },
+    SeveralAnswers,
+    FeedbackLimited {
+        /// Judgements a minute.
+        limit: u32,
+        retry_after: Duration,
+    },
+    FeedbackUnavailable,
     /// Nobody is left to hear it; only the record does.
     ClientGone,
 }
@@ -186,6 +197,10 @@ impl Refusal {
             Refusal::UpstreamLimited { .. }  => (429, "rate_limit_error",      "upstream_rate_limited", Some(true)),
             Refusal::UpstreamRejected { status, .. } => (*status, "invalid_request_error", "upstream_rejected", Some(false)),
             Refusal::Internal                => (500, "server_error",          "internal_error", None),
+            Refusal::UnknownAnswer { .. }    => (404, "invalid_request_error", "answer_not_found", None),
+            Refusal::SeveralAnswers          => (409, "invalid_request_error", "trace_ambiguous", Some(false)),
+            Refusal::FeedbackLimited { .. }  => (429, "rate_limit_error",      "feedback_limited", Some(true)),
+            Refusal::FeedbackUnavailable     => (503, "server_error",          "feedback_unavailable", Some(true)),
             Refusal::ClientGone              => (499, "client_closed",         "client_closed_request", None),
         };
         Described { status, kind, code, should_retry }
@@ -256,6 +271,10 @@ impl Refusal {
                 param: Some("messages[0]".into()),
             },
             Refusal::Internal,
+            Refusal::UnknownAnswer { param: "response_id" },
+            Refusal::SeveralAnswers,
+            Refusal::FeedbackLimited { limit: 2_400, retry_after: Duration::from_millis(25) },
+            Refusal::FeedbackUnavailable,
             Refusal::ClientGone,
         ]
     }
@@ -287,6 +306,8 @@ impl Refusal {
             Refusal::BadParam { param, .. } | Refusal::Unsupported { param, .. } => Some(param),
             Refusal::UnknownModel { .. } | Refusal::ModelUnavailable { .. } => Some("model"),
             Refusal::ContextExceeded { .. } => Some("messages"),
+            Refusal::UnknownAnswer { param } => Some(param),
+            Refusal::SeveralAnswers => Some("trace_id"),
             Refusal::UpstreamRejected { param, .. } => param.as_deref(),
             _ => None,
         }
@@ -305,13 +326,16 @@ impl Refusal {
     /// When to come back, where that is known.
     pub fn retry_after(&self) -> Option<Duration> {
         match self {
-            Refusal::RequestsLimited { retry_after, .. } | Refusal::EngineBusy { retry_after } => Some(*retry_after),
+            Refusal::RequestsLimited { retry_after, .. }
+            | Refusal::FeedbackLimited { retry_after, .. }
+            | Refusal::EngineBusy { retry_after } => Some(*retry_after),
             Refusal::UpstreamLimited { retry_after } | Refusal::TokensLimited { retry_after, .. } => *retry_after,
             Refusal::BudgetSpent { limit, requested, reset, .. } => (requested <= limit).then_some(*reset),
             // Nobody knows when one of the others ends.
             Refusal::ConcurrencyLimited { .. }
             | Refusal::TooManyConnections
             | Refusal::LedgerFull
+            | Refusal::FeedbackUnavailable
             | Refusal::Draining => Some(Duration::from_secs(1)),
             _ => None,
         }
@@ -332,7 +356,7 @@ impl Refusal {
                 "There are too many open connections, from this address or in all. Close some, or try again later.".into()
             }
             Refusal::UnknownPath { path } => format!(
-                "There is nothing at {path}. This gateway serves POST /v1/chat/completions, POST /v1/completions and GET /v1/models."
+                "There is nothing at {path}. This gateway serves POST /v1/chat/completions, POST /v1/completions, POST /v1/feedback and GET /v1/models."
             ),
             Refusal::WrongMethod { method, allowed } => {
                 format!("{method} is not allowed here; use {allowed}.")
@@ -446,6 +470,19 @@ impl Refusal {
             }
             Refusal::UpstreamRejected { message, .. } => format!("The model's server does not take this request: {message}"),
             Refusal::Internal => "Something went wrong inside the gateway.".into(),
+            Refusal::UnknownAnswer { .. } => {
+                "There is no such answer among those that this key's tenant was given. An answer can be judged once it has ended, by its `id` or by the trace in its `traceparent`.".into()
+            }
+            Refusal::SeveralAnswers => {
+                "This trace holds several answers. Say which one is meant with `response_id`.".into()
+            }
+            Refusal::FeedbackLimited { limit, retry_after } => format!(
+                "This key may judge {limit} times a minute and has done so. Try again in {:.3} s.",
+                retry_after.as_secs_f64()
+            ),
+            Refusal::FeedbackUnavailable => {
+                "The gateway cannot record feedback at the moment. Send it again: it counts once, however often it is sent.".into()
+            }
             Refusal::ClientGone => "The client closed the connection.".into(),
         }
     }

@@ -156,6 +156,8 @@ impl Call {
 pub struct Evidence {
     pub seen: Vec<Seen>,
     pub rows: Vec<LedgerRow>,
+    /// The requests whose answers the ledger's other table has judgements of.
+    pub judged: Vec<String>,
     pub log: Vec<Value>,
     pub spans: Vec<Span>,
     pub calls: Vec<Call>,
@@ -271,7 +273,8 @@ impl Evidence {
             seen.request_id = by_trace.get(seen.trace_id.as_str()).copied().unwrap_or_default().to_owned();
         }
         let (rows, calls, shadows) = (ledger(gateway), calls(), shadows.to_vec());
-        Evidence { seen, rows, log, spans, calls, metrics, shadows }
+        let judged = judged(gateway);
+        Evidence { seen, rows, judged, log, spans, calls, metrics, shadows }
     }
 
     /// Every disagreement, each beginning with the name of its leg.
@@ -286,6 +289,7 @@ impl Evidence {
         self.upstreams(&index, &mut found);
         self.counted(&index, &mut found);
         self.cache(&index, &mut found);
+        self.feedback(&index, &mut found);
         self.limits(&index, &mut found);
         self.funnel(&index, &mut found);
         self.engine(&index, &mut found);
@@ -768,6 +772,18 @@ impl Evidence {
         }
     }
 
+    /// What clients said of answers is in its table, of an answer that there is, and counted.
+    fn feedback(&self, index: &Index<'_>, found: &mut Vec<String>) {
+        let told = self.seen.iter().filter(|seen| seen.op == "feedback" && seen.status == 200).count();
+        let counted = metric(&self.metrics, "gateway_feedback_total", &[]) as usize;
+        if (self.judged.len(), counted) != (told, told) {
+            found.push(format!("feedback: {told} were taken, {} written and {counted} counted", self.judged.len()));
+        }
+        for id in self.judged.iter().filter(|id| !index.terminal.contains_key(id.as_str())) {
+            found.push(format!("feedback: {id} was judged and never answered"));
+        }
+    }
+
     /// What limits let in is what was asked, and what they refused is what clients were told.
     fn limits(&self, index: &Index<'_>, found: &mut Vec<String>) {
         let told = |code: &str| self.seen.iter().filter(|seen| seen.error_code.as_deref() == Some(code)).count();
@@ -777,13 +793,18 @@ impl Evidence {
             ("tokens", "tokens_limited"),
             ("budget", "insufficient_quota"),
         ];
-        let asked = self.log.iter().filter(|line| line["key_id"].is_string() && line["op"] != "models").count();
+        let of_caller = || self.log.iter().filter(|line| line["key_id"].is_string());
+        let asked = of_caller().filter(|line| line["op"] != "models" && line["op"] != "feedback").count();
         let at_the_door = told("concurrency_limited") + told("rate_limit_exceeded");
         let let_in = asked - at_the_door.min(asked);
         let counted = |kind: &str, decision: &str| {
             let labels = [format!("kind=\"{kind}\""), format!("decision=\"{decision}\"")];
             metric(&self.metrics, "gateway_limit_decisions_total", &[labels[0].as_str(), &labels[1]]) as usize
         };
+        let judging = of_caller().filter(|line| line["op"] == "feedback").count();
+        if (counted("feedback", "allowed"), counted("feedback", "denied")) != (judging, 0) {
+            found.push(format!("limit: {judging} judged, {} were let in", counted("feedback", "allowed")));
+        }
         for (kind, code) in denied {
             let allowed = if matches!(kind, "concurrency" | "requests") { let_in } else { index.terminal.len() };
             let (said, is) = ((counted(kind, "allowed"), counted(kind, "denied")), (allowed, told(code)));
@@ -1009,6 +1030,13 @@ fn span(value: &Value) -> Span {
 fn scalar(value: &Value) -> Option<String> {
     let value = value.as_object()?.values().next()?;
     Some(value.as_str().map_or_else(|| value.to_string(), str::to_owned))
+}
+
+fn judged(gateway: &TestGateway) -> Vec<String> {
+    let db = Connection::open(gateway.data_dir().join("ledger.sqlite")).unwrap();
+    let mut query = db.prepare("SELECT request_id FROM feedback").unwrap();
+    let rows = query.query_map([], |row| row.get(0)).unwrap();
+    rows.collect::<rusqlite::Result<_>>().unwrap()
 }
 
 /// The ledger, by a client of its own.

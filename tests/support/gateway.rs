@@ -28,7 +28,19 @@ pub struct TestGateway {
 pub struct Setup(pub TempDir);
 
 impl Setup {
+    /// As a newcomer gets it, but without the route's cache and shadow: most tests count what is asked and what is made.
     pub fn shipped() -> Setup {
+        let setup = Setup::with_cache_and_shadow();
+        let path = setup.path("routes.toml");
+        let text = std::fs::read_to_string(&path).unwrap();
+        let (off, on): (Vec<&str>, Vec<&str>) =
+            text.lines().partition(|line| line.starts_with("cache ") || line.starts_with("shadow "));
+        assert_eq!(off.len(), 2, "the shipped route has a cache and a shadow");
+        std::fs::write(&path, on.join("\n") + "\n").unwrap();
+        setup
+    }
+
+    pub fn with_cache_and_shadow() -> Setup {
         let folder = tempfile::tempdir().expect("a temporary folder");
         let configs = folder.path().join("configs");
         std::fs::create_dir(&configs).unwrap();

@@ -30,6 +30,8 @@ use crate::refusal::Refusal;
 type Limiter = RateLimiter<NotKeyed, InMemoryState, DefaultClock, StateInformationMiddleware>;
 
 const MINUTE: Duration = Duration::from_secs(60);
+/// Judgements for every request that a key may make: an answer may be judged by a few names, and once more.
+const JUDGEMENTS_PER_REQUEST: u32 = 4;
 
 /// The limits' state. It outlives reloads.
 pub struct Admission {
@@ -71,6 +73,8 @@ struct Key {
 
 struct State {
     requests: Requests,
+    /// Apart from the requests: who judges answers must not lose any by it.
+    judgements: Requests,
     account: Account,
 }
 
@@ -206,6 +210,24 @@ impl Admission {
         Ok(Door { place: Place(key), limits })
     }
 
+    /// Counts a judgement of an answer, which takes nothing from what a key may ask.
+    ///
+    /// # Errors
+    /// `FeedbackLimited` with the limit and when to come back.
+    pub fn knock_to_judge(&self, caller: &Caller, default: &Limits) -> Result<(), Refusal> {
+        let limits = caller.limits(default);
+        let limit = judgements(&limits);
+        let key = self.key(caller.key_id(), &limits);
+        let now = self.watch.now();
+        let counted = {
+            let mut state = key.state.lock();
+            state.judgements.set_limit(limit, now);
+            state.judgements.count(now)
+        };
+        self.watch.decided("feedback", counted.is_ok());
+        counted.map_err(|retry_after| Refusal::FeedbackLimited { limit, retry_after })
+    }
+
     /// Entries are made for keys that proved themselves, so there are never more than there are keys.
     fn key(&self, id: &str, limits: &Limits) -> Arc<Key> {
         if let Some(key) = self.keys.read().get(id) {
@@ -216,6 +238,7 @@ impl Admission {
             let spent = self.spent.by_key.get(id).copied().unwrap_or_default();
             let state = State {
                 requests: Requests::new(limits.requests_per_minute, now),
+                judgements: Requests::new(judgements(limits), now),
                 account: Account::new(limits.tokens_per_minute, now, self.spent.day, spent),
             };
             Arc::new(Key { state: Mutex::new(state), watch: self.watch.clone() })
@@ -293,6 +316,11 @@ impl Drop for Held {
     fn drop(&mut self) {
         self.end(0, NanoUsd(0));
     }
+}
+
+/// Judgements a minute.
+fn judgements(limits: &Limits) -> u32 {
+    limits.requests_per_minute.saturating_mul(JUDGEMENTS_PER_REQUEST)
 }
 
 /// A gauge's change. Neither tokens nor money of one request come near the bound.

@@ -2,6 +2,8 @@
 
 mod check;
 mod client;
+mod demo;
+mod feedback;
 mod keys;
 mod routes;
 pub mod serve;
@@ -29,6 +31,8 @@ First steps:
   glassgate keys create alice              make a key for somebody
   glassgate routes explain --route assistant --session 42
   glassgate spend --by key                 who spent what
+  glassgate feedback                       which version answers better
+  glassgate demo                           fill dashboards with traffic whose answers are checked
   glassgate trace REQUEST-ID               where one request's time went
 
 Clients send requests to http://127.0.0.1:8080/v1, metrics are at http://127.0.0.1:8081/metrics."
@@ -88,6 +92,20 @@ enum Command {
         #[command(flatten)]
         options: spend::Options,
     },
+    /// Play the evaluation's prompts against the running gateway as real clients do, and check and judge every answer
+    Demo {
+        #[command(flatten)]
+        place: Place,
+        #[command(flatten)]
+        options: demo::Options,
+    },
+    /// Show what clients said of answers, by version: which one is better, and what it costs
+    Feedback {
+        #[command(flatten)]
+        place: Place,
+        #[command(flatten)]
+        options: feedback::Options,
+    },
     /// Show one of the last 1,000 requests of the running gateway: what was decided, where the time went, what it cost
     Trace {
         #[command(flatten)]
@@ -113,6 +131,8 @@ pub fn run() -> ExitCode {
         Command::Keys { place, command } => keys::run(&place, command),
         Command::Routes { place, command } => routes::run(&place, command),
         Command::Spend { place, options } => spend::run(&place, &options),
+        Command::Demo { place, options } => demo::run(&place, &options),
+        Command::Feedback { place, options } => feedback::run(&place, &options),
         Command::Trace { place, id, json } => trace::run(&place, &id, json),
         Command::Completions { shell } => {
             clap_complete::generate(shell, &mut Cli::command(), "glassgate", &mut std::io::stdout());

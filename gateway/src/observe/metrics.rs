@@ -4,7 +4,7 @@
 //! and scaled when it is written out, so that sums stay exact. One registry a gateway: parallel tests share nothing.
 
 use parking_lot::Mutex;
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::time::Duration;
 
 use prometheus::core::Collector;
@@ -13,6 +13,7 @@ use prometheus::{
     GaugeVec, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry,
 };
 
+use crate::accounting::feedback::Score;
 use crate::accounting::settlement::Receipt;
 
 /// One row of the table that dashboards and the golden file read.
@@ -29,6 +30,9 @@ const IN_BILLIONTHS: [&str; 2] = ["gateway_cost_usd_total", "gateway_reserved_us
 
 /// Tenants that get a label of their own; the rest share `other`.
 const TENANTS_MAX: usize = 200;
+/// Names of feedback, and labels of one name, that are told apart; clients choose both, and the rest share `other`.
+const FEEDBACK_NAMES_MAX: usize = 32;
+const FEEDBACK_LABELS_MAX: usize = 16;
 
 /// Request durations: OpenTelemetry's list for GenAI clients, and two more for long streams.
 const DURATION: &[f64] =
@@ -42,6 +46,11 @@ const FIRST_TOKEN: &[f64] = &[
 const PER_TOKEN: &[f64] =
     &[0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.75, 1.0, 2.5];
 const STEP: &[f64] = &[0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0];
+/// Scores, on whatever scale clients have: -1 to 1, 1 to 5, 0 to 10, per cent.
+const SCORE: &[f64] = &[
+    -1.0, -0.5, 0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0, 9.0, 10.0,
+    25.0, 50.0, 75.0, 100.0,
+];
 const BATCH: &[f64] = &[1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0];
 
 /// Which request a number belongs to.
@@ -72,6 +81,10 @@ pub struct Metrics {
     cache_waiting: IntGauge,
     shadows: IntCounterVec,
     upstream_attempts: IntCounterVec,
+    feedback_words: Mutex<HashMap<String, HashSet<String>>>,
+    feedback: IntCounterVec,
+    feedback_revised: IntCounterVec,
+    feedback_score: HistogramVec,
     rejections: IntCounterVec,
     panics: IntCounter,
     reloads: IntCounterVec,
@@ -166,6 +179,7 @@ impl Maker {
 }
 
 const SERVED: &[&str] = &["route", "model", "variant"];
+const FEEDBACK: &[&str] = &["route", "variant", "name", "value"];
 
 impl Default for Metrics {
     fn default() -> Self {
@@ -251,6 +265,22 @@ impl Metrics {
                 &["upstream", "outcome"],
                 "Attempts of requests at remote servers, by how they ended",
             )?,
+            feedback: make.counters(
+                "gateway_feedback_total",
+                FEEDBACK,
+                "Judgements of answers; less those revised, they are what stands",
+            )?,
+            feedback_revised: make.counters(
+                "gateway_feedback_revised_total",
+                FEEDBACK,
+                "Judgements that another of the same key replaced, by the value that no longer stands",
+            )?,
+            feedback_score: make.histograms(
+                "gateway_feedback_score",
+                &FEEDBACK[..3],
+                SCORE,
+                "Judgements that are numbers, also those that were revised later",
+            )?,
             rejections: make.counters("gateway_rejections_total", &["reason"], "Requests refused, by error code")?,
             panics: make.counter("gateway_panics_total", "Requests that ended in a panic of our own code")?,
             reloads: make.counters("gateway_config_reloads_total", &["result"], "Configuration reloads")?,
@@ -316,6 +346,7 @@ impl Metrics {
             runtime_models: make.gauges("runtime_model_state", &["model", "state"], "1 for the state a model is in")?,
             runtime_load: make.seconds("runtime_model_load_seconds", &["model"], "How long loading took")?,
             tenants: Mutex::default(),
+            feedback_words: Mutex::default(),
             families: Vec::new(),
             registry: make.registry.clone(),
         };
@@ -335,7 +366,7 @@ impl Metrics {
         for result in ["applied", "rejected"] {
             self.reloads.with_label_values(&[result]);
         }
-        for kind in ["requests", "tokens", "concurrency", "budget"] {
+        for kind in ["requests", "tokens", "concurrency", "budget", "feedback"] {
             for decision in ["allowed", "denied"] {
                 self.limit_decisions.with_label_values(&["key", kind, decision]);
             }
@@ -446,6 +477,41 @@ impl Metrics {
 
     pub fn upstream_attempt(&self, upstream: &str, outcome: &str) {
         self.upstream_attempts.with_label_values(&[upstream, outcome]).inc();
+    }
+
+    /// A judgement that counts from now on.
+    pub fn feedback(&self, route: &str, variant: &str, name: &str, score: &Score) {
+        let (name, value) = self.feedback_words(name, score);
+        self.feedback.with_label_values(&[route, variant, &name, &value]).inc();
+        if let Score::Number(number) = score {
+            self.feedback_score.with_label_values(&[route, variant, &name]).observe(*number);
+        }
+    }
+
+    /// A judgement that counts no longer.
+    pub fn feedback_revised(&self, route: &str, variant: &str, name: &str, old: &Score) {
+        let (name, value) = self.feedback_words(name, old);
+        self.feedback_revised.with_label_values(&[route, variant, &name, &value]).inc();
+    }
+
+    /// Names and labels as they are counted. A word that has a series keeps it, and one that has none gets none any more
+    /// once the bound is reached: what is revised is taken from the series that it was counted in.
+    fn feedback_words(&self, name: &str, score: &Score) -> (String, String) {
+        let mut known = self.feedback_words.lock();
+        let name = if known.contains_key(name) || known.len() < FEEDBACK_NAMES_MAX { name } else { "other" };
+        let labels = known.entry(name.to_owned()).or_default();
+        let value = match score {
+            Score::Boolean(true) => "true",
+            Score::Boolean(false) => "false",
+            Score::Number(_) => "number",
+            Score::Label(label) if labels.contains(label) => label,
+            Score::Label(label) if labels.len() < FEEDBACK_LABELS_MAX => {
+                labels.insert(label.clone());
+                label
+            }
+            Score::Label(_) => "other",
+        };
+        (name.to_owned(), value.to_owned())
     }
 
     pub fn cache_waiting(&self, change: i64) {
@@ -679,6 +745,23 @@ mod tests {
         let series = text.lines().filter(|line| line.starts_with("gateway_cost_usd_total{")).count();
         assert_eq!(series, TENANTS_MAX + 1);
         assert!(text.contains("tenant=\"other\""));
+    }
+
+    #[test]
+    fn names_and_labels_beyond_the_bound_share_one_series_and_keep_it() {
+        let metrics = Metrics::new();
+        let label = |i: usize| Score::Label(format!("label {i}"));
+        for i in 0..200 {
+            metrics.feedback("assistant", "glimmer-1", &format!("name-{i}"), &Score::Boolean(true));
+            metrics.feedback("assistant", "glimmer-1", "name-0", &label(i));
+        }
+        metrics.feedback_revised("assistant", "glimmer-1", "name-0", &label(199));
+        metrics.feedback_revised("assistant", "glimmer-1", "name-0", &label(0));
+        let text = metrics.encode();
+        let series = |start: &str| text.lines().filter(|line| line.starts_with(start)).count();
+        assert_eq!(series("gateway_feedback_total{"), FEEDBACK_NAMES_MAX + 1 + FEEDBACK_LABELS_MAX + 1);
+        assert_eq!(series("gateway_feedback_revised_total{"), 2);
+        assert!(text.contains("name=\"other\"") && text.contains("value=\"other\",variant=\"glimmer-1\"} 184"));
     }
 
     #[test]

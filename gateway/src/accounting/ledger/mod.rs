@@ -4,6 +4,7 @@
 //! thread ships rows to SQLite in batches; a segment of the log is deleted when all it holds is in the store. Room on
 //! disk is claimed when a segment is opened, so that an admitted request can always write its end.
 
+pub mod feedback;
 mod shipper;
 pub mod sqlite;
 pub mod wal;
@@ -17,7 +18,9 @@ use std::thread::JoinHandle;
 use std::time::Instant;
 
 use parking_lot::{Condvar, Mutex, MutexGuard};
+use tokio::sync::oneshot;
 
+use super::feedback::{Judgement, Verdict};
 use super::row::Row;
 use super::settlement::{Journal, JournalClosed, Slot};
 use crate::observe::metrics::Metrics;
@@ -25,6 +28,8 @@ use crate::observe::metrics::Metrics;
 /// A new segment is begun when one has grown to this, or to a quarter of a smaller bound: what is shipped is only given
 /// back a whole segment at a time.
 const SEGMENT_BYTES: u64 = 4 << 20;
+/// Judgements that wait for the store; more are refused. Each has a client that waits for it.
+const JUDGEMENTS_MAX: usize = 1024;
 
 /// The log and what is still to be shipped, on disk and in memory.
 pub struct Ledger {
@@ -47,6 +52,8 @@ struct State {
     reserved: u64,
     sequence: u64,
     queue: VecDeque<Unshipped>,
+    /// How many in the queue are judgements.
+    judgements: usize,
     /// Rows that are on their way to the store, and since when the oldest of them waits.
     shipping: Option<(usize, Instant)>,
     /// Set for good when a write failed: a file whose tail is unknown takes no more rows.
@@ -71,10 +78,27 @@ impl Segment {
     }
 }
 
-struct Unshipped {
-    segment: u64,
-    row: Row,
-    since: Instant,
+/// What waits for the store. One queue: a judgement finds every row that was there before it.
+#[allow(clippy::large_enum_variant, reason = "nearly all are rows; a box for each would cost the request path")]
+enum Unshipped {
+    Row { segment: u64, row: Row, since: Instant },
+    Judgement { judgement: Judgement, reply: oneshot::Sender<Verdict> },
+}
+
+impl Unshipped {
+    fn row(&self) -> Option<(u64, &Row, Instant)> {
+        match self {
+            Unshipped::Row { segment, row, since } => Some((*segment, row, *since)),
+            Unshipped::Judgement { .. } => None,
+        }
+    }
+
+    fn judgement(&self) -> Option<&Judgement> {
+        match self {
+            Unshipped::Row { .. } => None,
+            Unshipped::Judgement { judgement, .. } => Some(judgement),
+        }
+    }
 }
 
 /// What a start found of the life before.
@@ -157,6 +181,18 @@ impl Ledger {
         !self.shared.lock().broken
     }
 
+    /// Writes down what somebody says of an answer. The verdict comes when it is durable; `None` if too many wait already.
+    pub fn judge(&self, judgement: Judgement) -> Option<oneshot::Receiver<Verdict>> {
+        let mut state = self.shared.lock();
+        if state.judgements >= JUDGEMENTS_MAX || state.closing {
+            return None;
+        }
+        let (reply, verdict) = oneshot::channel();
+        state.judgements += 1;
+        state.enqueue(Unshipped::Judgement { judgement, reply }, &self.shared.work);
+        Some(verdict)
+    }
+
     /// Ships what is queued and stops. Idempotent.
     pub fn shut_down(&self) {
         self.shared.lock().closing = true;
@@ -215,13 +251,17 @@ impl State {
         });
     }
 
-    /// Queues a row for the store; its segment stays until it is there. Wakes the shipper when a batch begins and when
-    /// one is full: in between it only waits for more.
-    fn enqueue(&mut self, segment: u64, row: Row, work: &Condvar) {
+    /// Queues a row for the store; its segment stays until it is there.
+    fn enqueue_row(&mut self, segment: u64, row: Row, work: &Condvar) {
         if let Some(segment) = self.segments.get_mut(&segment) {
             segment.unshipped += 1;
         }
-        self.queue.push_back(Unshipped { segment, row, since: Instant::now() });
+        self.enqueue(Unshipped::Row { segment, row, since: Instant::now() }, work);
+    }
+
+    /// Wakes the shipper when a batch begins and when one is full: in between it only waits for more.
+    fn enqueue(&mut self, unshipped: Unshipped, work: &Condvar) {
+        self.queue.push_back(unshipped);
         if matches!(self.queue.len(), 1 | shipper::BATCH_ROWS) {
             work.notify_one();
         }
@@ -300,7 +340,7 @@ impl Journal for Ledger {
         state.encode(wal::Kind::Terminal, &row);
         match state.append() {
             Ok(segment) => {
-                state.enqueue(segment, row, &shared.work);
+                state.enqueue_row(segment, row, &shared.work);
                 Ok(())
             }
             Err(error) => {
@@ -313,7 +353,7 @@ impl Journal for Ledger {
     fn store(&self, row: Row) {
         let mut state = self.shared.lock();
         if let Some(segment) = state.current() {
-            state.enqueue(segment, row, &self.shared.work);
+            state.enqueue_row(segment, row, &self.shared.work);
         }
     }
 }

@@ -1,10 +1,12 @@
-//! The one thread that moves rows from the log to SQLite. A store that is down only makes the queue grow.
+//! The one thread that writes to SQLite: rows of the log, and judgements. A store that is down only makes the queue grow.
 
 use std::time::{Duration, Instant};
 
 use rusqlite::Connection;
 
-use super::{Shared, State, sqlite};
+use super::super::feedback::{Change, Judgement, Verdict};
+use super::{Shared, State, Unshipped, sqlite};
+use crate::observe::metrics::Metrics;
 
 /// Rows in one transaction: large enough to make its cost vanish, small enough to keep the lag low.
 pub(super) const BATCH_ROWS: usize = 256;
@@ -35,33 +37,39 @@ pub(super) fn run(shared: &Shared, mut store: Connection) {
             let count = state.queue.len().min(BATCH_ROWS);
             state.queue.drain(..count).collect()
         };
-        state.shipping = batch.first().map(|oldest| (batch.len(), oldest.since));
+        let rows = || batch.iter().filter_map(Unshipped::row);
+        state.judgements -= batch.len() - rows().count();
+        state.shipping = rows().next().map(|(_, _, since)| (rows().count(), since));
         report(shared, &state);
         drop(state);
 
-        match sqlite::insert(&mut store, batch.iter().map(|unshipped| &unshipped.row)) {
-            Ok(_) => {
+        let judgements = batch.iter().filter_map(Unshipped::judgement);
+        match sqlite::ship(&mut store, rows().map(|(_, row, _)| row), judgements) {
+            Ok(verdicts) => {
                 let mut state = shared.lock();
                 state.shipping = None;
                 if batch.len() > 1 {
                     gather_until = Instant::now() + GATHER;
                 }
-                for unshipped in &batch {
-                    if let Some(segment) = state.segments.get_mut(&unshipped.segment) {
+                for (segment, _, _) in rows() {
+                    if let Some(segment) = state.segments.get_mut(&segment) {
                         segment.unshipped = segment.unshipped.saturating_sub(1);
                     }
                 }
                 state.delete_shipped();
                 shared.metrics.store_up("ledger", true);
                 report(shared, &state);
+                drop(state);
+                tell(&shared.metrics, batch, verdicts);
             }
             Err(error) => {
-                tracing::error!(%error, rows = batch.len(), "the ledger's store does not take rows; they wait in the log");
+                tracing::error!(%error, rows = rows().count(), "the ledger's store does not take rows; they wait in the log");
                 shared.metrics.ledger_failure();
                 shared.metrics.store_up("ledger", false);
                 let mut state = shared.lock();
                 state.shipping = None;
                 let giving_up = state.closing;
+                state.judgements += batch.len() - rows().count();
                 for unshipped in batch.into_iter().rev() {
                     state.queue.push_front(unshipped);
                 }
@@ -76,8 +84,34 @@ pub(super) fn run(shared: &Shared, mut store: Connection) {
     }
 }
 
+/// Counts what was said of answers, and says so to whoever said it.
+fn tell(metrics: &Metrics, batch: Vec<Unshipped>, verdicts: Vec<Verdict>) {
+    let judgements = batch.into_iter().filter_map(|unshipped| match unshipped {
+        Unshipped::Row { .. } => None,
+        Unshipped::Judgement { judgement, reply } => Some((judgement, reply)),
+    });
+    for ((judgement, reply), verdict) in judgements.zip(verdicts) {
+        count(metrics, &judgement, &verdict);
+        // Whoever left has no need to know.
+        let _ = reply.send(verdict);
+    }
+}
+
+fn count(metrics: &Metrics, judgement: &Judgement, verdict: &Verdict) {
+    let Verdict::Taken { answered, change } = verdict else { return };
+    if let Change::Revised(old) = change {
+        metrics.feedback_revised(&answered.route, &answered.variant, &judgement.name, old);
+    }
+    if *change != Change::Unchanged {
+        metrics.feedback(&answered.route, &answered.variant, &judgement.name, &judgement.score);
+    }
+}
+
 fn report(shared: &Shared, state: &State) {
-    let oldest = state.shipping.map(|(_, since)| since).or_else(|| state.queue.front().map(|oldest| oldest.since));
-    let rows = state.queue.len() + state.shipping.map_or(0, |(rows, _)| rows);
+    let oldest = state
+        .shipping
+        .map(|(_, since)| since)
+        .or_else(|| state.queue.iter().find_map(Unshipped::row).map(|(_, _, since)| since));
+    let rows = state.queue.len() - state.judgements + state.shipping.map_or(0, |(rows, _)| rows);
     shared.metrics.ledger(rows, state.total_bytes(), oldest.map_or(Duration::ZERO, |since| since.elapsed()));
 }

@@ -4,12 +4,14 @@ use std::collections::HashMap;
 use std::path::Path;
 use std::time::Duration;
 
-use rusqlite::{Connection, OpenFlags, params};
+use rusqlite::{Connection, OpenFlags, Transaction, params};
 
 use super::super::core::NanoUsd;
+use super::super::feedback::{Judgement, Verdict};
 use super::super::row::{COLUMNS, Row};
+use super::feedback;
 
-/// Opens the ledger for writing and makes its table.
+/// Opens the ledger for writing and makes its tables.
 pub fn open(path: &Path) -> rusqlite::Result<Connection> {
     let db = Connection::open(path)?;
     db.busy_timeout(Duration::from_secs(5))?;
@@ -21,6 +23,7 @@ pub fn open(path: &Path) -> rusqlite::Result<Connection> {
          CREATE INDEX IF NOT EXISTS ledger_by_time ON ledger (started_ns);",
         columns.join(", ")
     ))?;
+    feedback::create(&db)?;
     Ok(db)
 }
 
@@ -31,52 +34,70 @@ pub fn open_readonly(path: &Path) -> rusqlite::Result<Connection> {
     Ok(db)
 }
 
-/// Inserts rows in one transaction and returns which were new. A row that is there already stays as it is.
+/// Inserts rows in one transaction and returns which were new.
 pub fn insert<'a>(db: &mut Connection, rows: impl IntoIterator<Item = &'a Row>) -> rusqlite::Result<Vec<bool>> {
+    let transaction = db.transaction()?;
+    let new = add(&transaction, rows)?;
+    transaction.commit()?;
+    Ok(new)
+}
+
+/// Inserts rows and then judges, all in one transaction: a judgement finds every row that came before it.
+pub fn ship<'a>(
+    db: &mut Connection,
+    rows: impl IntoIterator<Item = &'a Row>,
+    judgements: impl IntoIterator<Item = &'a Judgement>,
+) -> rusqlite::Result<Vec<Verdict>> {
+    let transaction = db.transaction()?;
+    add(&transaction, rows)?;
+    let judgements = judgements.into_iter();
+    let verdicts = judgements.map(|judgement| feedback::judge(&transaction, judgement)).collect::<Result<_, _>>()?;
+    transaction.commit()?;
+    Ok(verdicts)
+}
+
+/// A row that is there already stays as it is.
+fn add<'a>(transaction: &Transaction<'_>, rows: impl IntoIterator<Item = &'a Row>) -> rusqlite::Result<Vec<bool>> {
     let names: Vec<&str> = COLUMNS.iter().map(|(name, _)| *name).collect();
     let places = vec!["?"; COLUMNS.len()].join(", ");
     let sql = format!(
         "INSERT INTO ledger ({}) VALUES ({places}) ON CONFLICT (request_id, attempt, role) DO NOTHING",
         names.join(", ")
     );
-    let transaction = db.transaction()?;
+    let mut insert = transaction.prepare_cached(&sql)?;
     let mut new = Vec::new();
-    {
-        let mut insert = transaction.prepare_cached(&sql)?;
-        for row in rows {
-            let count = insert.execute(params![
-                row.request_id,
-                row.attempt,
-                row.role.as_str(),
-                row.response_id,
-                row.trace_id,
-                row.started_ns,
-                row.ended_ns,
-                row.tenant,
-                row.key_id,
-                row.route,
-                row.model,
-                row.variant,
-                row.provider,
-                row.op,
-                row.stream,
-                row.cache,
-                row.outcome.as_str(),
-                integer(row.usage.input),
-                integer(row.usage.cache_read),
-                integer(row.usage.cache_write),
-                integer(row.usage.output),
-                integer(row.usage.reasoning),
-                row.usage_source.as_str(),
-                integer(row.billed.0),
-                integer(row.provider_cost.0),
-                row.price_version,
-                row.config_hash,
-            ])?;
-            new.push(count == 1);
-        }
+    for row in rows {
+        let count = insert.execute(params![
+            row.request_id,
+            row.attempt,
+            row.role.as_str(),
+            row.response_id,
+            row.trace_id,
+            row.started_ns,
+            row.ended_ns,
+            row.tenant,
+            row.key_id,
+            row.route,
+            row.model,
+            row.variant,
+            row.provider,
+            row.op,
+            row.stream,
+            row.cache,
+            row.outcome.as_str(),
+            integer(row.usage.input),
+            integer(row.usage.cache_read),
+            integer(row.usage.cache_write),
+            integer(row.usage.output),
+            integer(row.usage.reasoning),
+            row.usage_source.as_str(),
+            integer(row.billed.0),
+            integer(row.provider_cost.0),
+            row.price_version,
+            row.config_hash,
+        ])?;
+        new.push(count == 1);
     }
-    transaction.commit()?;
     Ok(new)
 }
 
@@ -108,7 +129,7 @@ pub enum GroupBy {
 }
 
 impl GroupBy {
-    fn column(self) -> &'static str {
+    pub fn column(self) -> &'static str {
         match self {
             GroupBy::Key => "key_id",
             GroupBy::Tenant => "tenant",

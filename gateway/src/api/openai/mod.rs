@@ -1,7 +1,7 @@
 //! OpenAI's dialect.
 
 pub mod answer;
-mod fields;
+pub mod fields;
 pub mod gather;
 pub mod models;
 pub mod ratelimit;
