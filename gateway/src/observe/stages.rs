@@ -60,6 +60,35 @@ pub fn before(record: &Record) -> Vec<Stage> {
     stages
 }
 
+/// What of its time the gateway itself took, by phase, and in `total`. A phase that is mostly waiting is none of them: the
+/// body comes as fast as the client sends it, and a relay writes as fast as a model produces and the client reads.
+pub fn overhead(record: &Record) -> impl Iterator<Item = (&'static str, Duration)> + use<> {
+    let settle =
+        record.marks.settling.zip(record.marks.settled).map(|(began, ended)| Stage::new("settle", began, ended));
+    let stages = before(record).into_iter().filter(|stage| stage.name != "body").chain(settle);
+    let waited = record.cache_waited;
+    let mut phases: Vec<(&'static str, Duration)> = stages
+        .map(|stage| (stage.name, stage.ended - stage.began))
+        .map(|(name, took)| (name, if name == "cache" { took.saturating_sub(waited) } else { took }))
+        .collect();
+    if !phases.is_empty() {
+        phases.push(("total", phases.iter().map(|(_, took)| *took).sum()));
+    }
+    phases.into_iter()
+}
+
+/// How far a request had come whose client left.
+pub fn abandoned_in(record: &Record) -> &'static str {
+    let is_elsewhere = record.attempts.last().is_some_and(|attempt| attempt.provider != EMBEDDED);
+    if record.marks.first_token.is_some() {
+        "stream"
+    } else if is_elsewhere || record.engine.is_some_and(|engine| engine.steps > 0) {
+        "prefill"
+    } else {
+        "queue"
+    }
+}
+
 /// What we do with the answer. A stream is settled while it is relayed, a whole answer before.
 pub fn after(record: &Record) -> Vec<Stage> {
     let marks = &record.marks;
