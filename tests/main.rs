@@ -14,6 +14,8 @@ mod cache;
 mod clients;
 mod completions;
 mod config;
+mod dashboards;
+mod deploy;
 mod drain;
 mod endings;
 mod golden;
