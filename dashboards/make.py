@@ -40,9 +40,10 @@ def quantile(q, metric, which, by=""):
     return f"histogram_quantile({q}, {rate(metric + '_bucket', which, f'le, {by}' if by else 'le')}) >= 0"
 
 
-def or_zero(expr):
-    """Where nothing happened at all, a zero is what there is to see."""
-    return f"{expr} or on () vector(0)"
+def or_zero(expr, label=""):
+    """Where nothing happened at all, a zero is what there is to see; `label` is then “none”."""
+    zero = f'label_replace(vector(0), "{label}", "none", "", "")' if label else "vector(0)"
+    return f"{expr} or on () {zero}"
 
 
 def standing(value, by, change):
@@ -89,12 +90,14 @@ def stat(title, about, unit, expr, thresholds=GREEN, w=3, **defaults):
         "justifyMode": "auto",
         "orientation": "auto",
         "reduceOptions": {"calcs": ["lastNotNull"], "fields": "", "values": False},
+        "text": {"valueSize": 28},
         "textMode": "value",
     }
-    return panel("stat", title, about, unit, [(expr, title)], w, 4, options, thresholds=thresholds, noValue="–", **defaults)
+    return panel("stat", title, about, unit, [(expr, title)], w, 5, options, thresholds=thresholds, noValue="–", **defaults)
 
 
-def lines(title, about, unit, *targets, w=8, stack=False, limits=None, **defaults):
+def lines(title, about, unit, *targets, w=8, stack=False, limits=None, top=None, **defaults):
+    """`top` is where the axis ends at least, so that zeros are not stretched over all of it."""
     custom = {
         "drawStyle": "line",
         "lineInterpolation": "linear",
@@ -103,6 +106,7 @@ def lines(title, about, unit, *targets, w=8, stack=False, limits=None, **default
         "showPoints": "never",
         "spanNulls": False,
         "axisSoftMin": 0,
+        **({"axisSoftMax": top} if top else {}),
         "stacking": {"mode": "normal" if stack else "none", "group": "A"},
         "thresholdsStyle": {"mode": "dashed" if limits else "off"},
     }
@@ -113,7 +117,7 @@ def lines(title, about, unit, *targets, w=8, stack=False, limits=None, **default
     return panel("timeseries", title, about, unit, targets, w, 7, options, custom, thresholds=limits or GREEN, min=0, **defaults)
 
 
-def bars(title, about, unit, *targets, w=8, thresholds=GREEN, **defaults):
+def bars(title, about, unit, *targets, w=8, h=7, thresholds=GREEN, **defaults):
     options = {
         "displayMode": "gradient",
         "orientation": "horizontal",
@@ -121,8 +125,9 @@ def bars(title, about, unit, *targets, w=8, thresholds=GREEN, **defaults):
         "showUnfilled": True,
         "valueMode": "color",
         "minVizHeight": 16,
+        "text": {"titleSize": 14, "valueSize": 16},
     }
-    return panel("bargauge", title, about, unit, targets, w, 7, options, thresholds=thresholds, min=0, **defaults)
+    return panel("bargauge", title, about, unit, targets, w, h, options, thresholds=thresholds, min=0, **defaults)
 
 
 def heatmap(title, about, unit, expr, w=8):
@@ -142,9 +147,9 @@ def heatmap(title, about, unit, expr, w=8):
     return made
 
 
-def table(title, about, by, columns, w=24):
+def table(title, about, by, columns, w=24, h=5):
     """`columns` are (name, unit, query); rows are joined by the labels `by`."""
-    made = panel("table", title, about, "short", [(expr, name) for name, _, expr in columns], w, 7, {"showHeader": True, "cellHeight": "sm"}, {"align": "auto"})
+    made = panel("table", title, about, "short", [(expr, name) for name, _, expr in columns], w, h, {"showHeader": True, "cellHeight": "sm"}, {"align": "auto"})
     for target in made["targets"]:
         target |= {"format": "table", "instant": True, "range": False}
     names = {f"Value #{target['refId']}": name for target, (name, _, _) in zip(made["targets"], columns)}
@@ -156,7 +161,7 @@ def table(title, about, by, columns, w=24):
         {"id": "organize", "options": {"excludeByName": {"Time": True}, "indexByName": order, "renameByName": names}},
     ]
     made["fieldConfig"]["overrides"] = [
-        {"matcher": {"id": "byName", "options": name}, "properties": [{"id": "unit", "value": unit}]}
+        {"matcher": {"id": "byName", "options": name}, "properties": [{"id": "unit", "value": unit}] + [{"id": "decimals", "value": 0}] * (unit == "locale")}
         for name, unit, _ in columns
     ]
     return made
@@ -195,9 +200,9 @@ OVERVIEW = [
 
     row("Rate, errors, duration"),
     lines("Requests by route and model", "gateway_requests_total: who is asked how often. A model without its share of a split: see its state under “Engine” or the upstream's attempts.",
-          "reqps", (rate("gateway_requests_total", SERVED, "route, model"), "{{route}} · {{model}}"), stack=True),
+          "reqps", (rate("gateway_requests_total", SERVED + ',route!="none"', "route, model"), "{{route}} · {{model}}"), stack=True),
     lines("Errors by type", "gateway_requests_total by error_type, the error code that clients saw. upstream_*: the server behind; *_limited, insufficient_quota: our limits; invalid_*: the client.",
-          "reqps", (or_zero(rate("gateway_requests_total", ASKED + ',error_type!=""', "error_type")), "{{error_type}}"), stack=True),
+          "reqps", (or_zero(rate("gateway_requests_total", ASKED + ',error_type!=""', "error_type"), "error_type"), "{{error_type}}"), stack=True),
     lines("Duration p95 by route and model", "gateway_request_duration_seconds. One model slow: its engine or upstream. All slow: the machine, or see “What the gateway adds”.",
           "s", (quantile(0.95, "gateway_request_duration_seconds", SERVED, "route, model"), "{{route}} · {{model}}")),
     heatmap("Duration of requests", "gateway_request_duration_seconds as a heatmap: two bands are two populations (short and long answers, hits and misses), a rising band is saturation.",
@@ -219,16 +224,16 @@ OVERVIEW = [
           (f"sum by (state) (runtime_requests{{{OURS},model=~\"$model\"}})", "engine: {{state}}"),
           (f"sum(gateway_cache_waiting_requests{{{OURS}}})", "waiting for another's answer")),
     lines("Attempts beyond the first", "gateway_attempts_total: retries on a fresh connection, fallbacks, and first attempts that somebody else had to take over. More than a few per cent: the first choice is ill.",
-          "reqps", (or_zero(rate("gateway_attempts_total", SERVED + ',role!="primary"', "role, outcome")), "{{role}} {{outcome}}"),
+          "reqps", (or_zero(rate("gateway_attempts_total", SERVED + ',role!="primary"', "role, outcome"), "role"), "{{role}} {{outcome}}"),
           (or_zero(rate("gateway_attempts_total", SERVED + ',role="primary",outcome="failed_over"')), "taken over")),
     lines("Upstream attempts by outcome", "gateway_upstream_attempts_total: how remote servers do, whatever clients saw of it. timed_out or failed: the provider's status page; aborted: clients left.",
-          "reqps", (or_zero(rate("gateway_upstream_attempts_total", OURS, "upstream, outcome")), "{{upstream}} {{outcome}}")),
+          "reqps", (or_zero(rate("gateway_upstream_attempts_total", OURS, "upstream, outcome"), "upstream"), "{{upstream}} {{outcome}}")),
     lines("Clients that left", "gateway_client_aborts_total by how far the request had come. queue and prefill: we are too slow for them; stream: they have read enough. What was produced is billed.",
           "reqps", (rate("gateway_client_aborts_total", SERVED, "phase"), "{{phase}}"), stack=True),
     lines("Refused by limits", "gateway_limit_decisions_total{decision=denied} by limit. A key that lives at its limit: raise it (`glassgate keys`), or talk to its owner.",
           "reqps", (rate("gateway_limit_decisions_total", OURS + ',decision="denied"', "kind"), "{{kind}}"), stack=True),
     lines("Cache", "gateway_cache_requests_total of routes that have a cache. alone: waited for somebody else's answer that never came. Few hits: requests differ, or the time to live is too short.",
-          "reqps", (or_zero(rate("gateway_cache_requests_total", OURS + ',route=~"$route"', "result")), "{{result}}"), stack=True),
+          "reqps", (or_zero(rate("gateway_cache_requests_total", OURS + ',route=~"$route"', "result"), "result"), "{{result}}"), stack=True),
     lines("Engine", "runtime_step_seconds: the share of time in which each model's engine computes, by phase. Near 100 % it is the bottleneck.",
           "percentunit", (rate("runtime_step_seconds_sum", OURS + ',model=~"$model"', "model, phase"), "{{model}} {{phase}}"), stack=True),
 
@@ -238,10 +243,10 @@ OVERVIEW = [
           limits=steps((None, "transparent"), (3, "yellow"), (6, "orange"), (14.4, "red"))),
     lines("First tokens later than 2 s", "gateway:ttft_slow:ratio_rate*: the objective allows 5 % (dashed). Above it, see “In flight” and “Engine”.",
           "percentunit", *[(f'max(gateway:ttft_slow:ratio_rate{window}{{job=~"$job"}})', window) for window in ("5m", "1h")],
-          limits=steps((None, "transparent"), (0.05, "red"))),
+          limits=steps((None, "transparent"), (0.05, "red")), top=0.1),
     lines("Ledger and traces", "gateway_ledger_queue_rows and gateway_telemetry_queue_length: records on their way. Rising without end: SQLite's disk or the trace backend cannot keep up; nothing is lost yet.",
           "short", (f"sum(gateway_ledger_queue_rows{{{OURS}}})", "ledger rows"),
-          (f"sum by (sink) (gateway_telemetry_queue_length{{{OURS}}})", "spans: {{sink}}")),
+          (f"sum by (sink) (gateway_telemetry_queue_length{{{OURS}}})", "spans: {{sink}}"), top=10),
 ]
 
 # ------------------------------------------------------------------------------------------------- gw-cost
@@ -267,10 +272,10 @@ COST = [
          "currencyUSD", f"3600 * {rate('gateway_provider_cost_usd_total', OWED)}"),
     stat("Per 1,000 requests", "gateway_cost_usd_total ÷ gateway_settled_requests_total. Rises when prompts or answers get longer, or when a dearer variant gets more of the split.",
          "currencyUSD", per(rate("gateway_cost_usd_total", BILLED), rate("gateway_settled_requests_total", BILLED), 1000)),
-    stat("Per 1,000 correct answers", "gateway_cost_usd_total ÷ answers judged correct (gateway_feedback_total), as if all were judged like those that were. The price of what is worth paying for.",
+    stat("Per 1,000 correct", "gateway_cost_usd_total ÷ answers judged correct (gateway_feedback_total), as if all were judged like those that were. The price of what is worth paying for.",
          "currencyUSD", per(f"1000 * {rate('gateway_cost_usd_total', COMPARED)} / ({rate('gateway_settled_requests_total', COMPARED)} > 0)",
                             ratio(standing("true", "", rate), standing("true|false", "", rate)))),
-    stat("Saved by the cache", "gateway_cache_saved_usd_total over the chosen time: what callers would have been billed. Nothing on a route with a cache: requests differ, or are not greedy.",
+    stat("Cache saved", "gateway_cache_saved_usd_total over the chosen time: what callers would have been billed. Nothing on a route with a cache: requests differ, or are not greedy.",
          "currencyUSD", or_zero(increase("gateway_cache_saved_usd_total", OWED, span="$__range"))),
     stat("Highest budget", "The largest share of a key's day that is spent (gateway_budget_spent_usd ÷ gateway_budget_limit_usd). At 100 % the key is refused until 00:00 UTC.",
          "percentunit", f"max({USED} / {LIMIT})", steps((None, "green"), (0.8, "orange"), (0.95, "red")), max=1),
@@ -288,13 +293,13 @@ COST = [
     table("Where the money went", "gateway_cost_usd_total, gateway_provider_cost_usd_total and gateway_settled_requests_total over the chosen time, by who asked what. Sort by the column that worries you.",
           ["tenant", "route", "model", "variant"],
           [(name, unit, over_range(metric, which, "tenant, route, model, variant")) for name, unit, metric, which in [
-              ("requests", "short", "gateway_settled_requests_total", BILLED),
-              ("tokens", "short", "gateway_tokens_total", BILLED),
+              ("requests", "locale", "gateway_settled_requests_total", BILLED),
+              ("tokens", "locale", "gateway_tokens_total", BILLED),
               ("billed", "currencyUSD", "gateway_cost_usd_total", BILLED),
               ("our cost", "currencyUSD", "gateway_provider_cost_usd_total", BILLED),
-          ]], w=16),
+          ]], w=16, h=9),
     bars("Budget used today by key", "gateway_budget_spent_usd ÷ gateway_budget_limit_usd. Orange from 80 %: tell its owner before it is refused.",
-         "percentunit", (f"{USED} / {LIMIT}", "{{tenant}} · {{key}}"), thresholds=steps((None, "green"), (0.8, "orange"), (0.95, "red")), max=1),
+         "percentunit", (f"{USED} / {LIMIT}", "{{tenant}} · {{key}}"), thresholds=steps((None, "green"), (0.8, "orange"), (0.95, "red")), h=9, max=1),
 
     row("Tokens and prices"),
     lines("Tokens by kind", "gateway_tokens_total in disjoint kinds: their sum is all that was told. Much input and little output: prompts want pruning or a provider's cache.",
@@ -311,7 +316,7 @@ COST = [
     lines("Where token counts come from", "gateway_settled_requests_total by usage_source. estimated: an upstream did not say what it used; reserved: a request was cut off by a kill, and stands at its bound.",
           "reqps", (rate("gateway_settled_requests_total", BILLED, "usage_source"), "{{usage_source}}"), stack=True),
     lines("Saved by the cache", "gateway_cache_saved_usd_total per hour, by route. What is not billed is not computed either.",
-          "currencyUSD", (or_zero(f"3600 * {rate('gateway_cache_saved_usd_total', OWED, 'route')}"), "{{route}}"), stack=True),
+          "currencyUSD", (or_zero(f"3600 * {rate('gateway_cache_saved_usd_total', OWED, 'route')}", "route"), "{{route}}"), stack=True),
     lines("Tokens told from the cache", "Share of gateway_tokens_total that gateway_cache_saved_tokens_total is, by variant: work that was not done twice.",
           "percentunit", (ratio(rate("gateway_cache_saved_tokens_total", OWED, "variant"), rate("gateway_tokens_total", BILLED, "variant")), "{{variant}}"), max=1),
     lines("Cost per 1,000 requests by variant", "gateway_cost_usd_total ÷ gateway_settled_requests_total, hits of the cache included. Two variants of one split answer the same questions: the difference is the price list, or verbosity.",
@@ -330,8 +335,8 @@ COST = [
     table("Variants compared", "What decides a split, over the chosen time: gateway_feedback_total, gateway_cost_usd_total, gateway_settled_requests_total. Better and cheaper: give it the traffic; better and dearer: look at the cost per correct answer.",
           ["variant"],
           [
-              ("requests", "short", over_range("gateway_settled_requests_total", COMPARED, "variant")),
-              ("judged", "short", standing("true|false", "variant", over_range)),
+              ("requests", "locale", over_range("gateway_settled_requests_total", COMPARED, "variant")),
+              ("judged", "locale", standing("true|false", "variant", over_range)),
               ("correct", "percentunit", ratio(standing("true", "variant", over_range), standing("true|false", "variant", over_range))),
               ("per 1,000 requests", "currencyUSD", per(over_range("gateway_cost_usd_total", COMPARED, "variant"), over_range("gateway_settled_requests_total", COMPARED, "variant"), 1000)),
               ("per 1,000 correct", "currencyUSD", per(per(over_range("gateway_cost_usd_total", COMPARED, "variant"), over_range("gateway_settled_requests_total", COMPARED, "variant"), 1000),

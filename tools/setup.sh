@@ -2,7 +2,9 @@
 # Installs what a chore needs, or says in one line what is missing.
 #   tools/setup.sh build    what building needs: a C/C++ compiler and cmake
 #   tools/setup.sh bench    the above, and nginx, which the gateway is measured beside
-#   tools/setup.sh test     what building needs, cargo-nextest, cargo-deny, and the Python clients (in a venv under the target folder)
+#   tools/setup.sh test     what building needs, cargo-nextest, cargo-deny, Prometheus and amtool, and the Python clients (in a venv
+#                           under the target folder)
+#   tools/setup.sh pictures what drawing the dashboards needs: node, chromium, and Grafana's components beside the script
 set -euo pipefail
 cd "$(dirname "$0")/.."
 target=${CARGO_TARGET_DIR:-$PWD/target}
@@ -22,7 +24,16 @@ need make make
 if [ "${1:-build}" = test ]; then
   need python3 python3
   need curl curl
+  need prometheus prometheus
+  need promtool prometheus
+  need amtool prometheus-alertmanager
   python3 -c 'import ensurepip' >/dev/null 2>&1 || packages+=(python3-venv)
+fi
+if [ "${1:-build}" = pictures ]; then
+  need chromium chromium
+  need node nodejs
+  need npm npm
+  fc-list 2>/dev/null | grep -q . || packages+=(fonts-dejavu-core)
 fi
 
 if [ "${1:-build}" = bench ] && ! [ -x /usr/sbin/nginx ]; then
@@ -35,12 +46,23 @@ if [ ${#packages[@]} -gt 0 ]; then
   if [ "$(id -u)" = 0 ]; then
     echo "glassgate: installing ${packages[*]}"
     log=$(mktemp)
+    # Programs are wanted, not services: a Prometheus that starts with the machine would take the port of ours.
+    policy=/usr/sbin/policy-rc.d
+    if ! [ -e $policy ]; then
+      printf '#!/bin/sh\nexit 101\n' >$policy && chmod +x $policy
+      trap 'rm -f /usr/sbin/policy-rc.d' EXIT
+    fi
     { apt-get update && DEBIAN_FRONTEND=noninteractive $install; } >"$log" 2>&1 \
       || { tail -n 20 "$log" >&2; missing "that did not work; please run:  apt-get update && $install"; }
     rm -f "$log"
   else
     missing "please run:  sudo apt-get update && sudo $install"
   fi
+fi
+
+if [ "${1:-build}" = pictures ] && ! [ tools/pictures/node_modules/.package-lock.json -nt tools/pictures/package.json ]; then
+  echo "glassgate: installing Grafana's components into tools/pictures/node_modules"
+  npm install --prefix tools/pictures --no-package-lock --no-audit --no-fund --loglevel=error
 fi
 
 [ "${1:-build}" = test ] || exit 0

@@ -151,3 +151,51 @@ pub fn engine(record: &Record) -> Option<EngineTimes> {
 fn dispatched(record: &Record) -> Option<Duration> {
     record.marks.looked_up.or(record.marks.admitted)
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use super::*;
+    use crate::exchange::{Exchange, Observer};
+    use crate::ports::SystemClock;
+
+    struct Nobody;
+
+    impl Observer for Nobody {
+        fn opened(&self) {}
+        fn closed(&self, _record: Record) {}
+    }
+
+    #[test]
+    fn who_waits_for_a_body_a_model_or_another_s_answer_is_not_held_up_by_us() {
+        let exchange = Exchange::open(Arc::new(Nobody), Arc::new(SystemClock));
+        let mut record = exchange.record().unwrap().clone();
+        assert_eq!(overhead(&record).count(), 0, "who proved nothing has reached no stage");
+        let at = |micros| Some(Duration::from_micros(micros));
+        record.marks.identified = at(10);
+        record.marks.knocked = at(15);
+        record.marks.body_read = at(5_000_015);
+        record.marks.routed = at(5_000_035);
+        record.marks.measured = at(5_000_135);
+        record.marks.admitted = at(5_000_185);
+        record.marks.looked_up = at(7_000_186);
+        record.cache_waited = Duration::from_secs(2);
+        record.marks.sent = at(9_000_000);
+        record.marks.settling = at(9_500_000);
+        record.marks.settled = at(9_500_030);
+        record.marks.closed = Duration::from_secs(10);
+        let found: Vec<(&str, u128)> = overhead(&record).map(|(phase, took)| (phase, took.as_micros())).collect();
+        let expected = [
+            ("auth", 10),
+            ("door", 5),
+            ("route", 20),
+            ("measure", 100),
+            ("admit", 50),
+            ("cache", 1),
+            ("settle", 30),
+            ("total", 216),
+        ];
+        assert_eq!(found, expected);
+    }
+}
