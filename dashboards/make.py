@@ -355,7 +355,6 @@ def variable(name, of, label):
         "label": name,
         "datasource": {"type": "prometheus", "uid": "$datasource"},
         "query": {"qryType": 1, "query": query, "refId": f"variable-{name}"},
-        "definition": query,
         "multi": True,
         "includeAll": True,
         "allValue": ".+",

@@ -75,7 +75,19 @@ fn the_dashboards_are_what_their_source_says() {
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
 }
 
-/// The rules of Grafana's dashboard linter, and of its schema as far as versions 11 to 13 need it.
+#[test]
+fn grafana_s_own_schema_knows_everything_that_the_dashboards_say() {
+    let venv = std::env::var("GLASSGATE_CLIENTS")
+        .expect("GLASSGATE_CLIENTS names the venv; `make test` makes it and sets this");
+    let output = Command::new(format!("{venv}/bin/python"))
+        .arg(root().join("tests/clients/dashboard_schema.py"))
+        .args(FILES.map(|file| root().join("dashboards").join(file)))
+        .output()
+        .expect("the venv has a python");
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+}
+
+/// The rules of Grafana's dashboard linter.
 #[test]
 fn the_dashboards_are_such_as_grafana_takes_and_its_linter_likes() {
     const UNITS: [&str; 6] = ["short", "s", "percentunit", "currencyUSD", "reqps", "cpm"];
