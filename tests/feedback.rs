@@ -307,7 +307,10 @@ fn feedback_is_a_request_with_a_line_and_a_span_and_without_a_price() {
     let mut gateway = TestGateway::start();
     let answer = ask(&gateway);
     taken(&judge(&gateway, &correct(&answer, true)));
-    assert_eq!(gateway.metric("gateway_requests_total", &["op=\"feedback\"", "2xx"]), 1.0);
+    // A record closes after its answer has left.
+    eventually("the request to be counted", || {
+        (gateway.metric("gateway_requests_total", &["op=\"feedback\"", "2xx"]) == 1.0).then_some(())
+    });
     gateway.stop();
     let lines: Vec<Value> = gateway.stdout().lines().map(|line| serde_json::from_str(line).unwrap()).collect();
     let line = lines.iter().find(|line| line["op"] == "feedback").expect("a line");

@@ -4,7 +4,9 @@
 #   tools/setup.sh demo     the above, Prometheus and curl
 #   tools/setup.sh bench    what building needs, and what the gateway is measured beside: nginx; SMG and transformers (in a
 #                           venv under the target folder; several GB, because PyTorch comes with CUDA)
-#   tools/setup.sh test     what building needs, cargo-nextest, cargo-deny, and the Python clients (in a venv under the target folder)
+#   tools/setup.sh test     what building needs, cargo-nextest, cargo-deny, Prometheus and amtool, and the Python clients (in a venv
+#                           under the target folder)
+#   tools/setup.sh pictures what drawing the dashboards needs: node, chromium, and Grafana's components beside the script
 set -euo pipefail
 cd "$(dirname "$0")/.."
 target=${CARGO_TARGET_DIR:-$PWD/target}
@@ -31,10 +33,18 @@ case ${1:-build} in
     need prometheus prometheus ;;
   test)
     need curl curl
+    need prometheus prometheus
+    need promtool prometheus
+    need amtool prometheus-alertmanager
     need_python ;;
   bench)
     [ -x /usr/sbin/nginx ] || need nginx nginx-light
     need_python ;;
+  pictures)
+    need chromium chromium
+    need node nodejs
+    need npm npm
+    fc-list 2>/dev/null | grep -q . || packages+=(fonts-dejavu-core) ;;
 esac
 
 if [ ${#packages[@]} -gt 0 ]; then
@@ -43,6 +53,12 @@ if [ ${#packages[@]} -gt 0 ]; then
   if [ "$(id -u)" = 0 ]; then
     echo "glassgate: installing ${packages[*]}"
     log=$(mktemp)
+    # Programs are wanted, not services: a Prometheus that starts with the machine would take the port of ours.
+    policy=/usr/sbin/policy-rc.d
+    if ! [ -e $policy ]; then
+      printf '#!/bin/sh\nexit 101\n' >$policy && chmod +x $policy
+      trap 'rm -f /usr/sbin/policy-rc.d' EXIT
+    fi
     { apt-get update && DEBIAN_FRONTEND=noninteractive $install; } >"$log" 2>&1 \
       || { tail -n 20 "$log" >&2; missing "that did not work; please run:  apt-get update && $install"; }
     rm -f "$log"
@@ -64,6 +80,11 @@ venv() {
 }
 
 [ "${1:-build}" != bench ] || venv peers tests/bench/peers/requirements.txt
+if [ "${1:-build}" = pictures ] && ! [ tools/pictures/node_modules/.package-lock.json -nt tools/pictures/package.json ]; then
+  echo "glassgate: installing Grafana's components into tools/pictures/node_modules"
+  npm install --prefix tools/pictures --no-package-lock --no-audit --no-fund --loglevel=error
+fi
+
 [ "${1:-build}" = test ] || exit 0
 
 # Versions are stated so that two machines run the same checks; a newer one that is already there will do.

@@ -22,7 +22,7 @@ use crate::dispatch::{Backend, Backends};
 use crate::exchange::EMBEDDED;
 use crate::models::{Loaded, Models};
 use crate::observe::Observe;
-use crate::observe::metrics::Metrics;
+use crate::observe::metrics::{Metrics, Served};
 use crate::ports::Clock;
 use crate::routing::{Entry, Reads, Routing, Target};
 use crate::shadow::Shadows;
@@ -149,7 +149,7 @@ impl App {
         self.upstreams.retain(servers);
         self.models.retain(&next.config.models);
         self.models.show(&loaded);
-        self.metrics.config(&hash);
+        next.show(&self.metrics);
         self.snapshot.store(Arc::new(next));
         Ok(hash)
     }
@@ -179,6 +179,20 @@ impl App {
 }
 
 impl Snapshot {
+    /// Shows what serves: also what nobody has asked for yet reads zero.
+    pub fn show(&self, metrics: &Metrics) {
+        let config = &self.config;
+        metrics.config(&config.hash);
+        let is_unpriced = |name: &str| config.unpriced().any(|unpriced| unpriced == name);
+        metrics.unpriced(config.models.keys().map(|name| (name.as_str(), is_unpriced(name))));
+        for RouteConfig { name: route, split, fallback, cache, .. } in &config.routes {
+            let first = split.iter().map(|(name, _)| (name, "primary"));
+            for (name, role) in first.chain(fallback.iter().map(|name| (name, "fallback"))) {
+                metrics.serves(Served { route, model: name, variant: name }, role, cache.is_some());
+            }
+        }
+    }
+
     pub fn build(config: Config, loaded: &Loaded, servers: &Servers, since: i64) -> Snapshot {
         for model in config.unpriced() {
             tracing::warn!(%model, "this model has no price, so it is free");

@@ -141,6 +141,8 @@ pub struct Record {
     pub provider: String,
     pub stream: bool,
     pub cache: &'static str,
+    /// How long the cache had it wait for somebody else's answer.
+    pub cache_waited: Duration,
     pub config_hash: String,
     pub price_version: String,
     /// The status that was sent, or 499 when nobody was left to send one to.
@@ -179,6 +181,11 @@ impl Record {
             "cut" => 503,
             _ => self.status,
         }
+    }
+
+    /// Whether the client left before it had all of its answer.
+    pub fn is_abandoned(&self) -> bool {
+        self.outcome == "aborted" || (self.outcome == "released" && self.status == 499)
     }
 
     /// (last token − first token) / (output tokens − 1), where there are two or more; by the engine's clock if it is
@@ -265,6 +272,7 @@ impl Exchange {
             provider: EMBEDDED.into(),
             stream: false,
             cache: "none",
+            cache_waited: Duration::ZERO,
             config_hash: String::new(),
             price_version: String::new(),
             status: 0,

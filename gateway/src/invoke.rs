@@ -75,8 +75,8 @@ pub async fn answer(
     let cost_max = ticket.cost_max();
     exchange.mark(|record, now| record.marks.admitted = Some(now));
     let mut waits = Waits::begin(route.timeouts());
-    let found = app.cache.find(key, &route, waits.end(), inbound).await?;
-    exchange.mark(|record, now| record.marks.looked_up = key.map(|_| now));
+    let (found, waited) = app.cache.find(key, &route, waits.end(), inbound).await?;
+    exchange.mark(|record, now| (record.marks.looked_up, record.cache_waited) = (key.map(|_| now), waited));
     let flight = match found {
         Find::Hit { entry, how } => {
             // Settled at once: nothing can change what it costs.

@@ -105,6 +105,19 @@ impl LedgerRow {
         !self.is_shadow() && matches!(self.cache.as_str(), "hit" | "coalesced")
     }
 
+    /// Nano-dollars for its tokens, by the price file and other arithmetic.
+    fn due(&self) -> u64 {
+        let (input, read, output) = match self.variant.as_str() {
+            "glimmer-1" => (20_000, 20_000, 80_000),
+            "glimmer-2" => (30_000, 30_000, 120_000),
+            // Every upstream of the tests has one list.
+            _ => (30_000, 10_000, 120_000),
+        };
+        let pico = [input, read, 0, output, output].into_iter().zip(self.tokens).map(|(price, tokens)| price * tokens);
+        // Every price of the shipped file is a whole number of nano-dollars a token: nothing is rounded.
+        pico.sum::<u64>() / 1000
+    }
+
     fn name(&self) -> String {
         format!("{} {} {}", self.request_id, self.attempt, self.role)
     }
@@ -645,7 +658,8 @@ impl Evidence {
 
     fn counted(&self, index: &Index<'_>, found: &mut Vec<String>) {
         let mut tokens = Sums::default();
-        let mut cost = Sums::default();
+        let (mut cost, mut provider_cost, mut saved) = (Sums::default(), Sums::default(), Sums::default());
+        let (mut saved_tokens, mut settled) = (Sums::default(), Sums::default());
         let mut admitted = Sums::default();
         for row in self.rows.iter().filter(|row| row.outcome != "failed_over") {
             let labels = [
@@ -660,10 +674,28 @@ impl Evidence {
                 tokens.add(labels.iter().copied().chain([("kind", *kind)]), count);
             }
             cost.add(labels, row.billed);
+            provider_cost.add(labels, row.provider_cost);
+            let end = [("outcome", row.outcome.as_str()), ("usage_source", row.usage_source.as_str())];
+            settled.add(labels.into_iter().chain(end), 1);
+            if row.is_shared() {
+                for (kind, count) in KINDS.iter().zip(row.tokens) {
+                    saved_tokens.add(labels[..4].iter().copied().chain([("kind", *kind)]), count);
+                }
+                saved.add(labels[..4].iter().copied(), row.due());
+            }
             if !row.is_shadow() {
                 admitted.add(labels[..3].iter().copied(), 1);
             }
         }
+        let mut attempted = Sums::default();
+        // Whoever was given another's answer, or left while waiting for it, has asked nobody.
+        let has_asked = |row: &&LedgerRow| !row.is_shadow() && !row.is_shared() && !index.has_waited_in_vain(row);
+        for row in self.rows.iter().filter(has_asked) {
+            let labels = [("route", &row.route), ("model", &row.model), ("variant", &row.variant)];
+            let labels = labels.into_iter().chain([("role", &row.role), ("outcome", &row.outcome)]);
+            attempted.add(labels.map(|(name, value)| (name, value.as_str())), 1);
+        }
+        let mut left = Sums::default();
         let mut requests = Sums::default();
         let mut refused = Sums::default();
         for line in &self.log {
@@ -687,6 +719,11 @@ impl Evidence {
                 ],
                 1,
             );
+            if outcome == "aborted" || (outcome == "released" && line["status"] == 499) {
+                let phase = if line["ttft_ms"].is_number() { "stream" } else { "before" };
+                let served = ["route", "model", "variant"].map(|name| (name, or_none(name)));
+                left.add(served.into_iter().chain([("phase", phase)]), 1);
+            }
             // Whoever left was not refused.
             if matches!(outcome, "refused" | "released") && line["status"] != 499 {
                 refused.add([("reason", error)], 1);
@@ -714,10 +751,33 @@ impl Evidence {
             ("gateway_requests_total", requests),
             ("gateway_rejections_total", refused),
             ("gateway_request_duration_seconds_count", admitted),
+            ("gateway_attempts_total", attempted),
+            ("gateway_settled_requests_total", settled),
+            ("gateway_cache_saved_tokens_total", saved_tokens),
         ] {
             expected.compare(name, &Sums::of(&self.metrics, name, |value| value.parse().unwrap()), found);
         }
-        cost.compare("gateway_cost_usd_total", &Sums::of(&self.metrics, "gateway_cost_usd_total", nano_usd), found);
+        for (name, expected) in [
+            ("gateway_cost_usd_total", cost),
+            ("gateway_provider_cost_usd_total", provider_cost),
+            ("gateway_cache_saved_usd_total", saved),
+            ("gateway_budget_spent_usd", self.spent(index)),
+        ] {
+            expected.compare(name, &Sums::of(&self.metrics, name, nano_usd), found);
+        }
+        // Who left before the first token is told apart by the engine alone.
+        let metrics = self.metrics.replace("phase=\"queue\"", "phase=\"before\"");
+        let metrics = metrics.replace("phase=\"prefill\"", "phase=\"before\"");
+        let name = "gateway_client_aborts_total";
+        left.compare(name, &Sums::of(&metrics, name, |value| value.parse().unwrap()), found);
+        let known = self.log.iter().filter(|line| line["key_id"].is_string()).count();
+        for (phase, expected) in [("auth", known), ("admit", index.terminal.len()), ("total", known)] {
+            let label = format!("phase=\"{phase}\"");
+            let counted = metric(&self.metrics, "gateway_overhead_seconds_count", &[label.as_str()]);
+            if counted != expected as f64 {
+                found.push(format!("metric: {counted} overheads of {phase}, {expected} requests came so far"));
+            }
+        }
         let none = [
             "gateway_panics_total",
             "gateway_ledger_failures_total",
@@ -731,6 +791,16 @@ impl Evidence {
                 found.push(format!("metric: {family} is not 0"));
             }
         }
+    }
+
+    /// What every key was billed. (All on one day, unless it was midnight meanwhile: then nothing is known of today.)
+    fn spent(&self, index: &Index<'_>) -> Sums {
+        let mut spent = Sums::default();
+        for row in &self.rows {
+            let name = index.log.get(row.request_id.as_str()).map_or("", |line| text(line, "key_name"));
+            spent.add([("tenant", row.tenant.as_str()), ("key", name)], row.billed);
+        }
+        spent
     }
 
     /// What was found is what was told; a shared answer was made once, in the same tenant, and has the same usage.
@@ -911,27 +981,12 @@ impl Evidence {
     /// Recomputed from the price file with other arithmetic: exact fractions of pico-dollars.
     fn prices(&self, found: &mut Vec<String>) {
         for row in &self.rows {
-            let (input, read, output): (u128, u128, u128) = match row.variant.as_str() {
-                "glimmer-1" => (20_000, 20_000, 80_000),
-                "glimmer-2" => (30_000, 30_000, 120_000),
-                // Every upstream of the tests has one list.
-                _ => (30_000, 10_000, 120_000),
-            };
-            let [input, read, _, output, reasoning] = [input, read, 0, output, output]
-                .iter()
-                .zip(row.tokens)
-                .map(|(price, tokens)| price * u128::from(tokens))
-                .collect::<Vec<_>>()[..]
-            else {
-                unreachable!("five kinds")
-            };
-            // Every price of the shipped file is a whole number of nano-dollars a token: nothing is rounded.
-            let due = (input + read + output + reasoning) / 1000;
+            let due = row.due();
             let is_free = row.is_shadow() || row.is_shared();
-            if u128::from(row.billed) != if is_free { 0 } else { due } {
+            if row.billed != if is_free { 0 } else { due } {
                 found.push(format!("price: {} is billed {}, {due} are due", row.name(), row.billed));
             }
-            if row.provider != EMBEDDED && u128::from(row.provider_cost) != if row.is_shared() { 0 } else { due } {
+            if row.provider != EMBEDDED && row.provider_cost != if row.is_shared() { 0 } else { due } {
                 found.push(format!("price: {} costs us {}, {due} are due", row.name(), row.provider_cost));
             }
             if row.provider == EMBEDDED && !row.is_shared() && row.outcome == "answered" && row.provider_cost == 0 {

@@ -4,6 +4,7 @@ pub mod collector;
 pub mod evidence;
 pub mod gateway;
 pub mod http;
+pub mod prometheus;
 pub mod upstream;
 
 use std::time::{Duration, Instant};

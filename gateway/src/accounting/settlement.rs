@@ -63,6 +63,8 @@ pub struct Receipt {
     pub usage_source: UsageSource,
     pub billed: NanoUsd,
     pub provider_cost: NanoUsd,
+    /// What the caller would have been billed, had it not been answered from the cache.
+    pub saved: Option<NanoUsd>,
 }
 
 /// What both states carry: the row as it would stand at the bound, and how to end it.
@@ -124,6 +126,7 @@ impl Rate {
             usage_source: used.source,
             billed: row.billed,
             provider_cost: row.provider_cost,
+            saved: (self.costs == Costs::Nothing).then_some(price),
         }
     }
 
@@ -162,6 +165,7 @@ pub enum Costs {
     DeviceTime,
     /// A provider's price list.
     Tokens,
+    /// It was answered from the cache.
     Nothing,
 }
 

@@ -27,6 +27,7 @@ impl ServeHttp for Admin {
         let (status, kind, body) = match (&method, path.as_str()) {
             (&Method::GET, "/metrics") => {
                 self.app.models.observe();
+                self.app.admission.observe();
                 self.app.metrics.cache_bytes(self.app.cache.bytes());
                 (StatusCode::OK, "text/plain; version=0.0.4; charset=utf-8", self.app.metrics.encode().into_bytes())
             }

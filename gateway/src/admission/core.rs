@@ -257,6 +257,10 @@ impl Budget {
         Budget { days: vec![Day { number: today, spent: spent.0, held: 0 }] }
     }
 
+    pub fn spent(&self, day: i64) -> NanoUsd {
+        NanoUsd(self.days.iter().find(|known| known.number == day).map_or(0, |day| day.spent))
+    }
+
     /// The day that a cost would count on, if it fits. What costs nothing always fits.
     fn check(&mut self, per_day: NanoUsd, day: i64, cost: NanoUsd) -> Result<i64, Denied> {
         let Some(Day { number, spent, held }) = self.day(day).copied() else { return Ok(day) };

@@ -23,7 +23,7 @@ use crate::accounting::settlement::{Hold, Journal, Receipt, Terms, Ticket};
 use crate::api::openai::ratelimit::{Quota, Quotas};
 use crate::auth::Caller;
 use crate::config::Limits;
-use crate::observe::metrics::Metrics;
+use crate::observe::metrics::{Budget, Metrics};
 use crate::ports::Clock;
 use crate::refusal::Refusal;
 
@@ -67,6 +67,8 @@ impl Watch {
 
 /// One key's counts.
 struct Key {
+    tenant: String,
+    name: String,
     state: Mutex<State>,
     watch: Arc<Watch>,
 }
@@ -76,6 +78,8 @@ struct State {
     /// Apart from the requests: who judges answers must not lose any by it.
     judgements: Requests,
     account: Account,
+    /// Its budget when it last knocked.
+    per_day: NanoUsd,
 }
 
 impl State {
@@ -186,11 +190,12 @@ impl Admission {
     /// `ConcurrencyLimited` or `RequestsLimited` with the limit and when to come back.
     pub fn knock(&self, caller: &Caller, default: &Limits) -> Result<Door, Refusal> {
         let limits = caller.limits(default);
-        let key = self.key(caller.key_id(), &limits);
+        let key = self.key(caller, &limits);
         let now = self.watch.now();
         let mut state = key.state.lock();
         state.requests.set_limit(limits.requests_per_minute, now);
         state.account.tokens.set_limit(now, limits.tokens_per_minute);
+        state.per_day = limits.per_day;
         if !state.account.enter(limits.concurrency) {
             let quotas = state.quotas(now);
             drop(state);
@@ -217,7 +222,7 @@ impl Admission {
     pub fn knock_to_judge(&self, caller: &Caller, default: &Limits) -> Result<(), Refusal> {
         let limits = caller.limits(default);
         let limit = judgements(&limits);
-        let key = self.key(caller.key_id(), &limits);
+        let key = self.key(caller, &limits);
         let now = self.watch.now();
         let counted = {
             let mut state = key.state.lock();
@@ -229,7 +234,8 @@ impl Admission {
     }
 
     /// Entries are made for keys that proved themselves, so there are never more than there are keys.
-    fn key(&self, id: &str, limits: &Limits) -> Arc<Key> {
+    fn key(&self, caller: &Caller, limits: &Limits) -> Arc<Key> {
+        let id = caller.key_id();
         if let Some(key) = self.keys.read().get(id) {
             return key.clone();
         }
@@ -240,10 +246,23 @@ impl Admission {
                 requests: Requests::new(limits.requests_per_minute, now),
                 judgements: Requests::new(judgements(limits), now),
                 account: Account::new(limits.tokens_per_minute, now, self.spent.day, spent),
+                per_day: limits.per_day,
             };
-            Arc::new(Key { state: Mutex::new(state), watch: self.watch.clone() })
+            let (tenant, name) = (caller.tenant().to_owned(), caller.key_name().to_owned());
+            Arc::new(Key { tenant, name, state: Mutex::new(state), watch: self.watch.clone() })
         };
         self.keys.write().entry(id.to_owned()).or_insert_with(make).clone()
+    }
+
+    /// Shows what keys have spent of today's budgets.
+    pub fn observe(&self) {
+        let today = core::day(self.watch.clock.now_ns());
+        let keys: Vec<Arc<Key>> = self.keys.read().values().cloned().collect();
+        self.watch.metrics.budgets(keys.iter().map(|key| {
+            let state = key.state.lock();
+            let (limit, spent) = (state.per_day, state.account.budget.spent(today));
+            Budget { tenant: &key.tenant, key: &key.name, limit, spent }
+        }));
     }
 
     /// Reserves the most that the request could use, writes the intent, and hands out leave to start.

@@ -80,7 +80,7 @@ impl Cache {
     }
 
     /// Looks the request up, and waits for somebody else's answer to it as long as a model would be waited for; its own
-    /// must be there by `end`.
+    /// must be there by `end`. Returns also how long it waited.
     ///
     /// # Errors
     /// `ClientGone` and `Draining`, while waiting.
@@ -90,8 +90,9 @@ impl Cache {
         route: &Route,
         end: Instant,
         inbound: &mut impl Inbound,
-    ) -> Result<Find, Refusal> {
-        let (Some(key), Some(rule)) = (key, route.cache()) else { return Ok(Find::Alone) };
+    ) -> Result<(Find, Duration), Refusal> {
+        let mut waited = Duration::ZERO;
+        let (Some(key), Some(rule)) = (key, route.cache()) else { return Ok((Find::Alone, waited)) };
         let Timeouts { first_token, idle, .. } = route.timeouts();
         // Half of the time at the most: whoever goes alone then has the other half.
         let now = Instant::now();
@@ -109,12 +110,14 @@ impl Cache {
                 Err(landing) => landing,
             };
             let _waiting = Waiting::begin(&self.metrics);
+            let boarded = Instant::now();
             let landed = tokio::select! {
                 landed = landing.wait() => landed,
                 why = inbound.gone() => return Err(why),
                 // It comes no faster than its leader reads it, who may be slow.
-                () = tokio::time::sleep_until(patience.into()) => break Find::Alone,
+                () = tokio::time::sleep_until(patience.into()) => Landing::Failed,
             };
+            waited += boarded.elapsed();
             match landed {
                 Landing::Landed(entry) => break Find::Hit { entry, how: "coalesced" },
                 Landing::Failed => break Find::Alone,
@@ -128,7 +131,7 @@ impl Cache {
             Find::Alone => "alone",
         };
         self.metrics.cache_request(route.name(), result);
-        Ok(found)
+        Ok((found, waited))
     }
 
     /// Who else may have written an entry may also have wanted it kept for longer.

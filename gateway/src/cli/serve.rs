@@ -120,11 +120,11 @@ pub fn build(
     let upstreams = Upstreams::default();
     let servers = upstreams.open(&config.upstreams)?;
     models.show(&loaded);
-    metrics.config(&config.hash);
-    let since = clock.now_ns() / 1_000_000_000;
-    upstreams.retain(servers.clone());
+    let snapshot = Snapshot::build(config, &loaded, &servers, clock.now_ns() / 1_000_000_000);
+    snapshot.show(&metrics);
+    upstreams.retain(servers);
     Ok(Arc::new(App {
-        snapshot: ArcSwap::from_pointee(Snapshot::build(config, &loaded, &servers, since)),
+        snapshot: ArcSwap::from_pointee(snapshot),
         auth,
         admission: Admission::new(ledger.clone(), clock.clone(), metrics.clone(), spent),
         observe,

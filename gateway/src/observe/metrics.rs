@@ -13,6 +13,7 @@ use prometheus::{
     GaugeVec, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry,
 };
 
+use crate::accounting::core::NanoUsd;
 use crate::accounting::feedback::Score;
 use crate::accounting::settlement::Receipt;
 
@@ -26,13 +27,22 @@ pub struct Family {
 }
 
 /// Families whose integer value is written divided by 10⁹.
-const IN_BILLIONTHS: [&str; 2] = ["gateway_cost_usd_total", "gateway_reserved_usd"];
+const IN_BILLIONTHS: [&str; 6] = [
+    "gateway_cost_usd_total",
+    "gateway_provider_cost_usd_total",
+    "gateway_cache_saved_usd_total",
+    "gateway_reserved_usd",
+    "gateway_budget_limit_usd",
+    "gateway_budget_spent_usd",
+];
 
 /// Tenants that get a label of their own; the rest share `other`.
 const TENANTS_MAX: usize = 200;
 /// Names of feedback, and labels of one name, that are told apart; clients choose both, and the rest share `other`.
 const FEEDBACK_NAMES_MAX: usize = 32;
 const FEEDBACK_LABELS_MAX: usize = 16;
+/// Keys likewise.
+const KEYS_MAX: usize = 200;
 
 /// Request durations: OpenTelemetry's list for GenAI clients, and two more for long streams.
 const DURATION: &[f64] =
@@ -45,6 +55,9 @@ const FIRST_TOKEN: &[f64] = &[
 /// Time per token: OpenTelemetry's list, with the steps of a small local model below it.
 const PER_TOKEN: &[f64] =
     &[0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.75, 1.0, 2.5];
+/// What we add ourselves: microseconds, where it is well.
+const OVERHEAD: &[f64] =
+    &[0.00001, 0.000025, 0.00005, 0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1.0];
 const STEP: &[f64] = &[0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0];
 /// Scores, on whatever scale clients have: -1 to 1, 1 to 5, 0 to 10, per cent.
 const SCORE: &[f64] = &[
@@ -61,22 +74,65 @@ pub struct Served<'a> {
     pub variant: &'a str,
 }
 
+/// What a key may spend on a day, and has.
+#[derive(Clone, Copy, Debug)]
+pub struct Budget<'a> {
+    pub tenant: &'a str,
+    pub key: &'a str,
+    pub limit: NanoUsd,
+    pub spent: NanoUsd,
+}
+
+/// Values of a label that is not from the configuration: so many have a series of their own, the rest share one.
+struct Bounded {
+    max: usize,
+    known: Mutex<HashSet<String>>,
+}
+
+impl Bounded {
+    fn to(max: usize) -> Bounded {
+        Bounded { max, known: Mutex::default() }
+    }
+
+    fn label(&self, value: &str) -> String {
+        let mut known = self.known.lock();
+        if !known.contains(value) {
+            if known.len() >= self.max {
+                return "other".into();
+            }
+            known.insert(value.to_owned());
+        }
+        value.to_owned()
+    }
+}
+
 pub struct Metrics {
     registry: Registry,
     families: Vec<Family>,
-    tenants: Mutex<HashSet<String>>,
+    tenants: Bounded,
+    keys: Bounded,
     requests: IntCounterVec,
     duration: HistogramVec,
     first_token: HistogramVec,
     per_output_token: HistogramVec,
     inter_token: HistogramVec,
+    overhead: HistogramVec,
+    aborts: IntCounterVec,
+    attempts: IntCounterVec,
     tokens: IntCounterVec,
     cost: IntCounterVec,
+    provider_cost: IntCounterVec,
+    settled: IntCounterVec,
+    unpriced: IntGaugeVec,
     in_flight: IntGauge,
     limit_decisions: IntCounterVec,
     reserved_tokens: IntGauge,
     reserved_usd: IntGauge,
+    budget_limit: IntGaugeVec,
+    budget_spent: IntGaugeVec,
     cache_requests: IntCounterVec,
+    cache_saved_tokens: IntCounterVec,
+    cache_saved_usd: IntCounterVec,
     cache_bytes: IntGauge,
     cache_waiting: IntGauge,
     shadows: IntCounterVec,
@@ -229,6 +285,24 @@ impl Metrics {
                 PER_TOKEN,
                 "Between one chunk of text and the next",
             )?,
+            overhead: make.histograms(
+                "gateway_overhead_seconds",
+                &["phase"],
+                OVERHEAD,
+                "Time that the gateway itself took of a known caller's request: not waiting for a model, an upstream, \
+                 another request or the client",
+            )?,
+            aborts: make.counters(
+                "gateway_client_aborts_total",
+                &["route", "model", "variant", "phase"],
+                "Requests whose client left: before anybody worked on them (queue), before the first token (prefill), \
+                 or during the answer (stream)",
+            )?,
+            attempts: make.counters(
+                "gateway_attempts_total",
+                &["route", "model", "variant", "role", "outcome"],
+                "Attempts at any model, by what they were for and how they ended, as in the ledger",
+            )?,
             tokens: make.counters(
                 "gateway_tokens_total",
                 &["route", "model", "variant", "tenant", "role", "kind"],
@@ -239,6 +313,21 @@ impl Metrics {
                 &["route", "model", "variant", "tenant", "role"],
                 "US dollars billed, as in the ledger",
             )?,
+            provider_cost: make.counters(
+                "gateway_provider_cost_usd_total",
+                &["route", "model", "variant", "tenant", "role"],
+                "US dollars that it cost us: a provider's prices, or the time of our own device; as in the ledger",
+            )?,
+            settled: make.counters(
+                "gateway_settled_requests_total",
+                &["route", "model", "variant", "tenant", "role", "outcome", "usage_source"],
+                "Admitted requests and shadows by how they ended and where their token counts come from, as in the ledger",
+            )?,
+            unpriced: make.gauges(
+                "gateway_model_unpriced",
+                &["model"],
+                "1 for a model that has no price and is therefore free, 0 for the others",
+            )?,
             in_flight: make.gauge("gateway_in_flight_requests", "Requests that have begun and not yet ended")?,
             limit_decisions: make.counters(
                 "gateway_limit_decisions_total",
@@ -248,10 +337,30 @@ impl Metrics {
             reserved_tokens: make
                 .gauge("gateway_reserved_tokens", "Tokens that token limits hold for requests under way")?,
             reserved_usd: make.gauge("gateway_reserved_usd", "US dollars that budgets hold for requests under way")?,
+            budget_limit: make.gauges(
+                "gateway_budget_limit_usd",
+                &["tenant", "key"],
+                "US dollars that a key may spend on a UTC day; of keys that asked since the start",
+            )?,
+            budget_spent: make.gauges(
+                "gateway_budget_spent_usd",
+                &["tenant", "key"],
+                "US dollars that a key has spent on the present UTC day; of keys that asked since the start",
+            )?,
             cache_requests: make.counters(
                 "gateway_cache_requests_total",
                 &["route", "kind", "result"],
                 "Requests that could be answered from a cache, by what was found",
+            )?,
+            cache_saved_tokens: make.counters(
+                "gateway_cache_saved_tokens_total",
+                &["route", "model", "variant", "tenant", "kind"],
+                "Tokens that were told again instead of being processed; a part of gateway_tokens_total",
+            )?,
+            cache_saved_usd: make.counters(
+                "gateway_cache_saved_usd_total",
+                &["route", "model", "variant", "tenant"],
+                "US dollars that callers would have been billed without the cache",
             )?,
             cache_bytes: make.gauge("gateway_cache_bytes", "Answers in the cache")?,
             cache_waiting: make.gauge("gateway_cache_waiting_requests", "Requests that wait for another's answer")?,
@@ -345,7 +454,8 @@ impl Metrics {
             )?,
             runtime_models: make.gauges("runtime_model_state", &["model", "state"], "1 for the state a model is in")?,
             runtime_load: make.seconds("runtime_model_load_seconds", &["model"], "How long loading took")?,
-            tenants: Mutex::default(),
+            tenants: Bounded::to(TENANTS_MAX),
+            keys: Bounded::to(KEYS_MAX),
             feedback_words: Mutex::default(),
             families: Vec::new(),
             registry: make.registry.clone(),
@@ -377,6 +487,41 @@ impl Metrics {
         self.store_up("ledger", true);
         self.store_up("keys", true);
         self.ledger(0, 0, Duration::ZERO);
+    }
+
+    /// A route's variant that may be asked, in this role, reads zero until it is.
+    pub fn serves(&self, served: Served<'_>, role: &str, is_cached: bool) {
+        let labels = [served.route, served.model, served.variant];
+        for histogram in [&self.duration, &self.first_token, &self.per_output_token, &self.inter_token] {
+            histogram.with_label_values(&labels);
+        }
+        let with = |more: &'static str| [served.route, served.model, served.variant, more];
+        for phase in ["queue", "prefill", "stream"] {
+            self.aborts.with_label_values(&with(phase));
+        }
+        for outcome in ["answered", "failed", "failed_over"] {
+            self.attempts.with_label_values(&[served.route, served.model, served.variant, role, outcome]);
+        }
+        let caches: &[&str] = if is_cached { &["none", "miss", "hit"] } else { &["none"] };
+        for cache in caches {
+            for stream in ["true", "false"] {
+                let [route, model, variant] = labels;
+                self.requests.with_label_values(&[route, model, variant, "chat", "2xx", "", stream, cache]);
+            }
+        }
+        if is_cached {
+            for result in ["hit", "miss", "coalesced", "alone"] {
+                self.cache_requests.with_label_values(&[served.route, "exact", result]);
+            }
+        }
+    }
+
+    /// Every model that can be asked, and whether it has no price.
+    pub fn unpriced<'a>(&self, models: impl Iterator<Item = (&'a str, bool)>) {
+        self.unpriced.reset();
+        for (model, is_unpriced) in models {
+            self.unpriced.with_label_values(&[model]).set(i64::from(is_unpriced));
+        }
     }
 
     /// The table of families, in the order in which they were made.
@@ -424,28 +569,51 @@ impl Metrics {
     }
 
     pub fn settled(&self, served: Served<'_>, tenant: &str, receipt: &Receipt) {
-        let (tenant, role) = (self.tenant(tenant), receipt.role.as_str());
+        let Served { route, model, variant } = served;
+        let (tenant, role) = (self.tenants.label(tenant), receipt.role.as_str());
         for (kind, count) in receipt.usage.kinds() {
             if count > 0 {
-                self.tokens
-                    .with_label_values(&[served.route, served.model, served.variant, &tenant, role, kind])
-                    .inc_by(count);
+                self.tokens.with_label_values(&[route, model, variant, &tenant, role, kind]).inc_by(count);
+            }
+            if count > 0 && receipt.saved.is_some() {
+                self.cache_saved_tokens.with_label_values(&[route, model, variant, &tenant, kind]).inc_by(count);
             }
         }
-        self.cost
-            .with_label_values(&[served.route, served.model, served.variant, &tenant, role])
-            .inc_by(receipt.billed.0);
+        if let Some(saved) = receipt.saved {
+            self.cache_saved_usd.with_label_values(&[route, model, variant, &tenant]).inc_by(saved.0);
+        }
+        let labels = [route, model, variant, &tenant, role];
+        self.cost.with_label_values(&labels).inc_by(receipt.billed.0);
+        self.provider_cost.with_label_values(&labels).inc_by(receipt.provider_cost.0);
+        let (outcome, source) = (receipt.outcome.as_str(), receipt.usage_source.as_str());
+        self.settled.with_label_values(&[route, model, variant, &tenant, role, outcome, source]).inc();
     }
 
-    fn tenant(&self, tenant: &str) -> String {
-        let mut known = self.tenants.lock();
-        if !known.contains(tenant) {
-            if known.len() >= TENANTS_MAX {
-                return "other".into();
-            }
-            known.insert(tenant.to_owned());
+    pub fn overhead(&self, phase: &str, took: Duration) {
+        self.overhead.with_label_values(&[phase]).observe(took.as_secs_f64());
+    }
+
+    pub fn client_abort(&self, served: Served<'_>, phase: &str) {
+        self.aborts.with_label_values(&[served.route, served.model, served.variant, phase]).inc();
+    }
+
+    /// `by` is who was asked: not always the one that `Served` of the request says, which is the last.
+    pub fn attempt(&self, by: Served<'_>, role: &str, outcome: &str) {
+        self.attempts.with_label_values(&[by.route, by.model, by.variant, role, outcome]).inc();
+    }
+
+    /// All budgets as they are now. Keys beyond the bound are shown as their sum.
+    pub fn budgets<'a>(&self, budgets: impl Iterator<Item = Budget<'a>>) {
+        let mut sums: HashMap<[String; 2], [u64; 2]> = HashMap::new();
+        for Budget { tenant, key, limit, spent } in budgets {
+            let sum = sums.entry([self.tenants.label(tenant), self.keys.label(key)]).or_default();
+            *sum = [sum[0].saturating_add(limit.0), sum[1].saturating_add(spent.0)];
         }
-        tenant.to_owned()
+        for ([tenant, key], [limit, spent]) in &sums {
+            let labels = [tenant.as_str(), key.as_str()];
+            self.budget_limit.with_label_values(&labels).set(i64::try_from(*limit).unwrap_or(i64::MAX));
+            self.budget_spent.with_label_values(&labels).set(i64::try_from(*spent).unwrap_or(i64::MAX));
+        }
     }
 
     pub fn in_flight(&self, change: i64) {
@@ -649,14 +817,14 @@ impl Metrics {
                 match family.get_field_type() {
                     MetricType::COUNTER if in_billionths => {
                         let nano = metric.get_counter().get_value() as u64;
-                        let _ = writeln!(out, "{name}{} {}", braces(""), crate::accounting::core::NanoUsd(nano));
+                        let _ = writeln!(out, "{name}{} {}", braces(""), NanoUsd(nano));
                     }
                     MetricType::COUNTER => {
                         let _ = writeln!(out, "{name}{} {}", braces(""), metric.get_counter().get_value());
                     }
                     MetricType::GAUGE if in_billionths => {
                         let nano = metric.get_gauge().get_value() as u64;
-                        let _ = writeln!(out, "{name}{} {}", braces(""), crate::accounting::core::NanoUsd(nano));
+                        let _ = writeln!(out, "{name}{} {}", braces(""), NanoUsd(nano));
                     }
                     MetricType::GAUGE => {
                         let _ = writeln!(out, "{name}{} {}", braces(""), metric.get_gauge().get_value());
@@ -709,7 +877,7 @@ fn escape(value: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::accounting::core::{NanoUsd, Usage};
+    use crate::accounting::core::Usage;
     use crate::accounting::row::{Outcome, Role, UsageSource};
 
     const SERVED: Served<'_> = Served { route: "assistant", model: "glimmer-1", variant: "glimmer-1" };
@@ -722,6 +890,7 @@ mod tests {
             usage_source: UsageSource::Counted,
             billed: NanoUsd(billed),
             provider_cost: NanoUsd(0),
+            saved: None,
         }
     }
 
@@ -762,6 +931,22 @@ mod tests {
         assert_eq!(series("gateway_feedback_total{"), FEEDBACK_NAMES_MAX + 1 + FEEDBACK_LABELS_MAX + 1);
         assert_eq!(series("gateway_feedback_revised_total{"), 2);
         assert!(text.contains("name=\"other\"") && text.contains("value=\"other\",variant=\"glimmer-1\"} 184"));
+    }
+
+    #[test]
+    fn keys_beyond_the_bound_are_shown_as_their_sum() {
+        let metrics = Metrics::new();
+        let names: Vec<String> = (0..KEYS_MAX + 50).map(|i| format!("k{i}")).collect();
+        let budgets = || {
+            let budget = |key| Budget { tenant: "acme", key, limit: NanoUsd(5_000_000_000), spent: NanoUsd(1) };
+            names.iter().map(move |key| budget(key.as_str()))
+        };
+        metrics.budgets(budgets());
+        metrics.budgets(budgets());
+        let text = metrics.encode();
+        assert_eq!(text.lines().filter(|line| line.starts_with("gateway_budget_limit_usd{")).count(), KEYS_MAX + 1);
+        assert!(text.contains("gateway_budget_limit_usd{key=\"other\",tenant=\"acme\"} 250.000000000"));
+        assert!(text.contains("gateway_budget_spent_usd{key=\"other\",tenant=\"acme\"} 0.000000050"));
     }
 
     #[test]

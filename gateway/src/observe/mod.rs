@@ -17,6 +17,7 @@ use metrics::{Metrics, Served};
 use parking_lot::Mutex;
 use traces::Sink;
 
+use crate::accounting::row::Outcome;
 use crate::exchange::{Observer, Record};
 
 /// Requests that `glassgate trace` can still find.
@@ -68,6 +69,18 @@ impl Observe {
             let first_token = record.marks.first_token.filter(|_| is_made);
             let per_output_token = record.time_per_output_token().filter(|_| is_made);
             metrics.admitted(served, record.marks.closed, first_token, per_output_token);
+        }
+        for (phase, took) in stages::overhead(record) {
+            metrics.overhead(phase, took);
+        }
+        if record.is_abandoned() {
+            metrics.client_abort(served, stages::abandoned_in(record));
+        }
+        for (number, attempt) in record.attempts.iter().enumerate() {
+            let by = Served { route: &record.route, model: &attempt.model, variant: &attempt.variant };
+            let is_last = number + 1 == record.attempts.len();
+            let outcome = if is_last { attempt.outcome } else { Outcome::FailedOver.as_str() };
+            metrics.attempt(by, attempt.role, outcome);
         }
         // Whoever left was not refused.
         let was_refused = matches!(record.outcome, "refused" | "released") && record.status != 499;

@@ -317,6 +317,7 @@ mod tests {
             usage_source: UsageSource::Counted,
             billed: NanoUsd(12_345_678_901),
             provider_cost: NanoUsd(0),
+            saved: None,
         });
         record.marks.admitted = Some(ms(1));
         record.marks.looked_up = Some(ms(2));

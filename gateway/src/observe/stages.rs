@@ -60,6 +60,35 @@ pub fn before(record: &Record) -> Vec<Stage> {
     stages
 }
 
+/// What of its time the gateway itself took, by phase, and in `total`. A phase that is mostly waiting is none of them: the
+/// body comes as fast as the client sends it, and a relay writes as fast as a model produces and the client reads.
+pub fn overhead(record: &Record) -> impl Iterator<Item = (&'static str, Duration)> + use<> {
+    let settle =
+        record.marks.settling.zip(record.marks.settled).map(|(began, ended)| Stage::new("settle", began, ended));
+    let stages = before(record).into_iter().filter(|stage| stage.name != "body").chain(settle);
+    let waited = record.cache_waited;
+    let mut phases: Vec<(&'static str, Duration)> = stages
+        .map(|stage| (stage.name, stage.ended - stage.began))
+        .map(|(name, took)| (name, if name == "cache" { took.saturating_sub(waited) } else { took }))
+        .collect();
+    if !phases.is_empty() {
+        phases.push(("total", phases.iter().map(|(_, took)| *took).sum()));
+    }
+    phases.into_iter()
+}
+
+/// How far a request had come whose client left.
+pub fn abandoned_in(record: &Record) -> &'static str {
+    let is_elsewhere = record.attempts.last().is_some_and(|attempt| attempt.provider != EMBEDDED);
+    if record.marks.first_token.is_some() {
+        "stream"
+    } else if is_elsewhere || record.engine.is_some_and(|engine| engine.steps > 0) {
+        "prefill"
+    } else {
+        "queue"
+    }
+}
+
 /// What we do with the answer. A stream is settled while it is relayed, a whole answer before.
 pub fn after(record: &Record) -> Vec<Stage> {
     let marks = &record.marks;
@@ -121,4 +150,52 @@ pub fn engine(record: &Record) -> Option<EngineTimes> {
 
 fn dispatched(record: &Record) -> Option<Duration> {
     record.marks.looked_up.or(record.marks.admitted)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use super::*;
+    use crate::exchange::{Exchange, Observer};
+    use crate::ports::SystemClock;
+
+    struct Nobody;
+
+    impl Observer for Nobody {
+        fn opened(&self) {}
+        fn closed(&self, _record: Record) {}
+    }
+
+    #[test]
+    fn who_waits_for_a_body_a_model_or_another_s_answer_is_not_held_up_by_us() {
+        let exchange = Exchange::open(Arc::new(Nobody), Arc::new(SystemClock));
+        let mut record = exchange.record().unwrap().clone();
+        assert_eq!(overhead(&record).count(), 0, "who proved nothing has reached no stage");
+        let at = |micros| Some(Duration::from_micros(micros));
+        record.marks.identified = at(10);
+        record.marks.knocked = at(15);
+        record.marks.body_read = at(5_000_015);
+        record.marks.routed = at(5_000_035);
+        record.marks.measured = at(5_000_135);
+        record.marks.admitted = at(5_000_185);
+        record.marks.looked_up = at(7_000_186);
+        record.cache_waited = Duration::from_secs(2);
+        record.marks.sent = at(9_000_000);
+        record.marks.settling = at(9_500_000);
+        record.marks.settled = at(9_500_030);
+        record.marks.closed = Duration::from_secs(10);
+        let found: Vec<(&str, u128)> = overhead(&record).map(|(phase, took)| (phase, took.as_micros())).collect();
+        let expected = [
+            ("auth", 10),
+            ("door", 5),
+            ("route", 20),
+            ("measure", 100),
+            ("admit", 50),
+            ("cache", 1),
+            ("settle", 30),
+            ("total", 216),
+        ];
+        assert_eq!(found, expected);
+    }
 }
