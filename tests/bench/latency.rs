@@ -3,6 +3,7 @@
 
 use std::collections::VecDeque;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
@@ -15,16 +16,26 @@ use super::report::{Rounds, Spread};
 use super::serving::Gateway;
 
 const ROUNDS: usize = 7;
-/// Of each answer.
-const TOKENS: u32 = 64;
-/// Length of prompts in words, and how many of ten have it.
-const PROMPTS: [(usize, usize); 3] = [(8, 7), (150, 2), (600, 1)];
+/// An answer of about 50 tokens, nearly each an event of its own, after which the model stops by itself.
+const QUESTION: &str = "Count up from 88 to 99.";
+const EVENTS_MIN: usize = 32;
+/// Earlier turns of chats, and how many of ten have so many: prompts of about 20, 250 and 1,000 tokens.
+const CHATS: [(usize, usize); 3] = [(0, 7), (4, 2), (16, 1)];
 /// Clients that ask again at once keep the engine full.
 const SATURATING: usize = 32;
-const SATURATED: usize = 320;
-const ALONE: usize = 60;
+/// Until then they find each other; what is answered within the time after it counts.
+const RAMP: Duration = Duration::from_secs(1);
+const SATURATED: Duration = Duration::from_secs(3);
+const ALONE: usize = 300;
 const HALF_LOAD: Duration = Duration::from_secs(6);
 const QUANTILES: [(&str, f64); 3] = [("p50", 0.50), ("p95", 0.95), ("p99", 0.99)];
+/// What is shown of time to first token, (last event − first event) / (events − 1) of an answer, and every single gap
+/// between two events. Of the last only the tail: events that come in one read have no gap.
+const SHOWN: [(&str, &[&str]); 3] = [
+    ("TTFT", &["p50", "p95", "p99"]),
+    ("ITL, mean of an answer,", &["p50", "p95", "p99"]),
+    ("ITL, every gap,", &["p99"]),
+];
 
 /// Appends its figures to the table of serving.
 pub fn measure(gateway: &Gateway, table: &mut Vec<(String, Spread)>) {
@@ -42,17 +53,15 @@ pub fn measure(gateway: &Gateway, table: &mut Vec<(String, Spread)>) {
             rounds.0.push(Value::Object(figures));
         }
     }
-    for kind in ["TTFT", "ITL"] {
-        for (quantile, _) in QUANTILES {
+    for (kind, quantiles) in SHOWN {
+        for quantile in quantiles {
             let figure = |load: &str| format!("{load} {kind} {quantile}");
-            table.push((
-                format!("{kind} {quantile}, half load / alone"),
-                rounds.over(&figure("half"), &figure("alone")),
-            ));
+            let both = rounds.over(&figure("half"), &figure("alone"));
+            table.push((format!("{kind} {quantile}: half load / alone"), both));
             table.push((format!("{kind} {quantile} at half load, ms"), rounds.of(&figure("half"))));
         }
     }
-    table.push((format!("answers of {TOKENS} tokens a second when saturated"), rounds.of("capacity")));
+    table.push(("answers of about 50 tokens a second when saturated".to_owned(), rounds.of("capacity")));
 }
 
 /// The requests that are asked in turn.
@@ -60,13 +69,18 @@ struct Mix(Vec<Request>);
 
 impl Mix {
     fn new(key: &str) -> Mix {
-        let request = |words: usize| {
-            let content = "one two three four five six ".repeat(words / 6 + 1);
-            let body = json!({"model": "assistant", "temperature": 0, "stream": true, "max_tokens": TOKENS, "ignore_eos": true,
-                              "messages": [{"role": "user", "content": content}]});
+        let request = |turns: usize| {
+            let earlier = [
+                json!({"role": "user", "content": "Count up from 20 to 31."}),
+                json!({"role": "assistant", "content": "20, 21, 22, 23, 24, 25, 26, 27, 28, 29, 30, 31"}),
+            ];
+            let mut messages: Vec<Value> = (0..turns).flat_map(|_| earlier.clone()).collect();
+            messages.push(json!({"role": "user", "content": QUESTION}));
+            let body =
+                json!({"model": "assistant", "temperature": 0, "stream": true, "max_tokens": 64, "messages": messages});
             load::post(&body.to_string(), key)
         };
-        Mix(PROMPTS.iter().flat_map(|(words, count)| (0..*count).map(|_| request(*words))).collect())
+        Mix(CHATS.iter().flat_map(|(turns, count)| (0..*count).map(|_| request(*turns))).collect())
     }
 
     /// Scattered, so that long prompts do not come in a row.
@@ -79,18 +93,22 @@ impl Mix {
 #[derive(Default)]
 struct Seen {
     first: Vec<f64>,
+    means: Vec<f64>,
     gaps: Vec<f64>,
 }
 
 impl Seen {
     fn add(&mut self, began: Instant, events: &[Instant]) {
-        assert!(events.len() > 1, "an answer without text");
+        assert!(events.len() >= EVENTS_MIN, "an answer of {} events", events.len());
+        let all = (events[events.len() - 1] - events[0]).as_secs_f64();
         self.first.push((events[0] - began).as_secs_f64());
+        self.means.push(all / (events.len() - 1) as f64);
         self.gaps.extend(events.windows(2).map(|pair| (pair[1] - pair[0]).as_secs_f64()));
     }
 
+    /// Milliseconds.
     fn note(mut self, load: &str, figures: &mut Map<String, Value>) {
-        for (kind, values) in [("TTFT", &mut self.first), ("ITL", &mut self.gaps)] {
+        for ((kind, _), values) in SHOWN.iter().zip([&mut self.first, &mut self.means, &mut self.gaps]) {
             values.sort_by(f64::total_cmp);
             for (name, quantile) in QUANTILES {
                 let at = ((values.len() - 1) as f64 * quantile).round() as usize;
@@ -102,28 +120,26 @@ impl Seen {
 
 /// Answers a second while so many clients ask without a pause.
 async fn saturate(gateway: &Gateway, mix: &Arc<Mix>) -> f64 {
-    let next = Arc::new(Mutex::new(0));
-    let began = Instant::now();
+    let (next, done) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)));
+    let end = Instant::now() + RAMP + SATURATED;
     let mut clients = JoinSet::new();
     for _ in 0..SATURATING {
-        let (mix, next, address) = (mix.clone(), next.clone(), gateway.process.address);
+        let (mix, next, done, address) = (mix.clone(), next.clone(), done.clone(), gateway.process.address);
         clients.spawn(async move {
             let mut client = Client::connect(address).await;
-            loop {
-                let number = {
-                    let mut next = next.lock();
-                    *next += 1;
-                    *next
-                };
-                if number > SATURATED {
-                    return;
-                }
-                client.stream(mix.nth(number)).await;
+            while Instant::now() < end {
+                client.stream(mix.nth(next.fetch_add(1, Ordering::Relaxed))).await;
+                done.fetch_add(1, Ordering::Relaxed);
             }
         });
     }
+    tokio::time::sleep(RAMP).await;
+    let (began, before) = (Instant::now(), done.load(Ordering::Relaxed));
+    tokio::time::sleep_until(end.into()).await;
+    let answers = done.load(Ordering::Relaxed) - before;
+    let rate = answers as f64 / began.elapsed().as_secs_f64();
     clients.join_all().await;
-    SATURATED as f64 / began.elapsed().as_secs_f64()
+    rate
 }
 
 async fn alone(gateway: &Gateway, mix: &Mix) -> Seen {
@@ -140,6 +156,10 @@ async fn alone(gateway: &Gateway, mix: &Mix) -> Seen {
 /// A Poisson process: the time between two arrivals is exponential. A request's time counts from when it was due.
 async fn arrive(gateway: &Gateway, mix: &Arc<Mix>, per_second: f64, seed: u64) -> Seen {
     let idle: Arc<Mutex<VecDeque<Client>>> = Arc::default();
+    for _ in 0..SATURATING {
+        let client = Client::connect(gateway.process.address).await;
+        idle.lock().push_back(client);
+    }
     let (sender, mut arrivals) = mpsc::unbounded_channel();
     // A thread of its own: tokio's timers are a millisecond wide.
     let clock = std::thread::spawn(move || {

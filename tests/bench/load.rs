@@ -13,6 +13,7 @@ use tokio::net::TcpStream;
 
 use super::origin::Manner;
 
+const GOOD: &[u8] = b"HTTP/1.1 200 ";
 /// What every event with text has.
 const TEXT: &[u8] = b"\"delta\":{\"content\":\"";
 /// As large as a short conversation.
@@ -21,18 +22,20 @@ const BODY_BYTES: usize = 1 << 10;
 /// Stands in a request where each one gets a number of its own, of as many digits.
 const NUMBER: &str = "########";
 
+/// No two requests of this process have the same.
+static NUMBERS: AtomicUsize = AtomicUsize::new(0);
+
 /// A request as bytes. No two are the same if it has a place for a number.
 pub struct Request {
     bytes: Vec<u8>,
     number_at: Option<usize>,
-    next: AtomicUsize,
 }
 
 impl Request {
     fn next(&self) -> Cow<'_, [u8]> {
         let Some(at) = self.number_at else { return Cow::Borrowed(&self.bytes) };
         let mut bytes = self.bytes.clone();
-        let number = self.next.fetch_add(1, Ordering::Relaxed);
+        let number = NUMBERS.fetch_add(1, Ordering::Relaxed);
         bytes[at..at + NUMBER.len()].copy_from_slice(format!("{number:0width$}", width = NUMBER.len()).as_bytes());
         Cow::Owned(bytes)
     }
@@ -65,7 +68,7 @@ pub fn post(body: &str, key: &str) -> Request {
         body.len()
     )
     .into_bytes();
-    Request { number_at: memmem::find(&bytes, NUMBER.as_bytes()), bytes, next: AtomicUsize::new(0) }
+    Request { number_at: memmem::find(&bytes, NUMBER.as_bytes()), bytes }
 }
 
 /// So many answers for so many clients at once. Says how often something arrived.
@@ -135,6 +138,7 @@ impl Client {
         let (mut events, mut seen) = (Vec::new(), 0);
         while !self.got.ends_with(b"\r\n0\r\n\r\n") {
             self.read().await;
+            self.check();
             let now = Instant::now();
             // One that is cut in two counts once all of its name is there.
             let new = memmem::find_iter(&self.got[seen..], TEXT).count();
@@ -143,7 +147,6 @@ impl Client {
                 seen += last + TEXT.len();
             }
         }
-        self.check();
         events
     }
 
@@ -152,12 +155,13 @@ impl Client {
         self.stream.write_all(&request.next()).await.unwrap();
         while memmem::find(&self.got, b"data: ").is_none() {
             self.read().await;
+            self.check();
         }
-        self.check();
     }
 
+    /// Who is refused would wait for ever for an answer.
     fn check(&self) {
-        let is_good = self.got.starts_with(b"HTTP/1.1 200 ");
+        let is_good = self.got.starts_with(GOOD) || GOOD.starts_with(&self.got);
         assert!(is_good, "an answer that was not asked for: {}", String::from_utf8_lossy(&self.got));
     }
 

@@ -14,8 +14,17 @@ mod serving;
 mod upstream;
 
 use std::path::Path;
+use std::time::Duration;
+
+/// Whatever hangs, it ends.
+const PATIENCE: Duration = Duration::from_secs(3600);
 
 fn main() {
+    std::thread::spawn(|| {
+        std::thread::sleep(PATIENCE);
+        eprintln!("the benchmark did not end within {PATIENCE:?}");
+        std::process::exit(1);
+    });
     let root = Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/.."));
     let part = std::env::args().nth(1);
     let is_asked = |name: &str| part.as_deref().is_none_or(|part| part == name);

@@ -1,6 +1,7 @@
 //! The server behind every proxy that is measured: it answers at once, with bytes that are made beforehand.
 
 use std::net::SocketAddr;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use memchr::memmem;
@@ -45,6 +46,13 @@ impl Manner {
             |manner: &&Manner| memmem::find(body, format!(r#""model":"{}""#, manner.model()).as_bytes()).is_some();
         *Manner::ALL.iter().find(named).expect("a request names one of the models")
     }
+}
+
+/// Requests that it has answered.
+static ANSWERED: AtomicUsize = AtomicUsize::new(0);
+
+pub fn answered() -> usize {
+    ANSWERED.load(Ordering::Relaxed)
 }
 
 struct Answers {
@@ -123,6 +131,7 @@ async fn converse(mut stream: TcpStream, answers: &Answers) -> std::io::Result<(
                 return Ok(());
             }
         };
+        ANSWERED.fetch_add(1, Ordering::Relaxed);
         match Manner::of(&got[..length]) {
             Manner::Whole => stream.write_all(&answers.whole).await?,
             Manner::Burst => stream.write_all(&answers.burst).await?,

@@ -1,5 +1,7 @@
 //! The processes that are measured: the gateway, pingora with nothing on top, nginx.
 
+use std::collections::HashMap;
+use std::ffi::OsString;
 use std::fs::File;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
@@ -7,6 +9,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
+use parking_lot::Mutex;
 use serde_json::Value;
 
 const START: Duration = Duration::from_secs(30);
@@ -14,6 +17,8 @@ const START: Duration = Duration::from_secs(30);
 /// A process that serves; it ends with this value.
 pub struct Process {
     child: Child,
+    /// Nanoseconds of each thread that was ever seen: those that have ended have worked too.
+    threads: Mutex<HashMap<OsString, u64>>,
     /// Its configuration and data.
     _folder: tempfile::TempDir,
     pub address: SocketAddr,
@@ -43,7 +48,7 @@ impl Process {
         });
         let address = run["data"].as_str().unwrap().parse().unwrap();
         let key = std::fs::read_to_string(data_dir.join("quickstart.key")).unwrap();
-        (Process { child, _folder: folder, address, ready: began.elapsed() }, key)
+        (Process { child, threads: Mutex::default(), _folder: folder, address, ready: began.elapsed() }, key)
     }
 
     pub fn bare(origin: SocketAddr) -> Process {
@@ -58,7 +63,13 @@ impl Process {
         let mut line = String::new();
         BufReader::new(child.stdout.take().unwrap()).read_line(&mut line).unwrap();
         let address = line.trim().parse().unwrap();
-        Process { child, _folder: tempfile::tempdir().unwrap(), address, ready: began.elapsed() }
+        Process {
+            child,
+            threads: Mutex::default(),
+            _folder: tempfile::tempdir().unwrap(),
+            address,
+            ready: began.elapsed(),
+        }
     }
 
     pub fn nginx(origin: SocketAddr) -> Process {
@@ -78,7 +89,7 @@ impl Process {
             .spawn()
             .unwrap_or_else(|error| panic!("nginx: {error}; tools/setup.sh bench installs it"));
         until(began, &folder.path().join("error.log"), || TcpStream::connect(address).ok());
-        Process { child, _folder: folder, address, ready: began.elapsed() }
+        Process { child, threads: Mutex::default(), _folder: folder, address, ready: began.elapsed() }
     }
 
     /// SMG, a gateway in Rust, with one key to check and its metrics on.
@@ -98,12 +109,14 @@ impl Process {
             .spawn()
             .unwrap_or_else(|error| panic!("smg: {error}; tools/setup.sh bench installs it"));
         until(began, &complaints, || is_ready(address).ok()?.then_some(()));
-        Process { child, _folder: folder, address, ready: began.elapsed() }
+        Process { child, threads: Mutex::default(), _folder: folder, address, ready: began.elapsed() }
     }
 
     /// User and system time, from the kernel's scheduler accounting (nanoseconds) of every thread.
     pub fn cpu(&self) -> Duration {
-        cpu(self.child.id())
+        let mut threads = self.threads.lock();
+        threads.extend(threads_cpu(self.child.id()));
+        Duration::from_nanos(threads.values().sum())
     }
 
     /// The same, once it does nothing any more: what it puts off until later is work for the requests too.
@@ -144,11 +157,15 @@ impl Drop for Process {
 }
 
 pub fn cpu(pid: u32) -> Duration {
+    Duration::from_nanos(threads_cpu(pid).map(|(_, nanos)| nanos).sum())
+}
+
+fn threads_cpu(pid: u32) -> impl Iterator<Item = (OsString, u64)> {
     let tasks = std::fs::read_dir(format!("/proc/{pid}/task")).unwrap();
-    let nanos = tasks.flatten().filter_map(|task| {
-        std::fs::read_to_string(task.path().join("schedstat")).ok()?.split(' ').next()?.parse::<u64>().ok()
-    });
-    Duration::from_nanos(nanos.sum())
+    tasks.flatten().filter_map(|task| {
+        let stat = std::fs::read_to_string(task.path().join("schedstat")).ok()?;
+        Some((task.file_name(), stat.split(' ').next()?.parse().ok()?))
+    })
 }
 
 /// Where nginx is, also for who is not root.

@@ -147,11 +147,11 @@ impl Gateway {
     /// CPU time of the gateway's process for one request, over many on one connection.
     fn cpu_us(&self, request: &[u8]) -> f64 {
         let mut connection = Connection::open(self.process.address);
-        let before = self.process.cpu();
+        let before = self.process.cpu_at_rest();
         for _ in 0..SMALL_REQUESTS {
             connection.ask(request);
         }
-        (self.process.cpu() - before).as_secs_f64() * 1e6 / SMALL_REQUESTS as f64
+        (self.process.cpu_at_rest() - before).as_secs_f64() * 1e6 / SMALL_REQUESTS as f64
     }
 }
 
@@ -205,6 +205,7 @@ impl Connection {
 /// The same model in transformers, on the same cores: one batch, in a process of its own and without HTTP.
 struct Transformers {
     child: Child,
+    complaints: tempfile::NamedTempFile,
     asked: ChildStdin,
     told: BufReader<ChildStdout>,
     /// How it was fastest, by batch size.
@@ -213,24 +214,30 @@ struct Transformers {
 
 impl Transformers {
     fn start(root: &Path) -> Transformers {
+        let complaints = tempfile::NamedTempFile::new().unwrap();
         let mut child = Command::new(process::peer("python"))
             .arg(root.join("tests/bench/peers/generate.py"))
             .arg(root.join("models/glimmer-2"))
             .arg(PROMPT)
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
-            .stderr(Stdio::null())
+            .stderr(complaints.reopen().unwrap())
             .spawn()
             .expect("tools/setup.sh bench installs what the gateway is measured beside");
         let (asked, told) = (child.stdin.take().unwrap(), BufReader::new(child.stdout.take().unwrap()));
-        Transformers { child, asked, told, ways: json!({}) }
+        Transformers { child, complaints, asked, told, ways: json!({}) }
     }
 
     fn tokens_per_s(&mut self, clients: usize) -> f64 {
-        writeln!(self.asked, "{}", json!({"clients": clients, "tokens": TOKENS})).unwrap();
         let mut line = String::new();
-        self.told.read_line(&mut line).unwrap();
-        let told: Value = serde_json::from_str(&line).expect("transformers answers in JSON");
+        let told = writeln!(self.asked, "{}", json!({"clients": clients, "tokens": TOKENS}))
+            .and_then(|()| self.told.read_line(&mut line))
+            .map_err(serde_json::Error::io)
+            .and_then(|_| serde_json::from_str::<Value>(&line));
+        let told = told.unwrap_or_else(|error| {
+            let complaints = std::fs::read_to_string(self.complaints.path()).unwrap_or_default();
+            panic!("transformers says nothing ({error}): {complaints}")
+        });
         self.ways[clients.to_string()] = told["way"].clone();
         clients as f64 * f64::from(TOKENS) / told["seconds"].as_f64().unwrap()
     }

@@ -78,7 +78,11 @@ pub fn run(root: &Path) {
         for subject in subjects.iter().filter(|subject| subject.kind == "gateway") {
             for (name, is_numbered) in CACHED {
                 let request = load::to(KEPT, false, is_numbered, &subject.key);
+                let before = origin::answered();
                 subject.measure(&executor, (name, request, CACHED_CLIENTS, CACHED_ANSWERS, 1), &mut round);
+                let asked = origin::answered() - before;
+                let is_what_it_says = if is_numbered { asked == CACHED_ANSWERS } else { asked <= 1 };
+                assert!(is_what_it_says, "{name}: the origin was asked {asked} times");
             }
         }
         (Value::Object(round), machine.others(&subjects))
@@ -132,6 +136,7 @@ pub fn run(root: &Path) {
     for (name, _) in CACHED {
         table.push((format!("gateway: CPU µs per {name}"), rounds.of(&cpu("gateway", name))));
         table.push((format!("gateway: answers a second, {name}"), rounds.of(&rate("gateway", name))));
+        table.push((format!("gateway: share of its core, {name}"), rounds.of(&busy("gateway", name))));
     }
     idle_memory(&executor, origin, &mut table);
     let facts = json!({
