@@ -62,6 +62,8 @@ struct Answers {
     end: Vec<u8>,
     /// All of a stream.
     burst: Vec<u8>,
+    /// To whoever wants to know first what is served here.
+    models: Vec<u8>,
 }
 
 impl Answers {
@@ -71,10 +73,6 @@ impl Answers {
             "choices": [{"index": 0, "message": {"role": "assistant", "content": "The quick brown fox jumps over it."},
                          "finish_reason": "stop"}], "usage": usage})
         .to_string();
-        let whole = format!(
-            "HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: {}\r\n\r\n{body}",
-            body.len()
-        );
         // The last line tells nginx that events must not wait for each other.
         let head = b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\nx-accel-buffering: no\r\n\r\n".to_vec();
         let events: Vec<_> = (0..EVENTS).map(|_| chunk(&event(json!({"content": " word"}), None))).collect();
@@ -82,7 +80,9 @@ impl Answers {
         last["usage"] = usage;
         let end = [chunk(&last), framed("data: [DONE]\n\n"), b"0\r\n\r\n".to_vec()].concat();
         let burst = [head.clone(), events.concat(), end.clone()].concat();
-        Answers { whole: whole.into_bytes(), head, events, end, burst }
+        let models = Manner::ALL.map(|manner| json!({"id": manner.model(), "object": "model"}));
+        let models = json!({"object": "list", "data": models}).to_string();
+        Answers { whole: document(&body), head, events, end, burst, models: document(&models) }
     }
 }
 
@@ -90,6 +90,11 @@ fn event(delta: Value, finish: Option<&str>) -> Value {
     json!({"id": "chatcmpl-9f8e7d6c5b4a", "object": "chat.completion.chunk", "created": 1_760_000_000, "model": "origin",
            "system_fingerprint": "fp_0123456789", "usage": null,
            "choices": [{"index": 0, "delta": delta, "logprobs": null, "finish_reason": finish}]})
+}
+
+fn document(json: &str) -> Vec<u8> {
+    let length = json.len();
+    format!("HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: {length}\r\n\r\n{json}").into_bytes()
 }
 
 fn chunk(value: &Value) -> Vec<u8> {
@@ -131,6 +136,11 @@ async fn converse(mut stream: TcpStream, answers: &Answers) -> std::io::Result<(
                 return Ok(());
             }
         };
+        if got.starts_with(b"GET ") {
+            stream.write_all(&answers.models).await?;
+            got.drain(..length);
+            continue;
+        }
         ANSWERED.fetch_add(1, Ordering::Relaxed);
         match Manner::of(&got[..length]) {
             Manner::Whole => stream.write_all(&answers.whole).await?,
@@ -157,6 +167,6 @@ async fn converse(mut stream: TcpStream, answers: &Answers) -> std::io::Result<(
 /// The length of the first request, once all of it is there.
 fn whole_request(got: &[u8]) -> Option<usize> {
     let head = memmem::find(got, b"\r\n\r\n")? + 4;
-    let whole = head + load::content_length(&got[..head])?;
+    let whole = head + load::content_length(&got[..head]).unwrap_or(0);
     (got.len() >= whole).then_some(whole)
 }

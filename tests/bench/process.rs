@@ -3,10 +3,10 @@
 use std::collections::HashMap;
 use std::ffi::OsString;
 use std::fs::File;
-use std::io::{BufRead, BufReader, Read, Write};
+use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
-use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::path::PathBuf;
+use std::process::{Child, Command};
 use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
@@ -30,86 +30,86 @@ impl Process {
     /// a key.
     pub fn gateway(folder: tempfile::TempDir) -> (Process, String) {
         let data_dir = folder.path().join("data");
-        let binary = beside("glassgate");
-        let complaints = folder.path().join("stderr");
-        let began = Instant::now();
-        let child = Command::new(&binary)
+        let mut command = Command::new(beside("glassgate"));
+        command
             .args(["serve", "--listen", "127.0.0.1:0", "--admin", "127.0.0.1:0", "--config"])
             .arg(folder.path().join("configs/gateway.toml"))
             .arg("--data-dir")
-            .arg(&data_dir)
-            .stdout(Stdio::null())
-            .stderr(File::create(&complaints).unwrap())
-            .spawn()
-            .unwrap_or_else(|error| panic!("{}: {error}", binary.display()));
-        let run = until(began, &complaints, || {
-            let bytes = std::fs::read(data_dir.join("run.json")).ok()?;
-            serde_json::from_slice::<Value>(&bytes).ok()
+            .arg(&data_dir);
+        let process = Process::start(command, folder, || {
+            let run: Value = serde_json::from_slice(&std::fs::read(data_dir.join("run.json")).ok()?).ok()?;
+            Some(run["data"].as_str()?.parse().unwrap())
         });
-        let address = run["data"].as_str().unwrap().parse().unwrap();
         let key = std::fs::read_to_string(data_dir.join("quickstart.key")).unwrap();
-        (Process { child, threads: Mutex::default(), _folder: folder, address, ready: began.elapsed() }, key)
+        (process, key)
     }
 
     pub fn bare(origin: SocketAddr) -> Process {
-        let binary = beside("examples/bare");
-        let began = Instant::now();
-        let mut child = Command::new(&binary)
-            .arg(origin.to_string())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::null())
-            .spawn()
-            .unwrap_or_else(|error| panic!("{}: {error}", binary.display()));
-        let mut line = String::new();
-        BufReader::new(child.stdout.take().unwrap()).read_line(&mut line).unwrap();
-        let address = line.trim().parse().unwrap();
-        Process {
-            child,
-            threads: Mutex::default(),
-            _folder: tempfile::tempdir().unwrap(),
-            address,
-            ready: began.elapsed(),
-        }
+        let folder = tempfile::tempdir().unwrap();
+        let told = folder.path().join("stdout");
+        let mut command = Command::new(beside("examples/bare"));
+        command.arg(origin.to_string());
+        Process::start(command, folder, || std::fs::read_to_string(&told).ok()?.strip_suffix('\n')?.parse().ok())
     }
 
     pub fn nginx(origin: SocketAddr) -> Process {
         let folder = tempfile::tempdir().unwrap();
-        // nginx cannot tell which port it was given.
-        let address = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+        let address = free_address();
         let config = include_str!("nginx.conf");
         let config = config.replace("{address}", &address.to_string()).replace("{origin}", &origin.to_string());
         std::fs::write(folder.path().join("nginx.conf"), config).unwrap();
-        let began = Instant::now();
-        let child = Command::new("nginx")
-            .env("PATH", path())
-            .args(["-e", "error.log", "-c", "nginx.conf", "-p"])
-            .arg(folder.path())
-            .stdout(Stdio::null())
-            .stderr(Stdio::null())
-            .spawn()
-            .unwrap_or_else(|error| panic!("nginx: {error}; tools/setup.sh bench installs it"));
-        until(began, &folder.path().join("error.log"), || TcpStream::connect(address).ok());
-        Process { child, threads: Mutex::default(), _folder: folder, address, ready: began.elapsed() }
+        let mut command = Command::new("nginx");
+        command.env("PATH", path()).args(["-e", "stderr", "-c", "nginx.conf", "-p"]).arg(folder.path());
+        Process::start(command, folder, || TcpStream::connect(address).ok().map(|_| address))
     }
 
     /// SMG, a gateway in Rust, with one key to check and its metrics on.
     pub fn smg(origin: SocketAddr, key: &str) -> Process {
-        let folder = tempfile::tempdir().unwrap();
-        let free = || TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
-        let (address, metrics) = (free(), free());
-        let complaints = folder.path().join("stderr");
-        let began = Instant::now();
-        let child = Command::new(peer("smg"))
+        let (address, metrics) = (free_address(), free_address());
+        let mut command = Command::new(peer("smg"));
+        command
             .args(["launch", "--backend", "openai", "--log-level", "error", "--api-key", key])
             .args(["--host", "127.0.0.1", "--port", &address.port().to_string()])
             .args(["--prometheus-host", "127.0.0.1", "--prometheus-port", &metrics.port().to_string()])
-            .args(["--worker-urls", &format!("http://{origin}")])
-            .stdout(Stdio::null())
-            .stderr(File::create(&complaints).unwrap())
+            .args(["--worker-urls", &format!("http://{origin}")]);
+        let is_ready = || {
+            let mut stream = TcpStream::connect(address)?;
+            stream.write_all(b"GET /readiness HTTP/1.1\r\nhost: 127.0.0.1\r\nconnection: close\r\n\r\n")?;
+            let mut answer = String::new();
+            stream.read_to_string(&mut answer)?;
+            std::io::Result::Ok(answer.starts_with("HTTP/1.1 200 "))
+        };
+        Process::start(command, tempfile::tempdir().unwrap(), || is_ready().ok()?.then_some(address))
+    }
+
+    /// Starts it and waits until it says where it serves. What it prints is in its folder.
+    fn start(
+        mut command: Command,
+        folder: tempfile::TempDir,
+        mut ready: impl FnMut() -> Option<SocketAddr>,
+    ) -> Process {
+        let output = |name: &str| File::create(folder.path().join(name)).unwrap();
+        let complaints = folder.path().join("stderr");
+        let began = Instant::now();
+        let child = command
+            .stdout(output("stdout"))
+            .stderr(output("stderr"))
             .spawn()
-            .unwrap_or_else(|error| panic!("smg: {error}; tools/setup.sh bench installs it"));
-        until(began, &complaints, || is_ready(address).ok()?.then_some(()));
-        Process { child, threads: Mutex::default(), _folder: folder, address, ready: began.elapsed() }
+            .unwrap_or_else(|error| panic!("{command:?}: {error}; tools/setup.sh bench installs what is missing"));
+        let address = SocketAddr::from(([127, 0, 0, 1], 0));
+        // From here on it ends with us, also if we give up.
+        let mut process = Process { child, threads: Mutex::default(), _folder: folder, address, ready: Duration::ZERO };
+        process.address = loop {
+            if let Some(address) = ready() {
+                break address;
+            }
+            if began.elapsed() > START {
+                panic!("{command:?} does not start: {}", std::fs::read_to_string(complaints).unwrap_or_default());
+            }
+            std::thread::sleep(Duration::from_millis(1));
+        };
+        process.ready = began.elapsed();
+        process
     }
 
     /// User and system time, from the kernel's scheduler accounting (nanoseconds) of every thread.
@@ -183,22 +183,7 @@ fn beside(name: &str) -> PathBuf {
     std::env::current_exe().unwrap().parent().unwrap().parent().unwrap().join(name)
 }
 
-fn is_ready(address: SocketAddr) -> std::io::Result<bool> {
-    let mut stream = TcpStream::connect(address)?;
-    stream.write_all(b"GET /readiness HTTP/1.1\r\nhost: 127.0.0.1\r\nconnection: close\r\n\r\n")?;
-    let mut answer = String::new();
-    stream.read_to_string(&mut answer)?;
-    Ok(answer.starts_with("HTTP/1.1 200 "))
-}
-
-fn until<T>(began: Instant, complaints: &Path, mut ready: impl FnMut() -> Option<T>) -> T {
-    loop {
-        if let Some(value) = ready() {
-            return value;
-        }
-        if began.elapsed() > START {
-            panic!("a process does not start: {}", std::fs::read_to_string(complaints).unwrap_or_default());
-        }
-        std::thread::sleep(Duration::from_millis(1));
-    }
+/// For those who cannot tell which port they were given.
+fn free_address() -> SocketAddr {
+    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap()
 }

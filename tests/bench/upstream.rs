@@ -148,7 +148,7 @@ pub fn run(root: &Path) {
         "events_per_answer": EVENTS,
         "idle_streams": IDLE_STREAMS,
         "gateway": "key, limits, budget, ledger, metrics, 1 % of traces to a file, access log off",
-        "full": "the same with every trace and the access log",
+        "full": "the same with every trace and the access log, to files",
         "bare": "tests/bench/bare.rs",
         "nginx": nginx_version(),
         "smg": said(process::peer("smg").to_str().unwrap(), &["--version"]),
