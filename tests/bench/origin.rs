@@ -105,8 +105,19 @@ fn framed(data: &str) -> Vec<u8> {
     format!("{:x}\r\n{data}\r\n", data.len()).into_bytes()
 }
 
-/// Serves for ever.
-pub async fn serve(listener: TcpListener) {
+/// Serves for ever, on a thread of its own.
+pub fn start() -> SocketAddr {
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    listener.set_nonblocking(true).unwrap();
+    let address = listener.local_addr().unwrap();
+    std::thread::spawn(move || {
+        let executor = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        executor.block_on(async { serve(TcpListener::from_std(listener).unwrap()).await });
+    });
+    address
+}
+
+async fn serve(listener: TcpListener) {
     let answers: &'static Answers = Box::leak(Box::new(Answers::make()));
     loop {
         let (stream, _) = listener.accept().await.unwrap();
@@ -116,12 +127,6 @@ pub async fn serve(listener: TcpListener) {
             let _ = converse(stream, answers).await;
         });
     }
-}
-
-pub async fn bind() -> (TcpListener, SocketAddr) {
-    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let address = listener.local_addr().unwrap();
-    (listener, address)
 }
 
 async fn converse(mut stream: TcpStream, answers: &Answers) -> std::io::Result<()> {

@@ -57,11 +57,7 @@ pub fn run(root: &Path) {
     raise_files();
     pin(1);
     let executor = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-    let origin = executor.block_on(async {
-        let (listener, address) = origin::bind().await;
-        tokio::spawn(origin::serve(listener));
-        address
-    });
+    let origin = origin::start();
 
     let subjects: Vec<Subject> = KINDS.iter().map(|kind| Subject::start(kind, origin)).collect();
     let (mut rounds, mut others, mut discarded) = (Rounds::default(), Vec::new(), 0);
