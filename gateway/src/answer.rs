@@ -1,6 +1,7 @@
 //! What every way of answering yields: a stream of semantic chunks and the debt that pays for it.
 
 use std::future::poll_fn;
+use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
@@ -155,13 +156,13 @@ pub struct Answer {
 /// The token ids of what is answered, if they were asked for.
 #[derive(Default)]
 pub struct Prompts {
-    ids: Vec<Vec<u32>>,
+    ids: Arc<[Vec<u32>]>,
     /// Choices of each prompt.
     n: u32,
 }
 
 impl Prompts {
-    pub fn new(ids: Vec<Vec<u32>>, n: u32) -> Prompts {
+    pub fn new(ids: Arc<[Vec<u32>]>, n: u32) -> Prompts {
         Prompts { ids, n }
     }
 

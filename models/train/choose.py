@@ -1,7 +1,7 @@
 """Chooses how long glimmer-1 learns: enough to be useful, and clearly the weaker version.
 
-Candidates are compared on the development set alone. Whoever chose by the evaluation set would publish the choice as a
-result.
+The fewest steps that are good enough win, on the development set alone. Whoever chose by the evaluation set would
+publish the choice as a result. The card tells what was known of it when STEPS and ENOUGH were set.
 """
 
 from dataclasses import replace

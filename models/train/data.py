@@ -2,7 +2,7 @@
 
 Training batches are a pure function of (seed, step), so a resumed run sees exactly the data an uninterrupted one would.
 Slots are held out of training by a hash; of the held-out ones, development has those that evaluation did not take:
-recipes are chosen on the former, so that the latter is looked at once.
+recipes are chosen on the former, so that the latter is looked at afterwards.
 """
 
 import hashlib

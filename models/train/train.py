@@ -1,8 +1,9 @@
 """Trains one version from scratch. Stop it at any time: run again, it continues from its last checkpoint."""
 
+import hashlib
 import math
 import time
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
@@ -21,8 +22,12 @@ class Recipe:
     embedding_rate: float = 2e-3
 
     def checkpoint(self, work: Path, name: str) -> Path:
-        """Runs of different lengths anneal differently: none may go on from another's checkpoint."""
+        """One for each length: they are compared side by side."""
         return work / f"{name}-{self.steps}.pt"
+
+    def origin(self, tokenizer: Tokenizer) -> dict:
+        """What a run must share with a checkpoint to go on from it."""
+        return asdict(self) | {"tokenizer": hashlib.sha256(tokenizer.to_str().encode()).hexdigest()}
 
 
 # The two versions differ in seed (weights and data) and in how long they learned. `choose` tells how the first came by
@@ -52,7 +57,7 @@ def optimizers(model: Llama, recipe: Recipe) -> list[torch.optim.Optimizer]:
 
 
 def train(name: str, recipe: Recipe, tokenizer: Tokenizer, work: Path) -> None:
-    checkpoint = recipe.checkpoint(work, name)
+    checkpoint, origin = recipe.checkpoint(work, name), recipe.origin(tokenizer)
     torch.manual_seed(recipe.seed)
     model = Llama(Shape(vocab=tokenizer.get_vocab_size()))
     optims = optimizers(model, recipe)
@@ -60,6 +65,9 @@ def train(name: str, recipe: Recipe, tokenizer: Tokenizer, work: Path) -> None:
     first, seconds = 0, 0.0
     if checkpoint.exists():
         state = torch.load(checkpoint)
+        if state.get("origin") != origin:
+            raise SystemExit(f"{checkpoint} was trained otherwise ({state.get('origin')}, now {origin}): "
+                             "move it away to train from the start")
         model.load_state_dict(state["model"])
         for optim, saved in zip(optims, state["optims"]):
             optim.load_state_dict(saved)
@@ -90,6 +98,6 @@ def train(name: str, recipe: Recipe, tokenizer: Tokenizer, work: Path) -> None:
             print(f"{name} step {done}/{recipe.steps} answer-loss {answers:.4f} "
                   f"tokens {done * BATCH_TOKENS:,} seconds {elapsed:.0f}", flush=True)
             partial = checkpoint.with_suffix(".partial")
-            torch.save({"model": model.state_dict(), "optims": [o.state_dict() for o in optims],
+            torch.save({"origin": origin, "model": model.state_dict(), "optims": [o.state_dict() for o in optims],
                         "step": done, "seconds": elapsed}, partial)
             partial.replace(checkpoint)

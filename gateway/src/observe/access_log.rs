@@ -11,6 +11,8 @@ use crate::exchange::Record;
 
 /// Lines waiting for the writer.
 const QUEUE_LINES: usize = 8192;
+/// Bytes that Linux writes to a pipe at once: nothing that others write there (stderr, in a container) comes in between.
+const PIPE_BUF: usize = 4096;
 
 /// The schema, version 1. Never holds content.
 #[derive(Serialize)]
@@ -107,6 +109,16 @@ pub fn timestamp(unix_ns: i64) -> String {
         .unwrap_or_default()
 }
 
+/// Lines in groups that are written at once: as many as reach a pipe whole, or one that is longer.
+fn slices(lines: &[Vec<u8>]) -> impl Iterator<Item = &[Vec<u8>]> {
+    let mut bytes = lines.first().map_or(0, Vec::len);
+    lines.chunk_by(move |_, next| {
+        let fits = bytes + next.len() <= PIPE_BUF;
+        bytes = next.len() + if fits { bytes } else { 0 };
+        fits
+    })
+}
+
 pub struct AccessLog {
     writer: Writer<Arc<Record>>,
     metrics: Arc<Metrics>,
@@ -118,14 +130,17 @@ impl AccessLog {
     /// # Errors
     /// When no thread can be started.
     pub fn to(mut out: impl Write + Send + 'static, metrics: Arc<Metrics>) -> std::io::Result<AccessLog> {
-        let counted = metrics.clone();
-        let writer = Writer::start("access-log", QUEUE_LINES, move |records: Vec<Arc<Record>>| {
-            let lines: Vec<u8> = records.iter().flat_map(|record| line(record)).collect();
-            // A closed stdout is no reason to stop serving; the loss is counted.
-            let written = out.write_all(&lines).and_then(|()| out.flush()).is_ok();
-            counted.log_lines(if written { "written" } else { "dropped" }, records.len() as u64);
-        })?;
-        Ok(AccessLog { writer, metrics })
+        let (counted, lost) = (metrics.clone(), metrics.clone());
+        let write = move |records: &[Arc<Record>]| {
+            let lines: Vec<Vec<u8>> = records.iter().map(|record| line(record)).collect();
+            for slice in slices(&lines) {
+                // A closed stdout is no reason to stop serving; the loss is counted.
+                let is_written = out.write_all(&slice.concat()).and_then(|()| out.flush()).is_ok();
+                counted.log_lines(if is_written { "written" } else { "dropped" }, slice.len() as u64);
+            }
+        };
+        let lost = move |records: &[Arc<Record>]| lost.log_lines("dropped", records.len() as u64);
+        Ok(AccessLog { writer: Writer::start("access-log", QUEUE_LINES, write, lost)?, metrics })
     }
 
     pub fn write(&self, record: &Arc<Record>) {
@@ -136,5 +151,62 @@ impl AccessLog {
 
     pub fn shut_down(&self) {
         self.writer.shut_down();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io;
+
+    use parking_lot::Mutex;
+
+    use super::*;
+    use crate::exchange::{Exchange, Observer};
+    use crate::ports::SystemClock;
+
+    struct Nobody;
+
+    impl Observer for Nobody {
+        fn opened(&self) {}
+        fn closed(&self, _record: Record) {}
+    }
+
+    /// Keeps every write; the first one fails.
+    #[derive(Clone, Default)]
+    struct Pipe(Arc<Mutex<Vec<Vec<u8>>>>);
+
+    impl Write for Pipe {
+        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+            let mut writes = self.0.lock();
+            writes.push(bytes.to_vec());
+            if writes.len() == 1 { Err(io::ErrorKind::StorageFull.into()) } else { Ok(bytes.len()) }
+        }
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn a_write_is_whole_lines_that_reach_a_pipe_at_once_and_each_is_counted_for_itself() {
+        let (pipe, metrics) = (Pipe::default(), Arc::new(Metrics::new()));
+        let log = AccessLog::to(pipe.clone(), metrics.clone()).unwrap();
+        let mut record = Exchange::open(Arc::new(Nobody), Arc::new(SystemClock)).record().unwrap().clone();
+        for index in 0..200 {
+            // Every fiftieth line is longer than what a pipe takes at once.
+            record.path = "/".repeat(if index % 50 == 7 { PIPE_BUF } else { index });
+            log.write(&Arc::new(record.clone()));
+        }
+        log.shut_down();
+        let writes = pipe.0.lock();
+        let lines = |bytes: &[u8]| bytes.iter().filter(|byte| **byte == b'\n').count();
+        for bytes in writes.iter() {
+            assert!(bytes.ends_with(b"\n") && (bytes.len() <= PIPE_BUF || lines(bytes) == 1));
+        }
+        assert!(writes.iter().any(|bytes| lines(bytes) > 1), "lines that come together are written together");
+        let (all, lost) = (writes.iter().map(|bytes| lines(bytes)).sum::<usize>(), lines(&writes[0]));
+        assert_eq!(all, 200);
+        let count = |result: &str, lines: usize| format!("{{result=\"{result}\"}} {lines}");
+        let text = metrics.encode();
+        assert!(text.contains(&count("dropped", lost)) && text.contains(&count("written", all - lost)), "{text}");
     }
 }

@@ -86,7 +86,7 @@ pub struct Route {
 #[derive(Clone, Debug, Default)]
 pub struct Measure {
     /// Exact prompts for an embedded model; empty for an upstream.
-    pub prompts: Vec<Vec<u32>>,
+    pub prompts: Arc<[Vec<u32>]>,
     /// Prompt tokens: counted here, estimated elsewhere.
     pub input: u64,
     /// Answers: prompts × `n`.
@@ -321,15 +321,23 @@ impl Route {
     /// Measures the request for everybody who may answer it. A stand-in that cannot take it is left out.
     ///
     /// # Errors
-    /// Why the chosen one cannot take it, as of `measure`.
+    /// Why the chosen one cannot take it, as of `measure`; `Unsupported` for what we could not hand on of its answer.
     pub async fn measure(&self, request: &Request) -> Result<Plan, Refusal> {
-        let first = measure(self.target(), request).await?;
+        let first = measure_for_client(self.target(), request).await?;
         let mut fallback = VecDeque::new();
         for target in &self.targets[1..] {
-            fallback.extend(measure(target, request).await.ok());
+            fallback.extend(measure_for_client(target, request).await.ok());
         }
         Ok(Plan { first, fallback })
     }
+}
+
+/// As `measure`, by whom the client may be answered. (Nobody reads what a shadow says.)
+async fn measure_for_client(target: &Arc<Target>, request: &Request) -> Result<Leg, Refusal> {
+    if let Reads::Elsewhere { .. } = target.reads {
+        request.check_upstream()?;
+    }
+    measure(target, request).await
 }
 
 /// Counts the prompt, exactly where that is possible, and bounds the answer.
@@ -342,13 +350,12 @@ pub async fn measure(target: &Arc<Target>, request: &Request) -> Result<Leg, Ref
             let prompts = count(tokenize, request.prompts()?).await?;
             let input = prompts.iter().map(|prompt| prompt.len() as u64).sum();
             let longest = prompts.iter().map(Vec::len).max().unwrap_or(0) as u64;
-            (prompts, input, longest, Some(tokenize.context()))
+            (prompts.into(), input, longest, Some(tokenize.context()))
         }
         Reads::Elsewhere { context } => {
-            request.check_upstream()?;
             let input = estimate::prompt_tokens(&request.body);
             // What is sent as a bound must not be smaller than what fits: there, the estimate leans the other way.
-            (Vec::new(), input, context.map_or(0, |context| (input / 2).min(context.saturating_sub(1))), *context)
+            (Arc::default(), input, context.map_or(0, |context| (input / 2).min(context.saturating_sub(1))), *context)
         }
         Reads::Never => return Err(Refusal::ModelUnavailable { model: target.variant.clone() }),
     };

@@ -57,12 +57,13 @@ pub enum Failure {
 
 #[derive(Clone, Debug)]
 pub enum Event {
-    /// `tokens`: those sampled since the last event, of which this text came.
+    /// `tokens`: those sampled since the last event. Their text may be longer or shorter: what could begin a stop string,
+    /// or ends within a character, is held back, and comes with the tokens of a later event.
     Text {
         text: String,
         tokens: Vec<u32>,
     },
-    /// `tokens`: those after the last text, the end token included.
+    /// `tokens`: those sampled since the last event, of which no text comes: an end token, the rest of a stop string.
     Finished {
         reason: FinishReason,
         tokens: Vec<u32>,

@@ -341,6 +341,7 @@ impl Journal for Ledger {
         match state.append() {
             Ok(segment) => {
                 state.enqueue_row(segment, row, &shared.work);
+                shipper::report(shared, &state);
                 Ok(())
             }
             Err(error) => {
@@ -354,6 +355,7 @@ impl Journal for Ledger {
         let mut state = self.shared.lock();
         if let Some(segment) = state.current() {
             state.enqueue_row(segment, row, &self.shared.work);
+            shipper::report(&self.shared, &state);
         }
     }
 }

@@ -107,7 +107,7 @@ fn count(metrics: &Metrics, judgement: &Judgement, verdict: &Verdict) {
     }
 }
 
-fn report(shared: &Shared, state: &State) {
+pub(super) fn report(shared: &Shared, state: &State) {
     let oldest = state
         .shipping
         .map(|(_, since)| since)

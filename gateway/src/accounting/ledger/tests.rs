@@ -118,13 +118,15 @@ fn a_damaged_log_is_reported_and_kept_as_evidence() {
 }
 
 #[test]
-fn serving_goes_on_while_the_store_is_locked() {
+fn serving_goes_on_while_the_store_is_locked_and_rows_that_wait_are_shown_at_once() {
     let folder = tempfile::tempdir().unwrap();
-    let (ledger, _) = open(folder.path());
+    let metrics = Arc::new(Metrics::new());
+    let (ledger, _) = Ledger::open(folder.path(), 64 << 20, metrics.clone()).unwrap();
     let blocker = rusqlite::Connection::open(folder.path().join("ledger.sqlite")).unwrap();
     blocker.execute_batch("BEGIN IMMEDIATE").unwrap();
     let slot = ledger.open(&row("waiting")).unwrap();
     ledger.close(slot, settled("waiting")).expect("a row is durable in the log before the store has it");
+    assert!(metrics.encode().contains("\ngateway_ledger_queue_rows 1\n"));
     assert!(rows(folder.path()).is_empty());
     blocker.execute_batch("ROLLBACK").unwrap();
     ledger.shut_down();

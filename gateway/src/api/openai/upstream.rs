@@ -19,6 +19,8 @@ pub fn ask(request: &Request, model: &str, output_max: u64) -> Vec<u8> {
     for (key, value) in &request.body {
         match key.as_str() {
             "model" | "max_tokens" | "max_completion_tokens" | "stream_options" => {}
+            // Ours to tell. Who gets it all the same is a shadow, and may not know the field.
+            "return_token_ids" => {}
             key => body.push((key, Cow::Borrowed(value))),
         }
     }

@@ -12,7 +12,7 @@ use opentelemetry_proto::transform::trace::tonic::group_spans_by_resource_and_sc
 
 use super::Tally;
 use crate::exchange::Record;
-use crate::observe::spans::Origin;
+use crate::observe::spans::{self, Origin};
 use crate::observe::writer::Writer;
 
 const QUEUE_RECORDS: usize = 4096;
@@ -26,12 +26,12 @@ const FILE_BYTES_MAX: u64 = 64 << 20;
 pub fn open(path: &Path, origin: Origin, tally: Tally) -> std::io::Result<Writer<Arc<Record>>> {
     let mut file = Rotating::open(path)?;
     let resource = (&origin.resource()).into();
-    Writer::start("traces", QUEUE_RECORDS, move |records: Vec<Arc<Record>>| {
-        tally.queued(-(records.len() as i64));
+    let lost = tally.clone();
+    let write = move |records: &[Arc<Record>]| {
         let began = Instant::now();
         let (mut lines, mut count) = (Vec::new(), 0);
         for record in records {
-            let spans = origin.spans(&record);
+            let spans = origin.spans(record);
             count += spans.len() as u64;
             let resource_spans = group_spans_by_resource_and_scope(spans, &resource);
             // Plain structs into memory: this has no way to fail.
@@ -39,6 +39,7 @@ pub fn open(path: &Path, origin: Origin, tally: Tally) -> std::io::Result<Writer
             lines.push(b'\n');
         }
         let written = file.write(&lines);
+        tally.queued(-(records.len() as i64));
         tally.took(began.elapsed());
         match written {
             Ok(()) => tally.add("exported", count),
@@ -47,7 +48,12 @@ pub fn open(path: &Path, origin: Origin, tally: Tally) -> std::io::Result<Writer
                 tally.add("failed", count);
             }
         }
-    })
+    };
+    let lost = move |records: &[Arc<Record>]| {
+        lost.queued(-(records.len() as i64));
+        lost.add("dropped", records.iter().map(|record| spans::count(record)).sum());
+    };
+    Writer::start("traces", QUEUE_RECORDS, write, lost)
 }
 
 struct Rotating {
@@ -63,12 +69,17 @@ impl Rotating {
         Ok(Rotating { path: path.to_owned(), file, written })
     }
 
+    /// Writes all of it or nothing: what a full disk took of it goes again, so that whoever counts it as lost is right and
+    /// no line is cut.
     fn write(&mut self, bytes: &[u8]) -> std::io::Result<()> {
         if self.written > 0 && self.written + bytes.len() as u64 > FILE_BYTES_MAX {
             std::fs::rename(&self.path, self.path.with_extension("jsonl.1"))?;
             *self = Rotating::open(&self.path)?;
         }
-        self.file.write_all(bytes)?;
+        if let Err(error) = self.file.write_all(bytes) {
+            self.file.set_len(self.written)?;
+            return Err(error);
+        }
         self.written += bytes.len() as u64;
         Ok(())
     }

@@ -10,7 +10,8 @@ use std::time::{Duration, Instant};
 use opentelemetry_otlp::{Compression, Protocol, RetryPolicy, SpanExporter, WithExportConfig, WithHttpConfig};
 use opentelemetry_sdk::trace::{SpanData, SpanExporter as _};
 use parking_lot::Mutex;
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{Notify, mpsc, watch};
+use tokio::time::{sleep, sleep_until};
 
 use super::Tally;
 use super::http::{Client, Outcome};
@@ -30,6 +31,8 @@ const PATIENCE: Duration = Duration::from_secs(2);
 
 pub struct Exporter {
     queue: mpsc::Sender<Arc<Record>>,
+    /// Told while the queue is at least half full.
+    crowded: Arc<Notify>,
     stop: watch::Sender<Option<Instant>>,
     ended: Mutex<Receiver<()>>,
 }
@@ -38,6 +41,27 @@ impl Exporter {
     /// # Errors
     /// When there is no thread, runtime or root certificate to be had.
     pub fn start(to: &OtlpConfig, origin: Origin, tally: Tally) -> Result<Exporter, String> {
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            // For name resolution.
+            .max_blocking_threads(1)
+            .thread_name("otlp-dns")
+            .build()
+            .map_err(|error| error.to_string())?;
+        let (exporter, worker) = Exporter::with_worker(to, origin, tally)?;
+        std::thread::Builder::new()
+            .name("otlp".into())
+            .spawn(move || {
+                runtime.block_on(worker.run());
+                // A name that is still being resolved must not hold up the end.
+                runtime.shutdown_background();
+            })
+            .map_err(|error| error.to_string())?;
+        Ok(exporter)
+    }
+
+    /// Both ends of the queue.
+    fn with_worker(to: &OtlpConfig, origin: Origin, tally: Tally) -> Result<(Exporter, Worker), String> {
         let client = Client::new(to)?;
         let mut exporter = SpanExporter::builder()
             .with_http()
@@ -50,32 +74,33 @@ impl Exporter {
             .build()
             .map_err(|error| error.to_string())?;
         exporter.set_resource(&origin.resource());
-        let runtime = tokio::runtime::Builder::new_current_thread()
-            .enable_all()
-            // For name resolution.
-            .max_blocking_threads(1)
-            .thread_name("otlp-dns")
-            .build()
-            .map_err(|error| error.to_string())?;
         let (queue, records) = mpsc::channel(to.queue_max);
         let (stop, stopping) = watch::channel(None);
         let (end, ended) = sync_channel(1);
-        let worker = Worker { records, stopping, exporter, client, origin, tally, pending: 0, trouble: None };
-        std::thread::Builder::new()
-            .name("otlp".into())
-            .spawn(move || {
-                runtime.block_on(worker.run(&end));
-                // A name that is still being resolved must not hold up the end.
-                runtime.shutdown_background();
-            })
-            .map_err(|error| error.to_string())?;
-        Ok(Exporter { queue, stop, ended: Mutex::new(ended) })
+        let crowded = Arc::new(Notify::new());
+        let worker = Worker {
+            records,
+            crowded: crowded.clone(),
+            stopping,
+            end,
+            exporter,
+            client,
+            origin,
+            tally,
+            pending: 0,
+            trouble: None,
+        };
+        Ok((Exporter { queue, crowded, stop, ended: Mutex::new(ended) }, worker))
     }
 
     /// # Errors
     /// The record, when the queue is full or the end has come.
     pub fn write(&self, record: Arc<Record>) -> Result<(), Arc<Record>> {
-        self.queue.try_send(record).map_err(mpsc::error::TrySendError::into_inner)
+        let taken = self.queue.try_send(record).map_err(mpsc::error::TrySendError::into_inner);
+        if self.queue.capacity() <= self.queue.max_capacity() / 2 {
+            self.crowded.notify_one();
+        }
+        taken
     }
 
     pub fn end(&self) {
@@ -91,8 +116,10 @@ impl Exporter {
 
 struct Worker {
     records: mpsc::Receiver<Arc<Record>>,
+    crowded: Arc<Notify>,
     /// When the end must be over, once it has come.
     stopping: watch::Receiver<Option<Instant>>,
+    end: SyncSender<()>,
     exporter: SpanExporter,
     client: Client,
     origin: Origin,
@@ -104,17 +131,18 @@ struct Worker {
 }
 
 impl Worker {
-    async fn run(mut self, end: &SyncSender<()>) {
+    async fn run(mut self) {
         let mut stopping = self.stopping.clone();
         let too_late = async move {
             // An error means that nobody is left who could want more time.
             let deadline = stopping.wait_for(Option::is_some).await.ok().and_then(|deadline| *deadline);
-            tokio::time::sleep_until(deadline.unwrap_or_else(Instant::now).into()).await;
+            sleep_until(deadline.unwrap_or_else(Instant::now).into()).await;
         };
         tokio::select! {
             () = self.follow() => {}
             () = too_late => {}
         }
+        let end = self.end.clone();
         drop(self);
         // Nobody may be waiting.
         let _ = end.send(());
@@ -134,32 +162,43 @@ impl Worker {
     /// The next batch; empty only at the end.
     async fn batch(&mut self) -> Vec<SpanData> {
         let mut batch = Vec::new();
-        let Worker { records, stopping, origin, pending, tally, .. } = self;
-        let mut full = tokio::time::Instant::now();
+        let Worker { records, crowded, stopping, origin, pending, tally, .. } = self;
+        let mut due = tokio::time::Instant::now();
         loop {
-            tokio::select! {
+            let mut next = tokio::select! {
                 biased;
                 // From now on nothing is added, and what is queued comes without waiting.
-                _ = stopping.wait_for(Option::is_some), if !records.is_closed() => records.close(),
-                record = records.recv(), if batch.is_empty() => {
-                    let Some(record) = record else { return batch };
-                    full = tokio::time::Instant::now() + BATCH_WAIT;
-                    tally.queued(-1);
-                    batch.extend(origin.spans(&record));
+                _ = stopping.wait_for(Option::is_some), if !records.is_closed() => {
+                    records.close();
+                    continue;
                 }
-                // Not woken for every one of them, which would cost more than they do.
-                () = tokio::time::sleep(GATHER), if !batch.is_empty() && !records.is_closed() => {}
+                record = records.recv() => record,
+                () = sleep_until(due), if !batch.is_empty() => return batch,
+            };
+            if next.is_none() {
+                return batch;
             }
-            while batch.len() < BATCH_SPANS
-                && let Ok(record) = records.try_recv()
-            {
+            if batch.is_empty() {
+                due = tokio::time::Instant::now() + BATCH_WAIT;
+            }
+            let mut found = 0;
+            while let Some(record) = next {
+                found += 1;
                 tally.queued(-1);
                 batch.extend(origin.spans(&record));
+                *pending = batch.len() as u64;
+                if batch.len() >= BATCH_SPANS {
+                    return batch;
+                }
+                next = records.try_recv().ok();
             }
-            *pending = batch.len() as u64;
-            let is_over = records.is_closed() || tokio::time::Instant::now() >= full;
-            if batch.len() >= BATCH_SPANS || (is_over && !batch.is_empty()) {
-                return batch;
+            // While they come quickly it is not woken for every one of them, which would cost more than they do.
+            if found > 1 && !records.is_closed() {
+                tokio::select! {
+                    () = sleep(GATHER) => {}
+                    () = crowded.notified() => {}
+                    _ = stopping.wait_for(Option::is_some) => {}
+                }
             }
         }
     }
@@ -212,5 +251,76 @@ impl Drop for Worker {
         if left > 0 {
             tracing::warn!(sink = %self.tally.sink, spans = left, "spans were not taken before the end and are dropped");
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::pin::pin;
+
+    use super::*;
+    use crate::exchange::{Exchange, Observer};
+    use crate::observe::metrics::Metrics;
+    use crate::ports::SystemClock;
+
+    struct Nobody;
+
+    impl Observer for Nobody {
+        fn opened(&self) {}
+        fn closed(&self, _record: Record) {}
+    }
+
+    fn exporter(queue_max: usize) -> (Exporter, Worker) {
+        let to = OtlpConfig {
+            endpoint: "http://localhost/v1/traces".into(),
+            headers: Vec::new(),
+            timeout: Duration::from_secs(1),
+            retry_for: Duration::from_secs(1),
+            queue_max,
+        };
+        let tally = Tally { sink: "otlp".into(), metrics: Arc::new(Metrics::new()) };
+        Exporter::with_worker(&to, Origin { environment: None }, tally).unwrap()
+    }
+
+    fn record() -> Arc<Record> {
+        Arc::new(Exchange::open(Arc::new(Nobody), Arc::new(SystemClock)).record().unwrap().clone())
+    }
+
+    #[tokio::test]
+    async fn a_small_queue_is_emptied_as_it_fills_also_while_records_are_gathered() {
+        let (exporter, mut worker) = exporter(4);
+        let spans = tokio::spawn(async move { worker.batch().await.len() });
+        for burst in 0..20 {
+            for _ in 0..3 {
+                assert!(exporter.write(record()).is_ok(), "dropped in burst {burst}");
+            }
+            // The other task's turn, and no time for it to sleep.
+            tokio::task::yield_now().await;
+        }
+        exporter.end();
+        assert_eq!(spans.await.unwrap(), 60);
+    }
+
+    #[tokio::test]
+    async fn a_record_that_comes_alone_wakes_its_thread_once_more_when_it_is_due() {
+        let (exporter, mut worker) = exporter(100);
+        exporter.write(record()).unwrap();
+        let (mut polls, mut batch) = (0, pin!(worker.batch()));
+        let spans = std::future::poll_fn(|context| {
+            polls += 1;
+            batch.as_mut().poll(context)
+        });
+        assert_eq!(spans.await.len(), 1);
+        assert!(polls <= 3, "woken {polls} times");
+    }
+
+    #[tokio::test]
+    async fn an_exporter_that_is_dropped_leaves_what_it_had_and_then_the_end() {
+        let (exporter, mut worker) = exporter(100);
+        (0..3).for_each(|_| exporter.write(record()).unwrap());
+        let lengths = tokio::spawn(async move { [worker.batch().await.len(), worker.batch().await.len()] });
+        tokio::task::yield_now().await;
+        drop(exporter);
+        assert_eq!(lengths.await.unwrap(), [3, 0]);
     }
 }
