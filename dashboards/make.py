@@ -15,8 +15,9 @@ HERE = pathlib.Path(__file__).parent
 OURS = 'job=~"$job",instance=~"$instance"'
 SERVED = OURS + ',route=~"$route",model=~"$model",variant=~"$variant"'
 OWED = SERVED + ',tenant=~"$tenant"'
-# Shadows are nobody's request, probes are no work.
-ASKED = SERVED + ',op!~"health|root"'
+# Probes are no work, and only what asks a model counts for the objectives. Shadows are nobody's request.
+TRIED = SERVED + ',op!~"health|root"'
+ASKED = SERVED + ',op=~"chat|text_completion"'
 BILLED = OWED + ',role!="shadow"'
 KEYS = OURS + ',tenant=~"$tenant"'
 JUDGED = OURS + ',route=~"$route",variant=~"$variant",name="correct"'
@@ -41,20 +42,36 @@ def quantile(q, metric, which, by=""):
 
 
 def or_zero(expr, label=""):
-    """Where nothing happened at all, a zero is what there is to see; `label` is then “none”."""
-    zero = f'label_replace(vector(0), "{label}", "none", "", "")' if label else "vector(0)"
+    """Where nothing happened at all, a zero is what there is to see; `label` is then “nothing yet”."""
+    zero = f'label_replace(vector(0), "{label}", "nothing yet", "", "")' if label else "vector(0)"
     return f"{expr} or on () {zero}"
 
 
 def standing(value, by, change):
-    """Judgements less those revised since."""
-    which = f'{JUDGED},value=~"{value}"'
-    given = change("gateway_feedback_total", which, by)
-    return f"clamp_min({given} - ({change('gateway_feedback_revised_total', which, by)} or 0 * {given}), 0)"
+    """Judgements less those revised since. Who was only judged otherwise has none, and who revised more than was given
+    in this time has no fewer."""
+    none = f"""0 * {change("gateway_feedback_total", JUDGED + ',value=~"true|false"', by)}"""
+    given, revised = (f"""({change(metric, f'{JUDGED},value="{value}"', by)} or {none})"""
+                      for metric in ("gateway_feedback_total", "gateway_feedback_revised_total"))
+    return f"clamp_min({given} - {revised}, 0)"
 
 
-def over_range(metric, which, by):
+def judged(by, change):
+    return f"({standing('true', by, change)} + {standing('false', by, change)})"
+
+
+def correct(by, change):
+    """The share of judgements that say so."""
+    return f"{standing('true', by, change)} / ({judged(by, change)} > 0)"
+
+
+def over_range(metric, which, by=""):
     return increase(metric, which, by, "$__range")
+
+
+def hourly(metric, which):
+    """The pace of the last minutes, scaled to an hour."""
+    return f"3600 * {rate(metric, which, span='5m')}"
 
 
 # ------------------------------------------------------------------------------------------------- kinds of panels
@@ -83,17 +100,24 @@ def steps(*pairs):
 GREEN = steps((None, "green"))
 
 
+def instant(made):
+    """Asked of the end of the range alone: what is no more does not go on showing its last value."""
+    for target in made["targets"]:
+        target |= {"instant": True, "range": False}
+    return made
+
+
 def stat(title, about, unit, expr, thresholds=GREEN, w=3, **defaults):
     options = {
         "colorMode": "value" if thresholds is not GREEN else "none",
-        "graphMode": "area",
+        "graphMode": "none",
         "justifyMode": "auto",
         "orientation": "auto",
         "reduceOptions": {"calcs": ["lastNotNull"], "fields": "", "values": False},
         "text": {"valueSize": 28},
         "textMode": "value",
     }
-    return panel("stat", title, about, unit, [(expr, title)], w, 5, options, thresholds=thresholds, noValue="–", **defaults)
+    return instant(panel("stat", title, about, unit, [(expr, title)], w, 4, options, thresholds=thresholds, noValue="–", **defaults))
 
 
 def lines(title, about, unit, *targets, w=8, stack=False, limits=None, top=None, **defaults):
@@ -127,12 +151,14 @@ def bars(title, about, unit, *targets, w=8, h=7, thresholds=GREEN, **defaults):
         "minVizHeight": 16,
         "text": {"titleSize": 14, "valueSize": 16},
     }
-    return panel("bargauge", title, about, unit, targets, w, h, options, thresholds=thresholds, min=0, **defaults)
+    return instant(panel("bargauge", title, about, unit, targets, w, h, options, thresholds=thresholds, min=0, **defaults))
 
 
 def heatmap(title, about, unit, expr, w=8):
+    """`unit` is that of the buckets; what is in them is counted."""
     options = {
         "calculate": False,
+        "cellValues": {"unit": "short"},
         "cellGap": 1,
         "color": {"mode": "scheme", "scheme": "Oranges", "fill": "dark-orange", "scale": "exponential", "exponent": 0.5, "steps": 64, "reverse": False},
         "exemplars": {"color": "rgba(255,0,255,0.7)"},
@@ -142,7 +168,7 @@ def heatmap(title, about, unit, expr, w=8):
         "tooltip": {"mode": "single", "yHistogram": False},
         "yAxis": {"axisPlacement": "left", "reverse": False, "unit": unit},
     }
-    made = panel("heatmap", title, about, unit, [(expr, "{{le}}")], w, 7, options)
+    made = panel("heatmap", title, about, "short", [(expr, "{{le}}")], w, 7, options)
     made["targets"][0]["format"] = "heatmap"
     return made
 
@@ -150,8 +176,8 @@ def heatmap(title, about, unit, expr, w=8):
 def table(title, about, by, columns, w=24, h=5):
     """`columns` are (name, unit, query); rows are joined by the labels `by`."""
     made = panel("table", title, about, "short", [(expr, name) for name, _, expr in columns], w, h, {"showHeader": True, "cellHeight": "sm"}, {"align": "auto"})
-    for target in made["targets"]:
-        target |= {"format": "table", "instant": True, "range": False}
+    for target in instant(made)["targets"]:
+        target["format"] = "table"
     names = {f"Value #{target['refId']}": name for target, (name, _, _) in zip(made["targets"], columns)}
     if len(columns) == 1:
         names = {"Value": columns[0][0]}
@@ -175,10 +201,9 @@ def row(title):
 
 ALL = rate("gateway_requests_total", ASKED)
 BROKEN = rate("gateway_requests_total", ASKED + ',code_class="5xx"')
-LOST = 'result=~"dropped|failed|rejected"'
 
 OVERVIEW = [
-    stat("Requests", "gateway_requests_total without probes. A sudden fall with clients still there: look at refusals and at the load balancer.",
+    stat("Requests", "gateway_requests_total of what asks a model, without probes. A sudden fall with clients still there: look at refusals and at the load balancer.",
          "reqps", ALL),
     stat("Errors", "Share of requests that ended in a 5xx (gateway_requests_total). Bad: see “Errors by type”, then `glassgate trace ID` for one of them.",
          "percentunit", ratio(BROKEN, ALL), steps((None, "green"), (0.001, "orange"), (0.01, "red"))),
@@ -188,21 +213,21 @@ OVERVIEW = [
          "s", quantile(0.95, "gateway_time_to_first_token_seconds", SERVED), steps((None, "green"), (1, "orange"), (2, "red"))),
     stat("Output", "gateway_tokens_total{kind=output} of user requests, hits of the cache included. Falls with requests, or when answers get shorter.",
          "suffix: tok/s", rate("gateway_tokens_total", SERVED + ',kind="output",role!="shadow"'), decimals=0),
-    stat("Billed per hour", "gateway_cost_usd_total, scaled to an hour. A spike: the cost dashboard says whose it is.",
-         "currencyUSD", f"3600 * {rate('gateway_cost_usd_total', SERVED)}"),
-    stat("Error budget left", "Of the 0.1 % of requests that may fail in three days (gateway:errors:ratio_rate3d). Below 0 it is overspent: ship fixes, not features.",
+    stat("Gateways down", "Targets that Prometheus cannot scrape (up): a process that is gone, or does not answer. The gateway behind it is not in any other panel. Where Prometheus also scrapes others, choose the job.",
+         "short", or_zero(f"count(up{{{OURS}}} == 0)"), steps((None, "green"), (1, "red"))),
+    stat("Error budget left", "Of the 0.1 % of requests that may fail in three days (gateway:errors:ratio_rate3d, from deploy/rules.yml). Below 0 it is overspent: ship fixes, not features.",
          "percentunit", 'min(gateway:slo_availability:budget_left_ratio{job=~"$job"})', steps((None, "red"), (0, "orange"), (0.25, "green")), max=1),
     stat("Telemetry lost", "Spans dropped, failed or rejected and log lines dropped, of all (gateway_telemetry_spans_total, gateway_access_log_lines_total). Above 0: a trace backend is down or the disk is slow.",
          "percentunit",
-         ratio(f"{rate('gateway_telemetry_spans_total', OURS + ',' + LOST)} + {rate('gateway_access_log_lines_total', OURS + ',result=' + chr(34) + 'dropped' + chr(34))}",
-               f"{rate('gateway_telemetry_spans_total', OURS)} + {rate('gateway_access_log_lines_total', OURS)}"),
+         ratio(*(f"({rate('gateway_telemetry_spans_total', OURS + spans)} or vector(0)) + ({rate('gateway_access_log_lines_total', OURS + lines)} or vector(0))"
+                 for spans, lines in [(',result=~"dropped|failed|rejected"', ',result="dropped"'), ("", "")])),
          steps((None, "green"), (0.000001, "red"))),
 
     row("Rate, errors, duration"),
     lines("Requests by route and model", "gateway_requests_total: who is asked how often. A model without its share of a split: see its state under “Engine” or the upstream's attempts.",
           "reqps", (rate("gateway_requests_total", SERVED + ',route!="none"', "route, model"), "{{route}} · {{model}}"), stack=True),
     lines("Errors by type", "gateway_requests_total by error_type, the error code that clients saw. upstream_*: the server behind; *_limited, insufficient_quota: our limits; invalid_*: the client.",
-          "reqps", (or_zero(rate("gateway_requests_total", ASKED + ',error_type!=""', "error_type"), "error_type"), "{{error_type}}"), stack=True),
+          "reqps", (or_zero(rate("gateway_requests_total", TRIED + ',error_type!=""', "error_type"), "error_type"), "{{error_type}}"), stack=True),
     lines("Duration p95 by route and model", "gateway_request_duration_seconds. One model slow: its engine or upstream. All slow: the machine, or see “What the gateway adds”.",
           "s", (quantile(0.95, "gateway_request_duration_seconds", SERVED, "route, model"), "{{route}} · {{model}}")),
     heatmap("Duration of requests", "gateway_request_duration_seconds as a heatmap: two bands are two populations (short and long answers, hits and misses), a rising band is saturation.",
@@ -234,14 +259,14 @@ OVERVIEW = [
           "reqps", (rate("gateway_limit_decisions_total", OURS + ',decision="denied"', "kind"), "{{kind}}"), stack=True),
     lines("Cache", "gateway_cache_requests_total of routes that have a cache. alone: waited for somebody else's answer that never came. Few hits: requests differ, or the time to live is too short.",
           "reqps", (or_zero(rate("gateway_cache_requests_total", OURS + ',route=~"$route"', "result"), "result"), "{{result}}"), stack=True),
-    lines("Engine", "runtime_step_seconds: the share of time in which each model's engine computes, by phase. Near 100 % it is the bottleneck.",
-          "percentunit", (rate("runtime_step_seconds_sum", OURS + ',model=~"$model"', "model, phase"), "{{model}} {{phase}}"), stack=True),
+    lines("Engine", "runtime_step_seconds: the share of time in which each model's engine computes, by phase, and the mean of instances. Near 100 % it is the bottleneck.",
+          "percentunit", (f"avg by (model, phase) (rate(runtime_step_seconds_sum{{{OURS},model=~\"$model\"}}[$__rate_interval]))", "{{model}} {{phase}}"), stack=True),
 
     row("Objectives and records"),
-    lines("Burn rate of the error budget", "gateway:errors:ratio_rate* ÷ 0.1 %. At 1 the budget lasts three days exactly. Dashed: 3 opens a ticket, 6 and 14.4 page (GatewayErrorBudgetBurn*).",
+    lines("Burn rate of the error budget", "gateway:errors:ratio_rate* (deploy/rules.yml) ÷ 0.1 %. At 1 the budget is spent exactly. Dashed: 3 opens a ticket, 6 and 14.4 page (GatewayErrorBudgetBurn*).",
           "suffix:×", *[(f'max(gateway:errors:ratio_rate{window}{{job=~"$job"}}) / 0.001', window) for window in ("5m", "1h", "6h", "3d")],
           limits=steps((None, "transparent"), (3, "yellow"), (6, "orange"), (14.4, "red"))),
-    lines("First tokens later than 2 s", "gateway:ttft_slow:ratio_rate*: the objective allows 5 % (dashed). Above it, see “In flight” and “Engine”.",
+    lines("First tokens later than 2 s", "gateway:ttft_slow:ratio_rate* (deploy/rules.yml): the objective allows 5 % (dashed). Above it, see “In flight” and “Engine”.",
           "percentunit", *[(f'max(gateway:ttft_slow:ratio_rate{window}{{job=~"$job"}})', window) for window in ("5m", "1h")],
           limits=steps((None, "transparent"), (0.05, "red")), top=0.1),
     lines("Ledger and traces", "gateway_ledger_queue_rows and gateway_telemetry_queue_length: records on their way. Rising without end: SQLite's disk or the trace backend cannot keep up; nothing is lost yet.",
@@ -255,33 +280,61 @@ ANSWERED = BILLED + ',outcome="answered"'
 USED = f"sum by (tenant, key) (gateway_budget_spent_usd{{{KEYS}}})"
 LIMIT = f"(sum by (tenant, key) (gateway_budget_limit_usd{{{KEYS}}}) > 0)"
 GROWTH = f"clamp_min(sum by (tenant, key) (deriv(gateway_budget_spent_usd{{{KEYS}}}[30m])), 0)"
+# Seconds that are taken for a day say nothing.
+KNOWN = f"sum by (tenant, key) (gateway_budget_spent_usd{{{KEYS}}} offset 10m)"
 # Feedback knows routes and variants, not tenants and models: what is compared with it must not know more.
 COMPARED = OURS + ',route=~"$route",variant=~"$variant",role!="shadow"'
+COMPARED_ANSWERED = COMPARED + ',outcome="answered"'
+EACH, BOTH = "route, variant", "{{route}} · {{variant}}"
 
 
 def per(cost, count, times=1):
     return f"{times} * " * (times != 1) + f"({cost}) / (({count}) > 0)"
 
 
+def per_correct(by):
+    """What a thousand answers cost, by the share of them that is correct."""
+    answered = over_range("gateway_settled_requests_total", COMPARED_ANSWERED, by)
+    return per(per(over_range("gateway_cost_usd_total", COMPARED, by), answered, 1000), correct(by, over_range))
+
+
+UNKNOWN = "Attempts that failed count as nothing, whatever the provider charges for them."
+
 COST = [
-    stat("Billed", "gateway_cost_usd_total over the chosen time. To the last nano-dollar the same as `glassgate spend`, but for the first request of a new series.",
-         "currencyUSD", increase("gateway_cost_usd_total", OWED, span="$__range")),
-    stat("Billed per hour", "gateway_cost_usd_total, scaled to an hour. Three times the week's mean raises GatewayCostSpike.",
-         "currencyUSD", f"3600 * {rate('gateway_cost_usd_total', OWED)}"),
-    stat("Our cost per hour", "gateway_provider_cost_usd_total: providers' prices and our device's time, shadows included. Above what is billed we lose money: see “Billed and what it cost us”.",
-         "currencyUSD", f"3600 * {rate('gateway_provider_cost_usd_total', OWED)}"),
-    stat("Per 1,000 requests", "gateway_cost_usd_total ÷ gateway_settled_requests_total. Rises when prompts or answers get longer, or when a dearer variant gets more of the split.",
-         "currencyUSD", per(rate("gateway_cost_usd_total", BILLED), rate("gateway_settled_requests_total", BILLED), 1000)),
-    stat("Per 1,000 correct", "gateway_cost_usd_total ÷ answers judged correct (gateway_feedback_total), as if all were judged like those that were. The price of what is worth paying for.",
-         "currencyUSD", per(f"1000 * {rate('gateway_cost_usd_total', COMPARED)} / ({rate('gateway_settled_requests_total', COMPARED)} > 0)",
-                            ratio(standing("true", "", rate), standing("true|false", "", rate)))),
+    stat("Billed", "gateway_cost_usd_total over the chosen time, as Prometheus reckons it from its samples. `glassgate spend` has the exact sum.",
+         "currencyUSD", over_range("gateway_cost_usd_total", OWED)),
+    stat("Billed per hour", "gateway_cost_usd_total of the last five minutes, scaled to an hour. An hour at three times the dearest of the week raises GatewayCostSpike.",
+         "currencyUSD", hourly("gateway_cost_usd_total", OWED)),
+    stat("Our cost per hour", f"gateway_provider_cost_usd_total of the last five minutes, scaled to an hour: providers' prices and our device's time, shadows included. {UNKNOWN} Above what is billed we lose money: see “Billed and what it cost us”.",
+         "currencyUSD", hourly("gateway_provider_cost_usd_total", OWED)),
+    stat("Per 1,000 requests", "gateway_cost_usd_total ÷ gateway_settled_requests_total over the chosen time; hits of the cache count, and cost nothing. Rises when prompts or answers get longer, or when a dearer variant gets more of the split.",
+         "currencyUSD", per(over_range("gateway_cost_usd_total", BILLED), over_range("gateway_settled_requests_total", BILLED), 1000)),
+    stat("Per 1,000 correct", "gateway_cost_usd_total ÷ answers that are correct, over the chosen time, if all are right as often as those that were judged (gateway_feedback_total). Hits of the cache count, and cost nothing. For all models and tenants: a judgement does not say whose it is.",
+         "currencyUSD", per_correct("")),
     stat("Cache saved", "gateway_cache_saved_usd_total over the chosen time: what callers would have been billed. Nothing on a route with a cache: requests differ, or are not greedy.",
-         "currencyUSD", or_zero(increase("gateway_cache_saved_usd_total", OWED, span="$__range"))),
+         "currencyUSD", or_zero(over_range("gateway_cache_saved_usd_total", OWED))),
     stat("Highest budget", "The largest share of a key's day that is spent (gateway_budget_spent_usd ÷ gateway_budget_limit_usd). At 100 % the key is refused until 00:00 UTC.",
          "percentunit", f"max({USED} / {LIMIT})", steps((None, "green"), (0.8, "orange"), (0.95, "red")), max=1),
     stat("Unpriced requests", "gateway_requests_total of models that prices.toml does not name: they are free. Above 0: give the model a price.",
          "reqps", f"sum(rate(gateway_requests_total{{{ASKED}}}[$__rate_interval]) * on (job, instance, model) group_left () gateway_model_unpriced{{{OURS}}})",
          steps((None, "green"), (0.000001, "red"))),
+
+    row("Which variant answers better"),
+    bars("Correct answers by variant", "Share of answers judged correct over the chosen time (gateway_feedback_total less gateway_feedback_revised_total), for all models and tenants. Too few judgements prove nothing: see the counts in the table.",
+         "percentunit", (correct(EACH, over_range), BOTH), thresholds=steps((None, "red"), (0.5, "orange"), (0.8, "green")), max=1),
+    lines("Correct answers over time", "The same share over the last minutes. A fall without a release: the questions changed; with one: roll back (edit the split, save).",
+          "percentunit", (correct(EACH, rate), BOTH), max=1),
+    lines("Judgements", "gateway_feedback_total by variant and value, for all models and tenants. None at all: nobody posts to /v1/feedback, and the panels beside this one say nothing.",
+          "cpm", (f"60 * {rate('gateway_feedback_total', JUDGED, 'route, variant, value')}", BOTH + " {{value}}"), stack=True),
+    table("Variants compared", "What decides a split, over the chosen time and for all models and tenants: gateway_feedback_total, gateway_cost_usd_total, gateway_settled_requests_total. Hits of the cache count, and cost nothing. Better and cheaper: give it the traffic; better and dearer: look at the cost per correct answer.",
+          ["route", "variant"],
+          [
+              ("requests", "locale", over_range("gateway_settled_requests_total", COMPARED, EACH)),
+              ("judged", "locale", judged(EACH, over_range)),
+              ("correct", "percentunit", correct(EACH, over_range)),
+              ("per 1,000 requests", "currencyUSD", per(over_range("gateway_cost_usd_total", COMPARED, EACH), over_range("gateway_settled_requests_total", COMPARED, EACH), 1000)),
+              ("per 1,000 correct", "currencyUSD", per_correct(EACH)),
+          ]),
 
     row("Who spends, on what"),
     lines("Billed per hour by tenant", "gateway_cost_usd_total. A tenant that jumps: the table below says on which route and model.",
@@ -290,7 +343,7 @@ COST = [
           "currencyUSD", (f"3600 * {rate('gateway_cost_usd_total', OWED, 'variant')}", "{{variant}}"), stack=True),
     lines("Spent today by key", "gateway_budget_spent_usd since 00:00 UTC, of keys that asked since the start. A key that runs away: `glassgate keys` gives it a limit of its own.",
           "currencyUSD", (USED, "{{tenant}} · {{key}}"), stack=True),
-    table("Where the money went", "gateway_cost_usd_total, gateway_provider_cost_usd_total and gateway_settled_requests_total over the chosen time, by who asked what. Sort by the column that worries you.",
+    table("Where the money went", f"gateway_settled_requests_total, gateway_tokens_total, gateway_cost_usd_total and gateway_provider_cost_usd_total over the chosen time, by who asked what. {UNKNOWN} Sort by the column that worries you.",
           ["tenant", "route", "model", "variant"],
           [(name, unit, over_range(metric, which, "tenant, route, model, variant")) for name, unit, metric, which in [
               ("requests", "locale", "gateway_settled_requests_total", BILLED),
@@ -304,44 +357,25 @@ COST = [
     row("Tokens and prices"),
     lines("Tokens by kind", "gateway_tokens_total in disjoint kinds: their sum is all that was told. Much input and little output: prompts want pruning or a provider's cache.",
           "suffix: tok/s", (rate("gateway_tokens_total", BILLED, "kind"), "{{kind}}"), stack=True),
-    lines("Billed and what it cost us", "gateway_cost_usd_total and gateway_provider_cost_usd_total per hour; the third is what shadows cost us, which nobody pays.",
+    lines("Billed and what it cost us", f"gateway_cost_usd_total and gateway_provider_cost_usd_total per hour; the third is what shadows cost us, which nobody pays. {UNKNOWN}",
           "currencyUSD", (f"3600 * {rate('gateway_cost_usd_total', BILLED)}", "billed"),
           (f"3600 * {rate('gateway_provider_cost_usd_total', BILLED)}", "cost us"),
           (or_zero(f"3600 * {rate('gateway_provider_cost_usd_total', OWED + ',role=' + chr(34) + 'shadow' + chr(34))}"), "shadows")),
-    lines("Our cost per hour by model", "gateway_provider_cost_usd_total: a provider's list, or our device's time at device_hour. Compare it with what an hour of the machine costs: the rest is idle.",
+    lines("Our cost per hour by model", f"gateway_provider_cost_usd_total: a provider's list, or our device's time at device_hour. {UNKNOWN} Compare it with what an hour of the machine costs: the rest is idle.",
           "currencyUSD", (f"3600 * {rate('gateway_provider_cost_usd_total', OWED, 'model')}", "{{model}}"), stack=True),
-    lines("Budget at midnight, forecast", "Spent today, and what the last half hour's pace adds until 00:00 UTC, ÷ the limit. Above the dashed line the key will be refused before the day ends.",
-          "percentunit", (f"({USED} + {GROWTH} * (86400 - time() % 86400)) / {LIMIT}", "{{tenant}} · {{key}}"),
+    lines("Budget at midnight, forecast", "Spent today, and what the last half hour's pace adds until 00:00 UTC, ÷ the limit; of keys that have been known for ten minutes. Above the dashed line the key will be refused before the day ends.",
+          "percentunit", (f"({USED} + {GROWTH} * (86400 - time() % 86400)) / {LIMIT} and {KNOWN}", "{{tenant}} · {{key}}"),
           limits=steps((None, "transparent"), (1, "red"))),
     lines("Where token counts come from", "gateway_settled_requests_total by usage_source. estimated: an upstream did not say what it used; reserved: a request was cut off by a kill, and stands at its bound.",
           "reqps", (rate("gateway_settled_requests_total", BILLED, "usage_source"), "{{usage_source}}"), stack=True),
     lines("Saved by the cache", "gateway_cache_saved_usd_total per hour, by route. What is not billed is not computed either.",
           "currencyUSD", (or_zero(f"3600 * {rate('gateway_cache_saved_usd_total', OWED, 'route')}", "route"), "{{route}}"), stack=True),
-    lines("Tokens told from the cache", "Share of gateway_tokens_total that gateway_cache_saved_tokens_total is, by variant: work that was not done twice.",
-          "percentunit", (ratio(rate("gateway_cache_saved_tokens_total", OWED, "variant"), rate("gateway_tokens_total", BILLED, "variant")), "{{variant}}"), max=1),
-    lines("Cost per 1,000 requests by variant", "gateway_cost_usd_total ÷ gateway_settled_requests_total, hits of the cache included. Two variants of one split answer the same questions: the difference is the price list, or verbosity.",
-          "currencyUSD", (per(rate("gateway_cost_usd_total", BILLED, "variant"), rate("gateway_settled_requests_total", BILLED, "variant"), 1000), "{{variant}}")),
-    lines("Cost per 1,000 successful answers by variant", "gateway_cost_usd_total ÷ gateway_settled_requests_total{outcome=answered}. Far above the panel before: aborted and broken answers are paid for.",
-          "currencyUSD", (per(rate("gateway_cost_usd_total", BILLED, "variant"), rate("gateway_settled_requests_total", ANSWERED, "variant"), 1000), "{{variant}}")),
-
-    row("Which variant answers better"),
-    bars("Correct answers by variant", "Share of answers judged correct over the chosen time (gateway_feedback_total less gateway_feedback_revised_total). Too few judgements prove nothing: see the counts in the table.",
-         "percentunit", (ratio(standing("true", "variant", over_range), standing("true|false", "variant", over_range)), "{{variant}}"),
-         thresholds=steps((None, "red"), (0.5, "orange"), (0.8, "green")), max=1),
-    lines("Correct answers over time", "The same share over the last minutes. A fall without a release: the questions changed; with one: roll back (edit the split, save).",
-          "percentunit", (ratio(standing("true", "variant", rate), standing("true|false", "variant", rate)), "{{variant}}"), max=1),
-    lines("Judgements", "gateway_feedback_total by variant and value. None at all: nobody posts to /v1/feedback, and the panels beside this one say nothing.",
-          "cpm", (f"60 * {rate('gateway_feedback_total', JUDGED, 'variant, value')}", "{{variant}} {{value}}"), stack=True),
-    table("Variants compared", "What decides a split, over the chosen time: gateway_feedback_total, gateway_cost_usd_total, gateway_settled_requests_total. Better and cheaper: give it the traffic; better and dearer: look at the cost per correct answer.",
-          ["variant"],
-          [
-              ("requests", "locale", over_range("gateway_settled_requests_total", COMPARED, "variant")),
-              ("judged", "locale", standing("true|false", "variant", over_range)),
-              ("correct", "percentunit", ratio(standing("true", "variant", over_range), standing("true|false", "variant", over_range))),
-              ("per 1,000 requests", "currencyUSD", per(over_range("gateway_cost_usd_total", COMPARED, "variant"), over_range("gateway_settled_requests_total", COMPARED, "variant"), 1000)),
-              ("per 1,000 correct", "currencyUSD", per(per(over_range("gateway_cost_usd_total", COMPARED, "variant"), over_range("gateway_settled_requests_total", COMPARED, "variant"), 1000),
-                                                       ratio(standing("true", "variant", over_range), standing("true|false", "variant", over_range)))),
-          ]),
+    lines("Tokens told from the cache", "Share of gateway_tokens_total that gateway_cache_saved_tokens_total is, by route and variant: work that was not done twice.",
+          "percentunit", (f"clamp_max({ratio(rate('gateway_cache_saved_tokens_total', OWED, EACH), rate('gateway_tokens_total', BILLED, EACH))}, 1)", BOTH), max=1),
+    lines("Cost per 1,000 requests by variant", "gateway_cost_usd_total ÷ gateway_settled_requests_total; hits of the cache count, and cost nothing. Two variants of one split answer the same questions: the difference is the price list, verbosity, or the cache.",
+          "currencyUSD", (per(rate("gateway_cost_usd_total", BILLED, EACH), rate("gateway_settled_requests_total", BILLED, EACH), 1000), BOTH)),
+    lines("Cost per 1,000 successful answers by variant", "gateway_cost_usd_total ÷ gateway_settled_requests_total{outcome=answered}, hits of the cache among them. Far above the panel before: aborted and broken answers are paid for.",
+          "currencyUSD", (per(rate("gateway_cost_usd_total", BILLED, EACH), rate("gateway_settled_requests_total", ANSWERED, EACH), 1000), BOTH)),
 ]
 
 # ------------------------------------------------------------------------------------------------- dashboards
