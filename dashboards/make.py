@@ -298,7 +298,7 @@ def per_correct(by):
     return per(per(over_range("gateway_cost_usd_total", COMPARED, by), answered, 1000), correct(by, over_range))
 
 
-UNKNOWN = "Attempts that failed count as nothing, whatever the provider charges for them."
+UNKNOWN = "An attempt that gave nothing counts as nothing, whatever its provider charges for it."
 
 COST = [
     stat("Billed", "gateway_cost_usd_total over the chosen time, as Prometheus reckons it from its samples. `glassgate spend` has the exact sum.",

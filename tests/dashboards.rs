@@ -9,10 +9,10 @@ use std::time::{Duration, Instant};
 use glassgate::observe::metrics::Metrics;
 use serde_json::{Value, json};
 
-use crate::support::gateway::{Setup, TestGateway, append};
+use crate::support::gateway::{Setup, TestGateway, append, chat};
 use crate::support::prometheus::{Prometheus, now};
 use crate::support::upstream::{Asked, Script, Upstream, response, words};
-use crate::support::{http, root};
+use crate::support::{eventually, http, root};
 
 const FILES: [&str; 2] = ["overview.json", "cost.json"];
 
@@ -37,9 +37,12 @@ const UNSHOWN: [(&str, &str); 17] = [
     ("gateway_config_info", "names the configuration, for joins"),
 ];
 
-/// Panels with nothing to show for one value of a variable.
-const EMPTY: [(&str, &str, &str); 1] =
-    [("Engine", "remote-model", "it runs on somebody else's server, which tells us nothing of its engine")];
+/// Panels with nothing to show for one value of a variable, or, where that is empty, with nothing of what one of their
+/// queries asks for.
+const EMPTY: [(&str, &str, &str); 2] = [
+    ("Engine", "remote-model", "it runs on somebody else's server, which tells us nothing of its engine"),
+    ("Gateways down", "", "the gateway is up; another test ends it"),
+];
 
 fn dashboard(file: &str) -> Value {
     serde_json::from_slice(&std::fs::read(root().join("dashboards").join(file)).unwrap()).unwrap()
@@ -158,7 +161,11 @@ fn lint(file: &str, title: &str, query: &str) {
     }
     for window in query.split('[').skip(1).map(|rest| rest.split(']').next().unwrap()) {
         let is_gauge = query.contains("deriv(") && window == "30m";
-        assert!(matches!(window, "$__rate_interval" | "$__range") || is_gauge, "{file}: {title}: [{window}]");
+        let is_pace = query.starts_with("3600 * ") && window == "5m";
+        assert!(
+            matches!(window, "$__rate_interval" | "$__range") || is_gauge || is_pace,
+            "{file}: {title}: [{window}]"
+        );
     }
 }
 
@@ -348,8 +355,11 @@ fn play(world: &World) {
 
 /// A choice of values, as Grafana would put it into a query.
 fn substituted(query: &str, chosen: Option<(&str, &str)>, names: &[String]) -> String {
-    let mut query =
-        query.replace("$__rate_interval", &format!("{RATE}s")).replace("$__range", &format!("{}s", RUN.as_secs()));
+    let mut query = query
+        .replace("$__rate_interval", &format!("{RATE}s"))
+        .replace("$__range", &format!("{}s", RUN.as_secs()))
+        // A key that is known for long enough, where a run is short.
+        .replace("offset 10m", "offset 10s");
     for name in names {
         let value = match chosen {
             Some((of, value)) if of == name => value.replace('.', "\\\\."),
@@ -388,25 +398,36 @@ fn every_panel_shows_what_happens_for_all_and_for_each_value_of_each_variable() 
         for panel in panels(&dashboard) {
             let title = text(&panel, "title");
             all += 1;
+            let is_share = panel["fieldConfig"]["defaults"]["unit"] == "percentunit"
+                && panel["fieldConfig"]["defaults"]["max"] == 1;
             for choice in &choices {
                 let chosen = choice.as_ref().map(|(name, value)| (name.as_str(), value.as_str()));
                 let mut series = Vec::new();
                 for (query, is_instant) in queries(&panel) {
                     asked += 1;
                     let query = substituted(query, chosen, &names);
-                    let found = if is_instant {
-                        prometheus.instant(&query, ended)
-                    } else {
-                        prometheus.range(&query, began + RATE as f64, ended, 1.0)
+                    let ask = |query: &str| match is_instant {
+                        true => prometheus.instant(query, ended),
+                        false => prometheus.range(query, began + RATE as f64, ended, 1.0),
                     };
-                    match found {
+                    match ask(&query) {
                         Ok(found) => series.extend(found),
                         Err(error) => wrong.push(format!("{title} for {chosen:?}: {error}\n  {query}")),
+                    }
+                    // What stands in for nothing must not hide that there is nothing.
+                    if chosen.is_none() && ask(without_stand_in(&query)).is_ok_and(|found| found.is_empty()) {
+                        match EMPTY.iter().find(|(of, value, _)| *of == title && value.is_empty()) {
+                            Some(excuse) => drop(excused.insert(excuse)),
+                            None => wrong.push(format!("{title}: nothing is behind\n  {query}")),
+                        }
                     }
                 }
                 let values: Vec<Vec<&str>> = series.iter().map(points).collect();
                 if values.iter().flatten().any(|value| matches!(*value, "NaN" | "+Inf" | "-Inf")) {
                     wrong.push(format!("{title} for {chosen:?}: what it shows is no number"));
+                }
+                if is_share && values.iter().flatten().any(|value| value.parse::<f64>().unwrap() > 1.0) {
+                    wrong.push(format!("{title} for {chosen:?}: more than all of it"));
                 }
                 let excuse =
                     EMPTY.iter().find(|(of, value, _)| *of == title && chosen.is_some_and(|(_, is)| is == *value));
@@ -417,8 +438,9 @@ fn every_panel_shows_what_happens_for_all_and_for_each_value_of_each_variable() 
                 }
                 if chosen.is_none() {
                     let is_moving = values.iter().any(|points| points.iter().any(|point| point != &points[0]));
-                    let is_table = panel["type"] == "table" && values.iter().flatten().any(|value| *value != "0");
-                    moving.extend((is_moving || is_table).then(|| title.to_owned()));
+                    let is_instant = queries(&panel).iter().all(|(_, is_instant)| *is_instant);
+                    let is_something = is_instant && values.iter().flatten().any(|value| *value != "0");
+                    moving.extend((is_moving || is_something).then(|| title.to_owned()));
                 }
             }
         }
@@ -427,6 +449,40 @@ fn every_panel_shows_what_happens_for_all_and_for_each_value_of_each_variable() 
     assert!(wrong.is_empty(), "{} of {asked}:\n{}", wrong.len(), wrong.join("\n"));
     assert_eq!(excused.len(), EMPTY.len(), "an excuse that nothing needs: {excused:?}");
     assert!(moving.len() * 10 >= all * 8, "only {} of {all} panels moved: {moving:?}", moving.len());
+}
+
+/// A query less the zero that is shown where there is nothing.
+fn without_stand_in(query: &str) -> &str {
+    query.split(" or on () ").next().unwrap_or(query)
+}
+
+#[test]
+fn a_gateway_that_is_gone_is_down_and_not_what_it_was() {
+    let gateway = TestGateway::start();
+    let prometheus = Prometheus::start(gateway.admin);
+    let dashboard = dashboard("overview.json");
+    let names: Vec<String> = variables(&dashboard).iter().map(|it| text(it, "name").to_owned()).collect();
+    let panels = panels(&dashboard);
+    let shown = |title: &str, at: f64| {
+        let panel = panels.iter().find(|panel| text(panel, "title") == title).expect(title);
+        let (query, is_instant) = queries(panel)[0];
+        assert!(is_instant, "{title} is asked of a range, and shows its last value whatever came after it");
+        let found = prometheus.instant(&substituted(query, None, &names), at).unwrap();
+        found.first().map(|series| points(series)[0].to_owned())
+    };
+    const NOW: [&str; 5] = ["Requests", "Errors", "Duration p95", "Output", "Telemetry lost"];
+    eventually("numbers", || {
+        gateway.post(&chat("What is Glassgate?"));
+        NOW.iter().all(|title| shown(title, now()).is_some()).then_some(())
+    });
+    assert_eq!(shown("Gateways down", now()).as_deref(), Some("0"));
+    drop(gateway);
+    eventually("a scrape that fails", || (shown("Gateways down", now()).as_deref() == Some("1")).then_some(()));
+    // As it will be when what was scraped before has left the window.
+    let later = now() + RATE as f64;
+    for title in NOW {
+        assert_eq!(shown(title, later), None, "{title}");
+    }
 }
 
 /// The values of one series, whether it was asked for at one moment or over a time.

@@ -32,15 +32,16 @@ fn prometheus_and_alertmanager_take_their_configuration() {
 
 #[test]
 fn every_alert_fires_when_it_should_and_is_silent_when_it_should_be() {
-    succeeds("promtool", &["test", "rules", "deploy/rules_test.yml"]);
+    succeeds("promtool", &["test", "rules", "deploy/rules_test.yml", "deploy/rules_weeks_test.yml"]);
     let rules = yaml("rules.yml");
     let groups = rules["groups"].as_array().unwrap().iter();
     let rules: Vec<&Value> = groups.flat_map(|group| group["rules"].as_array().unwrap()).collect();
     let alerts: BTreeSet<&str> = rules.iter().filter_map(|rule| rule["alert"].as_str()).collect();
-    let tests = yaml("rules_test.yml");
+    let (tests, weeks) = (yaml("rules_test.yml"), yaml("rules_weeks_test.yml"));
     let (good, bad) = tests["tests"].as_array().unwrap().split_first().unwrap();
     let fired: BTreeSet<String> = bad
         .iter()
+        .chain(weeks["tests"].as_array().unwrap())
         .flat_map(|test| test["promql_expr_test"].as_array().unwrap())
         .flat_map(|check| check["exp_samples"].as_array().unwrap())
         .map(|sample| sample["labels"].as_str().unwrap().split('"').nth(1).unwrap().to_owned())
@@ -65,10 +66,10 @@ fn every_alert_fires_when_it_should_and_is_silent_when_it_should_be() {
 fn what_compose_starts_finds_its_files_its_ports_and_each_other() {
     let compose = yaml("compose.yaml");
     let services = compose["services"].as_object().unwrap();
-    assert_eq!(services.keys().collect::<Vec<_>>(), ["alertmanager", "glassgate", "grafana", "prometheus"]);
+    assert_eq!(services.keys().collect::<Vec<_>>(), ["alertmanager", "glassgate", "grafana", "network", "prometheus"]);
     let volumes: BTreeSet<&String> = compose["volumes"].as_object().unwrap().keys().collect();
     for (name, service) in services {
-        assert!(service["healthcheck"]["test"].is_array(), "{name} has no health check");
+        assert_eq!(service["restart"], "unless-stopped", "{name}");
         for mount in list(&service["volumes"]) {
             let from = mount.split(':').next().unwrap();
             let is_there = from.starts_with('.') && root().join("deploy").join(from).exists();
@@ -84,9 +85,15 @@ fn what_compose_starts_finds_its_files_its_ports_and_each_other() {
                 3,
                 "{image} is not pinned"
             );
-            assert_eq!(service["network_mode"], "service:glassgate", "{name} is not where /metrics can be read");
+        }
+        // The one that owns the network has nothing that could fail, and whoever else ends takes nobody along.
+        if name != "network" {
+            assert!(service["healthcheck"]["test"].is_array(), "{name} has no health check");
+            assert_eq!(service["network_mode"], "service:network", "{name} is not where /metrics can be read");
+            assert!(service["depends_on"]["glassgate"].is_null(), "{name} must show that the gateway does not start");
         }
     }
+    assert_eq!(list(&services["network"]["command"]), ["sleep", "infinity"]);
     let build = &compose["services"]["glassgate"]["build"];
     assert!(
         root()
@@ -97,7 +104,7 @@ fn what_compose_starts_finds_its_files_its_ports_and_each_other() {
     );
 
     // Each listens where the next one looks, and what is published is for this machine.
-    let ports: Vec<&str> = list(&compose["services"]["glassgate"]["ports"]);
+    let ports: Vec<&str> = list(&compose["services"]["network"]["ports"]);
     assert!(ports.iter().all(|port| port.starts_with("127.0.0.1:")), "{ports:?}");
     let is_published = |port: &str| ports.contains(&format!("127.0.0.1:{port}:{port}").as_str());
     let prometheus = yaml("prometheus.yml");
@@ -109,10 +116,15 @@ fn what_compose_starts_finds_its_files_its_ports_and_each_other() {
     assert!(!is_published("8081"), "the admin listener is nobody else's");
     let command = |name: &str| list(&compose["services"][name]["command"]).join(" ");
     let alertmanager = prometheus["alerting"]["alertmanagers"][0]["static_configs"][0]["targets"][0].as_str().unwrap();
-    for (name, address) in [
-        ("prometheus", datasource["url"].as_str().unwrap().trim_start_matches("http://")),
-        ("alertmanager", alertmanager),
-    ] {
+    // Compose and the demo tell Grafana the same: where Prometheus is, and which folder holds the dashboards.
+    let demo = std::fs::read_to_string(root().join("tools/demo.sh")).unwrap();
+    let told = |named: &Value| {
+        let variable = named.as_str().unwrap().trim_start_matches('$');
+        assert!(demo.contains(&format!("{variable}=")), "tools/demo.sh does not set {variable}");
+        compose["services"]["grafana"]["environment"][variable].as_str().unwrap()
+    };
+    let asked = told(&datasource["url"]).trim_start_matches("http://");
+    for (name, address) in [("prometheus", asked), ("alertmanager", alertmanager)] {
         let (host, port) = address.split_once(':').unwrap();
         assert_eq!(host, "127.0.0.1");
         assert!(
@@ -124,10 +136,9 @@ fn what_compose_starts_finds_its_files_its_ports_and_each_other() {
     let interval = datasource["jsonData"]["timeInterval"].as_str();
     assert_eq!(interval, prometheus["global"]["scrape_interval"].as_str(), "$__rate_interval is chosen by it");
 
-    // Grafana is told the folder that holds the dashboards, and nothing else that looks like one.
+    // The folder holds nothing else that looks like a dashboard.
     let provider = &yaml("grafana/provisioning/dashboards/glassgate.yaml")["providers"][0];
-    let variable = provider["options"]["path"].as_str().unwrap().trim_start_matches('$');
-    let folder = compose["services"]["grafana"]["environment"][variable].as_str().unwrap();
+    let folder = told(&provider["options"]["path"]);
     let mount = format!("../dashboards:{folder}:ro");
     assert!(list(&compose["services"]["grafana"]["volumes"]).contains(&mount.as_str()), "{mount}");
     assert_eq!(json_files(&root().join("dashboards")), ["cost.json".to_owned(), "overview.json".to_owned()].into());

@@ -77,7 +77,8 @@ if command -v grafana-server >/dev/null 2>&1 || command -v grafana >/dev/null 2>
   command -v grafana >/dev/null 2>&1 || server=(grafana-server)
   export GF_SERVER_HTTP_ADDR=127.0.0.1 GF_SERVER_HTTP_PORT=$grafana_port GF_PATHS_DATA=$PWD/$logs/grafana
   export GF_PATHS_PROVISIONING=$PWD/deploy/grafana/provisioning GF_AUTH_ANONYMOUS_ENABLED=true
-  export GF_ANALYTICS_REPORTING_ENABLED=false
+  export GF_ANALYTICS_REPORTING_ENABLED=false GLASSGATE_PROMETHEUS=http://127.0.0.1:$prometheus_port
+  export GLASSGATE_DASHBOARDS=$PWD/dashboards GF_DASHBOARDS_DEFAULT_HOME_DASHBOARD_PATH=$PWD/dashboards/overview.json
   start grafana "${server[@]}" --homepath "${GRAFANA_HOME:-/usr/share/grafana}"
   until_up "http://127.0.0.1:$grafana_port/api/health" grafana
   grafana="dashboards   http://127.0.0.1:$grafana_port"

@@ -2,7 +2,7 @@
 
 import { createRoot } from "react-dom/client";
 import {
-  applyFieldOverrides, createTheme, dateTime, FieldColorModeId, FieldType, getDisplayProcessor, Registry, ThemeContext, toDataFrame,
+  applyFieldOverrides, createTheme, dateTime, FieldColorModeId, FieldType, getDisplayProcessor, getDisplayValueAlignmentFactors, Registry, ThemeContext, toDataFrame,
 } from "@grafana/data";
 import { BarGauge, BigValue, GlobalStyles, PanelChrome, TimeSeries } from "@grafana/ui";
 import "uplot/dist/uPlot.min.css";
@@ -38,14 +38,14 @@ function isByThreshold(panel) {
   return panel.type === "bargauge" || panel.options.colorMode === "value";
 }
 
-/** One frame a series, on every step of the range: a hole is a hole. */
+/** One frame a series, on every step of the range: a hole is a hole. What was asked of one moment has one value. */
 function frames(panel) {
   const config = {
     ...defaults(panel),
     color: { mode: isByThreshold(panel) ? FieldColorModeId.Thresholds : FieldColorModeId.PaletteClassic },
   };
   const step = (end - start) / 400;
-  const made = panel.targets.flatMap((target) => target.result.map(({ metric, values }) => {
+  const made = panel.targets.flatMap((target) => target.result.map(({ metric, value, values = [value] }) => {
     const times = [];
     const numbers = [];
     for (const [time, value] of values) {
@@ -84,12 +84,11 @@ function last(frame) {
 function Stat({ panel, width, height }) {
   const [frame] = frames(panel);
   if (!frame) return <Nothing>{panel.fieldConfig.defaults.noValue}</Nothing>;
-  const { field, shown } = last(frame);
+  const { shown } = last(frame);
   return (
     <BigValue
       theme={theme} width={width} height={height} value={shown}
-      colorMode={isByThreshold(panel) ? "value" : "none"} graphMode="area" justifyMode="auto" textMode="value" text={panel.options.text}
-      sparkline={{ x: frame.fields[0], y: { ...field, config: { ...field.config, min: 0 } } }}
+      colorMode={isByThreshold(panel) ? "value" : "none"} graphMode="none" justifyMode="auto" textMode="value" text={panel.options.text}
     />
   );
 }
@@ -104,12 +103,14 @@ function Bars({ panel, width, height }) {
   const made = frames(panel);
   if (!made.length) return <Nothing />;
   const each = Math.min(48, height / made.length);
-  return made.map((frame) => {
-    const { field, shown } = last(frame);
+  const values = made.map((frame) => ({ ...last(frame).shown, title: frame.fields[1].config.displayName }));
+  const alignment = getDisplayValueAlignmentFactors(values.map((display) => ({ display })));
+  return made.map((frame, number) => {
+    const { field } = last(frame);
     return (
       <BarGauge
         key={field.config.displayName} theme={theme} width={width} height={each - 8} field={field.config} display={field.display}
-        value={{ ...shown, title: field.config.displayName }} orientation="horizontal" displayMode="gradient" showUnfilled itemSpacing={8} text={panel.options.text}
+        value={values[number]} alignmentFactors={alignment} orientation="horizontal" displayMode="gradient" showUnfilled itemSpacing={8} text={panel.options.text}
       />
     );
   });
@@ -214,14 +215,13 @@ function Panel({ panel }) {
 }
 
 function Dashboard() {
-  const until = new Date(end * 1000).toISOString().slice(0, 16).replace("T", " ");
   return (
     <ThemeContext.Provider value={theme}>
       <GlobalStyles />
       <main style={{ position: "relative", background: theme.colors.background.canvas, color: theme.colors.text.primary, minHeight: "100vh" }}>
         <header style={{ display: "flex", alignItems: "baseline", justifyContent: "space-between", padding: "18px 16px" }}>
           <span style={{ fontSize: 20, fontWeight: 500 }}>{dashboard.title}</span>
-          <span style={{ color: theme.colors.text.secondary }}>{Math.round((end - start) / 60)} minutes until {until} UTC · all routes, models, variants</span>
+          <span style={{ color: theme.colors.text.secondary }}>Last {Math.round((end - start) / 60)} minutes · all routes, models and variants</span>
         </header>
         {dashboard.panels.map((panel) => <Panel key={panel.id} panel={panel} />)}
       </main>
