@@ -339,6 +339,10 @@ fn a_request_that_is_wrong_is_wrong_everywhere() {
     assert_eq!(refused.json()["error"]["param"], "tools");
     assert!(refused.json()["error"]["message"].as_str().unwrap().contains("Unknown tool."));
     assert_eq!(settled(&gateway, 1).len(), 1);
+    eventually("the request to be counted", || {
+        (gateway.metric("gateway_requests_total", &["error_type=\"upstream_rejected\"", "4xx"]) == 1.0).then_some(())
+    });
+    assert_eq!(gateway.metric("gateway_requests_total", &["5xx"]), 0.0, "what a client did wrong is no error of ours");
 }
 
 #[test]

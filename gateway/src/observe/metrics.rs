@@ -4,7 +4,7 @@
 //! and scaled when it is written out, so that sums stay exact. One registry a gateway: parallel tests share nothing.
 
 use parking_lot::Mutex;
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::time::Duration;
 
 use prometheus::core::Collector;
@@ -503,10 +503,17 @@ impl Metrics {
             self.attempts.with_label_values(&[served.route, served.model, served.variant, role, outcome]);
         }
         let caches: &[&str] = if is_cached { &["none", "miss", "hit"] } else { &["none"] };
+        let refusals = crate::refusal::Refusal::every();
+        let described = refusals.iter().map(crate::refusal::Refusal::describe);
+        let ours: BTreeSet<&str> = described.filter(|it| it.status >= 500).map(|it| it.code).collect();
         for cache in caches {
             for stream in ["true", "false"] {
                 let [route, model, variant] = labels;
                 self.requests.with_label_values(&[route, model, variant, "chat", "2xx", "", stream, cache]);
+                // An outage that begins between two looks at the counters would else show no increase.
+                for error in ours.iter().filter(|_| *cache != "hit") {
+                    self.requests.with_label_values(&[route, model, variant, "chat", "5xx", error, stream, cache]);
+                }
             }
         }
         if is_cached {
@@ -776,7 +783,15 @@ impl Metrics {
         self.runtime_failures.with_label_values(&[model]).inc();
     }
 
-    pub fn runtime_model(&self, model: &str, ready: bool) {
+    /// Every model that should run here, and whether it does.
+    pub fn runtime_models<'a>(&self, models: impl Iterator<Item = (&'a str, bool)>) {
+        self.runtime_models.reset();
+        for (model, ready) in models {
+            self.runtime_model(model, ready);
+        }
+    }
+
+    fn runtime_model(&self, model: &str, ready: bool) {
         for (state, is) in [("ready", ready), ("failed", !ready)] {
             self.runtime_models.with_label_values(&[model, state]).set(i64::from(is));
         }

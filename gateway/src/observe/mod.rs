@@ -66,7 +66,7 @@ impl Observe {
             metrics.settled(served, &record.tenant, receipt);
             // What the cache answers says nothing of how fast a model is.
             let is_made = !matches!(record.cache, "hit" | "coalesced");
-            let first_token = record.marks.first_token.filter(|_| is_made);
+            let first_token = record.first_token().filter(|_| is_made);
             let per_output_token = record.time_per_output_token().filter(|_| is_made);
             metrics.admitted(served, record.marks.closed, first_token, per_output_token);
         }
