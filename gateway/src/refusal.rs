@@ -133,6 +133,7 @@ pub enum Refusal {
         param: &'static str,
     },
     SeveralAnswers,
+    TooManyNames,
     FeedbackLimited {
         /// Judgements a minute.
         limit: u32,
@@ -199,6 +200,7 @@ impl Refusal {
             Refusal::Internal                => (500, "server_error",          "internal_error", None),
             Refusal::UnknownAnswer { .. }    => (404, "invalid_request_error", "answer_not_found", None),
             Refusal::SeveralAnswers          => (409, "invalid_request_error", "trace_ambiguous", Some(false)),
+            Refusal::TooManyNames            => (409, "invalid_request_error", "too_many_names", Some(false)),
             Refusal::FeedbackLimited { .. }  => (429, "rate_limit_error",      "feedback_limited", Some(true)),
             Refusal::FeedbackUnavailable     => (503, "server_error",          "feedback_unavailable", Some(true)),
             Refusal::ClientGone              => (499, "client_closed",         "client_closed_request", None),
@@ -273,6 +275,7 @@ impl Refusal {
             Refusal::Internal,
             Refusal::UnknownAnswer { param: "response_id" },
             Refusal::SeveralAnswers,
+            Refusal::TooManyNames,
             Refusal::FeedbackLimited { limit: 2_400, retry_after: Duration::from_millis(25) },
             Refusal::FeedbackUnavailable,
             Refusal::ClientGone,
@@ -308,6 +311,7 @@ impl Refusal {
             Refusal::ContextExceeded { .. } => Some("messages"),
             Refusal::UnknownAnswer { param } => Some(param),
             Refusal::SeveralAnswers => Some("trace_id"),
+            Refusal::TooManyNames => Some("name"),
             Refusal::UpstreamRejected { param, .. } => param.as_deref(),
             _ => None,
         }
@@ -475,6 +479,9 @@ impl Refusal {
             }
             Refusal::SeveralAnswers => {
                 "This trace holds several answers. Say which one is meant with `response_id`.".into()
+            }
+            Refusal::TooManyNames => {
+                "This key has judged this answer under as many names as it may. Judge it under one of those, which replaces what was said.".into()
             }
             Refusal::FeedbackLimited { limit, retry_after } => format!(
                 "This key may judge {limit} times a minute and has done so. Try again in {:.3} s.",

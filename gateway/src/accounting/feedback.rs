@@ -6,7 +6,7 @@ use serde::{Serialize, Serializer};
 #[derive(Clone, Debug, PartialEq)]
 pub enum Score {
     Boolean(bool),
-    /// Finite.
+    /// Finite, and not large.
     Number(f64),
     Label(String),
 }
@@ -72,7 +72,6 @@ pub struct Answered {
     pub request_id: String,
     pub response_id: String,
     pub route: String,
-    pub model: String,
     pub variant: String,
 }
 
@@ -81,6 +80,8 @@ pub struct Answered {
 pub enum Change {
     Created,
     Unchanged,
+    /// The value stands, with other words.
+    Commented,
     /// Holds the value that no longer counts.
     Revised(Score),
 }
@@ -90,7 +91,7 @@ impl Change {
         match self {
             Change::Created => "created",
             Change::Unchanged => "unchanged",
-            Change::Revised(_) => "revised",
+            Change::Commented | Change::Revised(_) => "revised",
         }
     }
 }
@@ -106,4 +107,6 @@ pub enum Verdict {
     NoSuchAnswer,
     /// The trace holds more than one.
     SeveralAnswers,
+    /// The key has judged the answer under as many names as there may be.
+    TooManyNames,
 }
