@@ -225,6 +225,7 @@ fn answers_from_the_cache_and_broken_off_ones_and_completions_can_be_judged_and_
     let broken_off = event["id"].as_str().unwrap().to_owned();
     assert_eq!(refused(&judge(&gateway, &correct(&broken_off, false))), (404, "answer_not_found".into()), "not yet");
     drop(open);
+    upstream.release();
     eventually("the hang-up to be noticed", || {
         (gateway.metric("gateway_in_flight_requests", &[]) == 0.0).then_some(())
     });
@@ -299,8 +300,7 @@ fn the_trace_of_an_answer_that_was_judged_shows_the_answer() {
     taken(&gateway.send(&http::post("/v1/feedback", Some(&gateway.key), &headers, body.as_bytes())));
     eventually("both to end", || (gateway.metric("gateway_in_flight_requests", &[]) == 0.0).then_some(()));
     let shown: Value = serde_json::from_str(&gateway.cli(&["trace", trace, "--json"])).unwrap();
-    let found = shown["request_id"].as_str().or(shown["log"]["request_id"].as_str());
-    assert_eq!(found, answer.strip_prefix("chatcmpl-"), "{shown}");
+    assert_eq!((&shown["record"]["op"], &shown["record"]["response_id"]), (&json!("chat"), &json!(answer)), "{shown}");
 }
 
 #[test]
@@ -406,14 +406,24 @@ fn feedback_that_waited_for_a_store_that_was_locked_for_a_moment_is_taken() {
 
 #[test]
 fn who_hangs_up_is_not_waited_for_and_nor_is_who_waits_when_the_gateway_goes() {
-    let mut gateway = Setup::shipped().start();
+    let setup = Setup::shipped();
+    setup.replace("gateway.toml", "pre_drain = \"0s\"", "pre_drain = \"0s\"\ndrain = \"1s\"");
+    let mut gateway = setup.start();
     let (blocker, answer, left) = waiting(&gateway);
     drop(left);
     let line = eventually("the hang-up to be noticed", || lines(&gateway).pop());
     assert_eq!((&line["status"], &line["error_type"]), (&json!(499), &json!("client_closed_request")));
+    let refusal = thread::scope(|scope| {
+        let waiting = scope.spawn(|| judge(&gateway, &correct(&answer, true)));
+        eventually("it to be let in", || {
+            (gateway.metric("gateway_limit_decisions_total", &["feedback", "allowed"]) == 2.0).then_some(())
+        });
+        gateway.terminate();
+        waiting.join().unwrap()
+    });
+    assert_eq!(refused(&refusal), (503, "shutting_down".into()));
     blocker.execute_batch("ROLLBACK").unwrap();
-    taken(&judge(&gateway, &correct(&answer, true)));
-    gateway.stop();
+    gateway.wait_end();
 }
 
 #[test]

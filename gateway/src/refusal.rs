@@ -8,6 +8,7 @@ use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 
 use crate::accounting::core::NanoUsd;
+use crate::accounting::feedback::NAMES_MAX;
 use crate::api::head::{FIELDS_MAX, HEAD_BYTES_MAX};
 use crate::api::openai::ratelimit::{Quota, Quotas};
 
@@ -480,9 +481,9 @@ impl Refusal {
             Refusal::SeveralAnswers => {
                 "This trace holds several answers. Say which one is meant with `response_id`.".into()
             }
-            Refusal::TooManyNames => {
-                "This key has judged this answer under as many names as it may. Judge it under one of those, which replaces what was said.".into()
-            }
+            Refusal::TooManyNames => format!(
+                "This key has judged this answer under {NAMES_MAX} names, and there may be no more. Judge it under one of those, which replaces what was said."
+            ),
             Refusal::FeedbackLimited { limit, retry_after } => format!(
                 "This key may judge {limit} times a minute and has done so. Try again in {:.3} s.",
                 retry_after.as_secs_f64()

@@ -2,6 +2,9 @@
 
 use serde::{Serialize, Serializer};
 
+/// Names under which one key may judge one answer: what can be said for nothing must not fill the disk.
+pub const NAMES_MAX: i64 = 16;
+
 /// A judgement's value.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Score {

@@ -8,14 +8,11 @@ use std::collections::BTreeMap;
 
 use rusqlite::{Connection, OptionalExtension, Transaction, params};
 
-use super::super::feedback::{Answered, Change, Judgement, Of, Score, Verdict};
+use super::super::feedback::{Answered, Change, Judgement, NAMES_MAX, Of, Score, Verdict};
 use super::sqlite::GroupBy;
 
 /// The hexadecimal digits that a trace of our own shares with its request's id.
 const SHARED_DIGITS: usize = 16;
-
-/// Names under which one key may judge one answer: what a client says for nothing must not fill the disk.
-const NAMES_MAX: i64 = 16;
 
 /// Rows that are somebody's answer: no copy for comparison, no attempt that another took over, nothing that never began.
 const IS_ANSWER: &str = "role <> 'shadow' AND outcome NOT IN ('failed_over', 'released')";
