@@ -162,8 +162,10 @@ fn a_judgement_that_the_store_did_not_take_is_tried_again_and_one_that_nobody_wa
     let waiting = ledger.judge(judgement(of.clone(), "again")).unwrap();
     drop(ledger.judge(judgement(of, "forsaken")));
     let failed = || !metrics.encode().contains("gateway_ledger_failures_total 0");
+    let deadline = Instant::now() + std::time::Duration::from_secs(30);
     while !failed() {
-        std::thread::yield_now();
+        assert!(Instant::now() < deadline, "the store took it though it is locked");
+        std::thread::sleep(std::time::Duration::from_millis(5));
     }
     blocker.execute_batch("ROLLBACK").unwrap();
     assert!(is_taken(&waiting.blocking_recv().unwrap()));

@@ -64,12 +64,13 @@ impl Callers {
             let mut names = std::iter::once(name.to_owned()).chain((2..).map(|number: u32| format!("{name}-{number}")));
             let called = names.find(|name| !taken(name)).unwrap_or_default();
             let token = generate().map_err(text)?;
-            // Remembered before it is good for anything: no key that works is ever left to nobody.
-            known.insert(name.to_owned(), token.clone());
-            write_secret(&file, &serde_json::to_string_pretty(&known).map_err(text)?).map_err(text)?;
+            // The last one ends before it is forgotten, and the new one is remembered before it begins: whatever
+            // happens, no key works that nobody knows of.
             if let Some(row) = last {
                 store.revoke(&row.id, SystemClock.now_ns()).map_err(text)?;
             }
+            known.insert(name.to_owned(), token.clone());
+            write_secret(&file, &serde_json::to_string_pretty(&known).map_err(text)?).map_err(text)?;
             keys::add(data_dir, &token, &called, tenant, limits)?;
         }
         let regular = CAST[..3].iter().filter_map(|(name, _, _)| known.remove(*name)).collect();
