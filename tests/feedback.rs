@@ -1,13 +1,16 @@
 //! What clients say of answers: whose, once, for good, and counted exactly.
 
+use std::io::BufReader;
 use std::thread;
+use std::time::{Duration, Instant};
 
 use rusqlite::Connection;
 use serde_json::{Value, json};
 
 use crate::support::eventually;
-use crate::support::gateway::{Setup, TestGateway, chat, chat_with, check, long};
+use crate::support::gateway::{Setup, TestGateway, chat, chat_with, check, remote};
 use crate::support::http::{self, Response};
+use crate::support::upstream::{Script, Upstream, delta, response, stream_of};
 
 const CACHED: &str = "sticky   = [";
 const WITH_CACHE: &str = "cache    = { ttl = \"10m\" }\nsticky   = [";
@@ -91,13 +94,16 @@ fn a_judgement_joins_the_answers_row_and_is_counted_once_however_often_it_is_sen
     let told: Value = serde_json::from_str(&gateway.cli(&["feedback", "--json"])).unwrap();
     let line = &told[0];
     assert_eq!((&line["answers"], &line["judged"], &line["estimate"]["value"]), (&json!(1), &json!(1), &json!(1.0)));
+    let other_words =
+        judge(&gateway, &json!({"response_id": answer, "name": "correct", "value": true, "comment": "46!"}));
+    assert_eq!(taken(&other_words), "revised");
+    assert_eq!(rows(&gateway)[0].5.as_deref(), Some("46!"));
+    assert_eq!((counted(&gateway, total, "true"), counted(&gateway, withdrawn, "true")), (1.0, 0.0));
     let db = Connection::open(gateway.data_dir().join("ledger.sqlite")).unwrap();
-    let joined: (String, String) = db
-        .query_row("SELECT l.variant, f.variant FROM feedback f JOIN ledger l USING (request_id)", [], |row| {
-            Ok((row.get(0)?, row.get(1)?))
-        })
+    let joined: String = db
+        .query_row("SELECT ledger.response_id FROM feedback JOIN ledger USING (request_id)", [], |row| row.get(0))
         .unwrap();
-    assert_eq!(joined.0, joined.1);
+    assert_eq!(joined, answer);
 }
 
 #[test]
@@ -198,7 +204,8 @@ fn what_was_taken_survives_kill_9_and_older_answers_can_still_be_judged_then() {
 
 #[test]
 fn answers_from_the_cache_and_broken_off_ones_and_completions_can_be_judged_and_shadows_cannot() {
-    let setup = Setup::shipped();
+    let upstream = Upstream::start();
+    let setup = Setup::upstream(&upstream, "");
     setup.replace("routes.toml", "glimmer-1 = 90, glimmer-2 = 10", "glimmer-1 = 1");
     let shadow = format!("shadow   = {{ variant = \"glimmer-2\", sample = 1.0 }}\n{WITH_CACHE}");
     setup.replace("routes.toml", CACHED, &shadow);
@@ -210,12 +217,15 @@ fn answers_from_the_cache_and_broken_off_ones_and_completions_can_be_judged_and_
     let body = json!({"model": "assistant", "prompt": "Once upon a time", "max_tokens": 4});
     let text = id(&gateway.send(&http::post("/v1/completions", Some(&gateway.key), &[], body.to_string().as_bytes())));
     assert!(text.starts_with("cmpl-"));
-    let mut open = gateway.open(&gateway.chat_bytes(&long(1000), &[]));
+    // It says one word and no more, so that it cannot end before its client leaves.
+    upstream.plays(Script::Hang(stream_of(&[delta(json!({"content": "Once"}), None)])));
+    let mut open = gateway.open(&gateway.chat_bytes(&remote(json!({"stream": true})), &[]));
     let first = String::from_utf8(open.chunk().unwrap().unwrap()).unwrap();
     let event: Value = serde_json::from_str(first.lines().next().unwrap().strip_prefix("data: ").unwrap()).unwrap();
     let broken_off = event["id"].as_str().unwrap().to_owned();
     assert_eq!(refused(&judge(&gateway, &correct(&broken_off, false))), (404, "answer_not_found".into()), "not yet");
     drop(open);
+    upstream.release();
     eventually("the hang-up to be noticed", || {
         (gateway.metric("gateway_in_flight_requests", &[]) == 0.0).then_some(())
     });
@@ -223,14 +233,74 @@ fn answers_from_the_cache_and_broken_off_ones_and_completions_can_be_judged_and_
         assert_eq!(taken(&judge(&gateway, &correct(answer, true))), "created");
     }
     let db = Connection::open(gateway.data_dir().join("ledger.sqlite")).unwrap();
-    let variants: Vec<String> = db
-        .prepare("SELECT variant FROM feedback")
-        .unwrap()
-        .query_map([], |row| row.get(0))
-        .unwrap()
-        .flatten()
-        .collect();
-    assert_eq!(variants, ["glimmer-1"; 4], "the shadow's row has the same request id");
+    let judged = "SELECT COUNT(*) FROM feedback JOIN ledger USING (request_id) WHERE role <> 'shadow'";
+    let count: i64 = db.query_row(judged, [], |row| row.get(0)).unwrap();
+    assert_eq!(count, 4);
+    // The shadow's row has the same request id, and is nobody's answer.
+    let told: Value = serde_json::from_str(&gateway.cli(&["feedback", "--json"])).unwrap();
+    let told: Vec<_> = told.as_array().unwrap().iter().map(|line| (&line["group"], &line["judged"])).collect();
+    assert_eq!(told, [(&json!("glimmer-1"), &json!(3)), (&json!("remote-model"), &json!(1))]);
+}
+
+#[test]
+fn answers_are_counted_with_what_they_cost_and_apart_from_replays_and_failures() {
+    let upstream = Upstream::start();
+    let gateway = Setup::upstream(&upstream, "cache = { ttl = \"10m\" }").start();
+    let ask = || gateway.post(&remote(json!({"temperature": 0})));
+    let cost = |response: &Response| response.json()["glassgate"]["cost_usd"].as_str().unwrap().to_owned();
+    let made = ask();
+    assert_eq!(ask().header("x-glassgate-cache"), Some("hit"));
+    upstream.plays(Script::Raw(response("500 Internal Server Error", &[], "{}")));
+    assert_eq!(gateway.post(&remote(json!({"temperature": 1}))).status, 502);
+    eventually("the rows to be in the store", || {
+        let told: Value = serde_json::from_str(&gateway.cli(&["feedback", "--json"])).unwrap();
+        let line = &told[0];
+        (line["failed"] == 1).then(|| {
+            assert_eq!((&line["answers"], &line["from_cache"]), (&json!(1), &json!(1)));
+            assert_eq!(line["cost_usd_per_answer"], json!(cost(&made)));
+        })
+    });
+}
+
+#[test]
+fn a_key_judges_an_answer_under_sixteen_names_and_no_more() {
+    let gateway = TestGateway::start();
+    let sibling = key(&gateway, &["sibling"]);
+    let answer = ask(&gateway);
+    let named = |name: usize| json!({"response_id": answer, "name": format!("name-{name}"), "value": 1});
+    for name in 0..16 {
+        assert_eq!(taken(&judge(&gateway, &named(name))), "created");
+    }
+    assert_eq!(refused(&judge(&gateway, &named(16))), (409, "too_many_names".into()));
+    assert_eq!(taken(&judge(&gateway, &named(3))), "unchanged");
+    assert_eq!(taken(&judge_as(&gateway, &sibling, &named(16))), "created");
+    assert_eq!(rows(&gateway).len(), 17);
+}
+
+#[test]
+fn a_ledger_from_before_there_was_feedback_can_be_judged() {
+    let mut gateway = TestGateway::start();
+    let answer = ask(&gateway);
+    gateway.stop();
+    let path = gateway.data_dir().join("ledger.sqlite");
+    Connection::open(&path).unwrap().execute_batch("DROP TABLE feedback; DROP INDEX ledger_by_foreign_trace").unwrap();
+    assert!(gateway.cli(&["feedback"]).contains("nobody has judged yet"));
+    gateway.restart();
+    assert_eq!(taken(&judge(&gateway, &correct(&answer, true))), "created");
+}
+
+#[test]
+fn the_trace_of_an_answer_that_was_judged_shows_the_answer() {
+    let gateway = TestGateway::start();
+    let trace = "4bf92f3577b34da6a3ce929d0e0e4736";
+    let parent = format!("00-{trace}-b7ad6b7169203331-01");
+    let headers = [("traceparent", parent.as_str())];
+    let answer = id(&gateway.send(&gateway.chat_bytes(&chat("12 + 34 = ?"), &headers)));
+    let body = correct(&answer, true).to_string();
+    taken(&gateway.send(&http::post("/v1/feedback", Some(&gateway.key), &headers, body.as_bytes())));
+    eventually("both to end", || (gateway.metric("gateway_in_flight_requests", &[]) == 0.0).then_some(()));
+    let shown: Value = serde_json::from_str(&gateway.cli(&["trace", trace, "--json"])).unwrap();
+    assert_eq!((&shown["record"]["op"], &shown["record"]["response_id"]), (&json!("chat"), &json!(answer)), "{shown}");
 }
 
 #[test]
@@ -262,6 +332,7 @@ fn a_judgement_that_cannot_be_right_is_refused_with_the_field_that_is_wrong() {
         ("{\"response_id\":\"ID\",\"value\":true}", 400, "invalid_parameter", json!("name")),
         ("{\"response_id\":\"ID\",\"name\":\"a\"}", 400, "invalid_parameter", json!("value")),
         ("{\"response_id\":\"ID\",\"name\":\"a\",\"value\":\"true\"}", 400, "invalid_parameter", json!("value")),
+        ("{\"response_id\":\"ID\",\"name\":\"a\",\"value\":1e308}", 400, "invalid_parameter", json!("value")),
         ("{\"response_id\":\"ID\",\"name\":\"a\",\"value\":1,\"why\":1}", 400, "invalid_parameter", json!("why")),
         ("{\"response_id\":\"ID-\",\"name\":\"a\",\"value\":1}", 404, "answer_not_found", json!("response_id")),
         ("{\"response_id\":\"17\",\"name\":\"a\",\"value\":1}", 404, "answer_not_found", json!("response_id")),
@@ -289,17 +360,70 @@ fn while_the_store_is_locked_feedback_waits_and_then_says_so_and_answers_go_on()
     let answer = ask(&gateway);
     let blocker = Connection::open(gateway.data_dir().join("ledger.sqlite")).unwrap();
     eventually("the store to be free", || blocker.execute_batch("BEGIN IMMEDIATE").ok());
+    let began = Instant::now();
     let refusal = thread::scope(|scope| {
         let waiting = scope.spawn(|| judge(&gateway, &correct(&answer, true)));
         assert_eq!(gateway.post(&chat_with("12 + 34 = ?", json!({"max_tokens": 2}))).status, 200);
         waiting.join().unwrap()
     });
     assert_eq!(refused(&refusal), (503, "feedback_unavailable".into()));
+    assert!(began.elapsed() >= Duration::from_secs(4), "it gave up after {:?}", began.elapsed());
     check(&refusal);
     blocker.execute_batch("ROLLBACK").unwrap();
     // What was sent again counts once, whether or not the first was still taken.
     taken(&judge(&gateway, &correct(&answer, true)));
     assert_eq!((rows(&gateway).len(), counted(&gateway, "gateway_feedback_total", "true")), (1, 1.0));
+}
+
+/// A judgement that waits for the store, and what keeps it waiting.
+fn waiting(gateway: &TestGateway) -> (Connection, String, std::net::TcpStream) {
+    let answer = ask(gateway);
+    let blocker = Connection::open(gateway.data_dir().join("ledger.sqlite")).unwrap();
+    eventually("the store to be free", || blocker.execute_batch("BEGIN IMMEDIATE").ok());
+    eventually("the answer to end", || (gateway.metric("gateway_in_flight_requests", &[]) == 0.0).then_some(()));
+    let body = correct(&answer, true).to_string();
+    let waiting = gateway.open_unread(&http::post("/v1/feedback", Some(&gateway.key), &[], body.as_bytes()));
+    eventually("it to be let in", || {
+        (gateway.metric("gateway_limit_decisions_total", &["feedback", "allowed"]) == 1.0).then_some(())
+    });
+    (blocker, answer, waiting)
+}
+
+fn lines(gateway: &TestGateway) -> Vec<Value> {
+    let lines = gateway.stdout();
+    let lines = lines.lines().map(|line| serde_json::from_str(line).unwrap());
+    lines.filter(|line: &Value| line["op"] == "feedback").collect()
+}
+
+#[test]
+fn feedback_that_waited_for_a_store_that_was_locked_for_a_moment_is_taken() {
+    let gateway = TestGateway::start();
+    let (blocker, _, waiting) = waiting(&gateway);
+    blocker.execute_batch("ROLLBACK").unwrap();
+    let response = http::read_head(BufReader::new(waiting)).unwrap().finish();
+    assert_eq!(taken(&response), "created");
+}
+
+#[test]
+fn who_hangs_up_is_not_waited_for_and_nor_is_who_waits_when_the_gateway_goes() {
+    let setup = Setup::shipped();
+    setup.replace("gateway.toml", "pre_drain = \"0s\"", "pre_drain = \"0s\"\ndrain = \"1s\"");
+    let mut gateway = setup.start();
+    let (blocker, answer, left) = waiting(&gateway);
+    drop(left);
+    let line = eventually("the hang-up to be noticed", || lines(&gateway).pop());
+    assert_eq!((&line["status"], &line["error_type"]), (&json!(499), &json!("client_closed_request")));
+    let refusal = thread::scope(|scope| {
+        let waiting = scope.spawn(|| judge(&gateway, &correct(&answer, true)));
+        eventually("it to be let in", || {
+            (gateway.metric("gateway_limit_decisions_total", &["feedback", "allowed"]) == 2.0).then_some(())
+        });
+        gateway.terminate();
+        waiting.join().unwrap()
+    });
+    assert_eq!(refused(&refusal), (503, "shutting_down".into()));
+    blocker.execute_batch("ROLLBACK").unwrap();
+    gateway.wait_end();
 }
 
 #[test]

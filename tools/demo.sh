@@ -3,6 +3,8 @@
 #   tools/demo.sh [--exit] [options of `glassgate demo`]
 # In a terminal everything stays up after the demo until Ctrl-C; with --exit or GLASSGATE_DEMO_EXIT=1 it ends with the demo.
 set -euo pipefail
+# What is written here holds keys: it is its owner's alone, as the data folder is.
+umask 077
 cd "$(dirname "$0")/.."
 target=${CARGO_TARGET_DIR:-$PWD/target}
 glassgate=$target/release/glassgate
@@ -21,16 +23,22 @@ say() { printf 'demo: %s\n' "$*"; }
 give_up() { say "$*" >&2; exit 1; }
 
 pids=()
+demo=
 interrupted=
+# Each Ctrl-C is passed on, once: the first ends the demo's sending, the second its waiting.
+interrupt() {
+  interrupted=1
+  [ -z "$demo" ] || kill -INT "$demo" 2>/dev/null || true
+}
 finish() {
   trap - EXIT INT TERM
   for pid in "${pids[@]}"; do kill -INT "$pid" 2>/dev/null || true; done
   for pid in "${pids[@]}"; do wait "$pid" 2>/dev/null || true; done
 }
 trap finish EXIT
-trap 'interrupted=1' INT TERM
+trap interrupt INT TERM
 
-# In a session of its own, so that Ctrl-C reaches the demo first and its summary is printed.
+# In a session of its own, so that Ctrl-C reaches nothing before the demo has printed its summary.
 start() {
   local log=$1
   shift
@@ -65,8 +73,13 @@ else
   until_up "http://$admin/readyz" gateway
 fi
 
+# The gateway may be elsewhere than deploy/prometheus.yml says; and dashboards begin with this demo, not with the last.
+cp deploy/rules.yml "$logs/rules.yml"
+sed "s/127\.0\.0\.1:8081/$admin/" deploy/prometheus.yml >"$logs/prometheus.yml"
+grep -qF "\"$admin\"" "$logs/prometheus.yml" || give_up "deploy/prometheus.yml has no target that could be set to $admin"
+rm -rf "$logs/prometheus"
 prometheus_port=$(free_port 9090 9091 9092 9094)
-start prometheus prometheus --config.file=deploy/prometheus.yml --storage.tsdb.path="$logs/prometheus" \
+start prometheus prometheus --config.file="$logs/prometheus.yml" --storage.tsdb.path="$logs/prometheus" \
   --web.listen-address="127.0.0.1:$prometheus_port"
 until_up "http://127.0.0.1:$prometheus_port/-/ready" prometheus
 
@@ -96,8 +109,15 @@ cat <<END
 
 END
 
-played=0
-"$glassgate" demo --config "$config" "${options[@]}" || played=$?
+# Behind, because bash would hear of a signal only after what is in front has ended.
+setsid "$glassgate" demo --config "$config" "${options[@]}" &
+demo=$!
+while
+  played=0
+  wait "$demo" || played=$?
+  kill -0 "$demo" 2>/dev/null
+do :; done
+demo=
 if [ -n "$stay" ] && [ -z "$interrupted" ]; then
   say "everything stays up; Ctrl-C ends it"
   wait "${pids[@]}" || true

@@ -191,6 +191,9 @@ impl Snapshot {
                 metrics.serves(Served { route, model: name, variant: name }, role, cache.is_some());
             }
         }
+        for (name, _) in config.models.iter().filter(|(_, model)| model.public) {
+            metrics.serves(Served { route: name, model: name, variant: name }, "primary", false);
+        }
     }
 
     pub fn build(config: Config, loaded: &Loaded, servers: &Servers, since: i64) -> Snapshot {

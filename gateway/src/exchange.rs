@@ -172,11 +172,13 @@ impl Record {
         self.receipt.map_or(NanoUsd(0), |receipt| receipt.billed)
     }
 
-    /// The class that counts: a stream that broke after its 200 is still an error.
+    /// The class that counts: a stream that broke after its 200 is still an error. What an upstream had to say of the
+    /// request is the client's, as it was told.
     pub fn status_counted(&self) -> u16 {
         match self.outcome {
             "aborted" => 499,
-            "panicked" | "failed" => 500,
+            "panicked" => 500,
+            "failed" if self.status < 400 => 500,
             "timed_out" => 504,
             "cut" => 503,
             _ => self.status,
@@ -188,12 +190,17 @@ impl Record {
         self.outcome == "aborted" || (self.outcome == "released" && self.status == 499)
     }
 
+    /// When the first token was there, where that can be seen: of a remote answer that comes whole there is only its end.
+    pub fn first_token(&self) -> Option<Duration> {
+        self.marks.first_token.filter(|_| self.stream || self.engine.is_some())
+    }
+
     /// (last token − first token) / (output tokens − 1), where there are two or more; by the engine's clock if it is
     /// ours, because a relay that is behind sees several tokens at once.
     pub fn time_per_output_token(&self) -> Option<Duration> {
         let gaps = u32::try_from(self.usage().completion()).ok()?.checked_sub(1)?;
         let decode = self.engine.and_then(|engine| engine.decode);
-        let seen = || Some(self.marks.last_token?.saturating_sub(self.marks.first_token?));
+        let seen = || Some(self.marks.last_token?.saturating_sub(self.first_token()?));
         decode.or_else(seen)?.checked_div(gaps)
     }
 

@@ -1,5 +1,6 @@
 //! `POST /v1/feedback`: what a client says of an answer → a row beside the answer's own in the ledger.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use crate::accounting::feedback::{Judgement, Of, Verdict};
@@ -12,7 +13,7 @@ use crate::refusal::Refusal;
 
 /// The longest comment fits, also where every character of it is escaped.
 const BODY_BYTES_MAX: usize = 32 << 10;
-/// A store that takes longer is said to be unavailable. It may still take the judgement then; sent again, it counts once.
+/// A store that takes longer is said to be unavailable. It may take the judgement all the same; sent again, it counts once.
 const STORE_PATIENCE: Duration = Duration::from_secs(5);
 
 /// Takes one judgement and returns the body that says so. The row is durable by then.
@@ -40,7 +41,7 @@ pub async fn take(
         Of::Response(_) => "response_id",
         Of::Trace(_) => "trace_id",
     };
-    let judgement = Judgement {
+    let judgement = Arc::new(Judgement {
         of,
         name,
         score,
@@ -48,22 +49,25 @@ pub async fn take(
         tenant: caller.tenant().to_owned(),
         key_id: caller.key_id().to_owned(),
         at_ns: app.clock.now_ns(),
-    };
+    });
 
-    exchange.mark(|record, now| record.marks.settling = Some(now));
     let verdict = app.ledger.judge(judgement.clone()).ok_or(Refusal::FeedbackUnavailable)?;
-    let verdict = tokio::time::timeout(STORE_PATIENCE, verdict).await;
-    exchange.mark(|record, now| record.marks.settled = Some(now));
+    let verdict = tokio::select! {
+        biased;
+        verdict = verdict => verdict.map_err(|_| Refusal::FeedbackUnavailable)?,
+        why = inbound.gone() => return Err(why),
+        () = tokio::time::sleep(STORE_PATIENCE) => return Err(Refusal::FeedbackUnavailable),
+    };
     match verdict {
-        Ok(Ok(Verdict::Taken { answered, change })) => {
+        Verdict::Taken { answered, change } => {
             let id = judgement.id(&answered.request_id);
             let body = taken(&id, &answered.response_id, &judgement.name, &judgement.score, &change);
             // The answer that is meant: whoever looks for it finds what was said of it.
             exchange.note(|record| record.response_id = Some(answered.response_id));
             Ok(body)
         }
-        Ok(Ok(Verdict::NoSuchAnswer)) => Err(Refusal::UnknownAnswer { param }),
-        Ok(Ok(Verdict::SeveralAnswers)) => Err(Refusal::SeveralAnswers),
-        Ok(Err(_)) | Err(_) => Err(Refusal::FeedbackUnavailable),
+        Verdict::NoSuchAnswer => Err(Refusal::UnknownAnswer { param }),
+        Verdict::SeveralAnswers => Err(Refusal::SeveralAnswers),
+        Verdict::TooManyNames => Err(Refusal::TooManyNames),
     }
 }

@@ -8,6 +8,7 @@ use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 
 use crate::accounting::core::NanoUsd;
+use crate::accounting::feedback::NAMES_MAX;
 use crate::api::head::{FIELDS_MAX, HEAD_BYTES_MAX};
 use crate::api::openai::ratelimit::{Quota, Quotas};
 
@@ -133,6 +134,7 @@ pub enum Refusal {
         param: &'static str,
     },
     SeveralAnswers,
+    TooManyNames,
     FeedbackLimited {
         /// Judgements a minute.
         limit: u32,
@@ -199,6 +201,7 @@ impl Refusal {
             Refusal::Internal                => (500, "server_error",          "internal_error", None),
             Refusal::UnknownAnswer { .. }    => (404, "invalid_request_error", "answer_not_found", None),
             Refusal::SeveralAnswers          => (409, "invalid_request_error", "trace_ambiguous", Some(false)),
+            Refusal::TooManyNames            => (409, "invalid_request_error", "too_many_names", Some(false)),
             Refusal::FeedbackLimited { .. }  => (429, "rate_limit_error",      "feedback_limited", Some(true)),
             Refusal::FeedbackUnavailable     => (503, "server_error",          "feedback_unavailable", Some(true)),
             Refusal::ClientGone              => (499, "client_closed",         "client_closed_request", None),
@@ -273,6 +276,7 @@ impl Refusal {
             Refusal::Internal,
             Refusal::UnknownAnswer { param: "response_id" },
             Refusal::SeveralAnswers,
+            Refusal::TooManyNames,
             Refusal::FeedbackLimited { limit: 2_400, retry_after: Duration::from_millis(25) },
             Refusal::FeedbackUnavailable,
             Refusal::ClientGone,
@@ -308,6 +312,7 @@ impl Refusal {
             Refusal::ContextExceeded { .. } => Some("messages"),
             Refusal::UnknownAnswer { param } => Some(param),
             Refusal::SeveralAnswers => Some("trace_id"),
+            Refusal::TooManyNames => Some("name"),
             Refusal::UpstreamRejected { param, .. } => param.as_deref(),
             _ => None,
         }
@@ -476,6 +481,9 @@ impl Refusal {
             Refusal::SeveralAnswers => {
                 "This trace holds several answers. Say which one is meant with `response_id`.".into()
             }
+            Refusal::TooManyNames => format!(
+                "This key has judged this answer under {NAMES_MAX} names, and there may be no more. Judge it under one of those, which replaces what was said."
+            ),
             Refusal::FeedbackLimited { limit, retry_after } => format!(
                 "This key may judge {limit} times a minute and has done so. Try again in {:.3} s.",
                 retry_after.as_secs_f64()

@@ -702,7 +702,8 @@ impl Evidence {
             let (outcome, error) = (text(line, "outcome"), text(line, "error_type"));
             let class = match outcome {
                 "aborted" => "4xx",
-                "panicked" | "failed" | "timed_out" | "cut" => "5xx",
+                "panicked" | "timed_out" | "cut" => "5xx",
+                "failed" if line["status"].as_u64() < Some(400) => "5xx",
                 _ => ["2xx", "3xx", "4xx", "5xx"][(line["status"].as_u64().unwrap_or(599) / 100 - 2) as usize],
             };
             let or_none = |name| Some(text(line, name)).filter(|text| !text.is_empty()).unwrap_or("none");

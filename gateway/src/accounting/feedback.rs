@@ -2,11 +2,14 @@
 
 use serde::{Serialize, Serializer};
 
+/// Names under which one key may judge one answer: what can be said for nothing must not fill the disk.
+pub const NAMES_MAX: i64 = 16;
+
 /// A judgement's value.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Score {
     Boolean(bool),
-    /// Finite.
+    /// Finite, and not large.
     Number(f64),
     Label(String),
 }
@@ -72,7 +75,6 @@ pub struct Answered {
     pub request_id: String,
     pub response_id: String,
     pub route: String,
-    pub model: String,
     pub variant: String,
 }
 
@@ -81,6 +83,8 @@ pub struct Answered {
 pub enum Change {
     Created,
     Unchanged,
+    /// The value stands, with other words.
+    Commented,
     /// Holds the value that no longer counts.
     Revised(Score),
 }
@@ -90,7 +94,7 @@ impl Change {
         match self {
             Change::Created => "created",
             Change::Unchanged => "unchanged",
-            Change::Revised(_) => "revised",
+            Change::Commented | Change::Revised(_) => "revised",
         }
     }
 }
@@ -106,4 +110,6 @@ pub enum Verdict {
     NoSuchAnswer,
     /// The trace holds more than one.
     SeveralAnswers,
+    /// The key has judged the answer under as many names as there may be.
+    TooManyNames,
 }

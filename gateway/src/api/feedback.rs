@@ -9,6 +9,8 @@ use crate::refusal::Refusal;
 const NAME_CHARS_MAX: usize = 64;
 const LABEL_CHARS_MAX: usize = 64;
 const COMMENT_CHARS_MAX: usize = 2_000;
+/// Scores are of scales that people use: numbers that are larger would only spoil sums for everybody.
+const NUMBER_MAX: f64 = 1e6;
 /// More than this is no answer's id, whoever made it.
 const ID_CHARS_MAX: usize = 128;
 
@@ -81,13 +83,18 @@ fn trace_id(id: &str) -> Result<String, Refusal> {
 fn score(fields: &Fields) -> Result<Score, Refusal> {
     use serde_json::Value;
     let wrong = || {
-        bad("value", format!("must be true, false, a finite number, or a label of 1 to {LABEL_CHARS_MAX} characters"))
+        bad(
+            "value",
+            format!(
+                "must be true, false, a number from -{NUMBER_MAX} to {NUMBER_MAX}, or a label of 1 to {LABEL_CHARS_MAX} characters"
+            ),
+        )
     };
     match fields.get("value") {
         None => Err(bad("value", "is missing")),
         Some(Value::Bool(is)) => Ok(Score::Boolean(*is)),
         Some(Value::Number(number)) => {
-            number.as_f64().filter(|number| number.is_finite()).map(Score::Number).ok_or_else(wrong)
+            number.as_f64().filter(|number| number.abs() <= NUMBER_MAX).map(Score::Number).ok_or_else(wrong)
         }
         Some(Value::String(label)) if RESERVED.contains(&label.as_str()) => {
             Err(bad("value", format!("must not be the label {label:?}; send true, false or a number without quotes")))
@@ -133,9 +140,11 @@ mod tests {
         let score = |value: &str| parse(&format!(r#""name":"correct","value":{value}"#)).map(|feedback| feedback.score);
         assert_eq!(score("true"), Ok(Score::Boolean(true)));
         assert_eq!(score("-2.5e3"), Ok(Score::Number(-2500.0)));
+        assert_eq!(score("-1e6"), Ok(Score::Number(-1e6)));
         assert_eq!(score(r#""sehr gut 👍""#), Ok(Score::Label("sehr gut 👍".into())));
         let long = format!("{:?}", "x".repeat(65));
-        for wrong in ["null", "[]", "{}", r#""""#, r#""a\nb""#, r#""true""#, r#""other""#, &long] {
+        for wrong in ["1e308", "-1000000.1", "null", "[]", "{}", r#""""#, r#""a\nb""#, r#""true""#, r#""other""#, &long]
+        {
             assert_eq!(score(wrong).unwrap_err().param(), Some("value"), "{wrong}");
         }
         assert!(matches!(score("1e999"), Err(Refusal::BadJson { .. })));

@@ -49,7 +49,7 @@ impl<'a> Glassgate<'a> {
                 queue: record.engine.map(|engine| millis(engine.queue)),
                 prefill: record.engine.and_then(|engine| engine.prefill).map(millis),
                 decode: record.engine.and_then(|engine| engine.decode).map(millis),
-                first_token: record.marks.first_token.map(millis),
+                first_token: record.first_token().map(millis),
             },
         }
     }

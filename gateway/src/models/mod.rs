@@ -71,9 +71,7 @@ impl Models {
 
     /// Says which of the models that should serve do.
     pub fn show(&self, loaded: &Loaded) {
-        for (name, outcome) in loaded {
-            self.metrics.runtime_model(name, outcome.is_ok());
-        }
+        self.metrics.runtime_models(loaded.iter().map(|(name, outcome)| (name.as_str(), outcome.is_ok())));
     }
 
     /// Forgets models that no configuration names any more; requests that still run on them end in peace.

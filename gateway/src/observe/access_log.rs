@@ -89,7 +89,7 @@ pub fn line(record: &Record) -> Vec<u8> {
         price_version: receipt.map(|_| record.price_version.as_str()),
         config_hash: route.as_ref().map(|_| record.config_hash.as_str()),
         queue_ms: record.engine.map(|engine| millis(engine.queue)),
-        ttft_ms: record.marks.first_token.map(millis),
+        ttft_ms: record.first_token().map(millis),
         duration_ms: millis(record.marks.closed),
         bytes_in: record.bytes_in,
         bytes_out: record.bytes_out,

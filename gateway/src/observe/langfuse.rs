@@ -66,7 +66,7 @@ pub fn generation(record: &Record) -> Vec<KeyValue> {
     if !record.error_type.is_empty() {
         attributes.push(KeyValue::new("langfuse.observation.status_message", record.error_type));
     }
-    if let Some(first) = record.marks.first_token {
+    if let Some(first) = record.first_token() {
         let first = timestamp(record.at_ns(first));
         attributes.push(KeyValue::new("langfuse.observation.completion_start_time", first));
     }

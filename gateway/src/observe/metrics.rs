@@ -1,10 +1,10 @@
 //! All metrics: names, labels, buckets, and one typed method for everything that is counted.
 //!
-//! Labels come from closed sets (configuration, enums), never from a request. Money is counted in integer nano-dollars
-//! and scaled when it is written out, so that sums stay exact. One registry a gateway: parallel tests share nothing.
+//! Labels come from closed sets (configuration, enums), or are bounded: so many values have a series, the rest share one.
+//! Money is counted in integer nano-dollars and scaled when it is written out, so that sums stay exact. One registry a gateway: parallel tests share nothing.
 
 use parking_lot::Mutex;
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::time::Duration;
 
 use prometheus::core::Collector;
@@ -38,11 +38,15 @@ const IN_BILLIONTHS: [&str; 6] = [
 
 /// Tenants that get a label of their own; the rest share `other`.
 const TENANTS_MAX: usize = 200;
+/// Keys likewise.
+const KEYS_MAX: usize = 200;
 /// Names of feedback, and labels of one name, that are told apart; clients choose both, and the rest share `other`.
 const FEEDBACK_NAMES_MAX: usize = 32;
 const FEEDBACK_LABELS_MAX: usize = 16;
-/// Keys likewise.
-const KEYS_MAX: usize = 200;
+/// Names and labels that are told apart for one tenant, so that none can use up what all share.
+const FEEDBACK_WORDS_OF_TENANT_MAX: usize = 16;
+/// The name that everybody uses, and the demo.
+const CORRECT: &str = "correct";
 
 /// Request durations: OpenTelemetry's list for GenAI clients, and two more for long streams.
 const DURATION: &[f64] =
@@ -71,6 +75,14 @@ const BATCH: &[f64] = &[1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0];
 pub struct Served<'a> {
     pub route: &'a str,
     pub model: &'a str,
+    pub variant: &'a str,
+}
+
+/// Whose judgement of what.
+#[derive(Clone, Copy, Debug)]
+pub struct Judged<'a> {
+    pub tenant: &'a str,
+    pub route: &'a str,
     pub variant: &'a str,
 }
 
@@ -106,6 +118,46 @@ impl Bounded {
     }
 }
 
+/// The names and labels of feedback that have series.
+#[derive(Default)]
+struct Vocabulary {
+    /// Labels by their name; the names themselves by none.
+    known: HashMap<String, HashSet<String>>,
+    /// What each tenant has said of these.
+    said: HashMap<String, HashSet<(String, String)>>,
+}
+
+impl Vocabulary {
+    /// A name and a value as they are counted.
+    fn words(&mut self, tenant: &str, name: &str, score: &Score) -> (String, String) {
+        let name = self.word(tenant, "", name, FEEDBACK_NAMES_MAX);
+        let value = match score {
+            Score::Boolean(true) => "true".to_owned(),
+            Score::Boolean(false) => "false".to_owned(),
+            Score::Number(_) => "number".to_owned(),
+            Score::Label(label) => self.word(tenant, &name, label, FEEDBACK_LABELS_MAX),
+        };
+        (name, value)
+    }
+
+    /// The word, or `other`. Which of them is settled when the tenant first says it, whatever others say later: what is
+    /// revised is taken from the series that it was counted in.
+    fn word(&mut self, tenant: &str, of: &str, word: &str, max: usize) -> String {
+        let known = self.known.entry(of.to_owned()).or_default();
+        let said = self.said.entry(tenant.to_owned()).or_default();
+        let pair = (of.to_owned(), word.to_owned());
+        if !said.contains(&pair) {
+            let is_full = known.len() >= max && !known.contains(word);
+            if is_full || said.len() >= FEEDBACK_WORDS_OF_TENANT_MAX {
+                return "other".to_owned();
+            }
+            known.insert(word.to_owned());
+            said.insert(pair);
+        }
+        word.to_owned()
+    }
+}
+
 pub struct Metrics {
     registry: Registry,
     families: Vec<Family>,
@@ -137,7 +189,7 @@ pub struct Metrics {
     cache_waiting: IntGauge,
     shadows: IntCounterVec,
     upstream_attempts: IntCounterVec,
-    feedback_words: Mutex<HashMap<String, HashSet<String>>>,
+    feedback_words: Mutex<Vocabulary>,
     feedback: IntCounterVec,
     feedback_revised: IntCounterVec,
     feedback_score: HistogramVec,
@@ -377,7 +429,8 @@ impl Metrics {
             feedback: make.counters(
                 "gateway_feedback_total",
                 FEEDBACK,
-                "Judgements of answers; less those revised, they are what stands",
+                "Judgements of answers, first ones and revisions; its increase less that of \
+                 gateway_feedback_revised_total is what was added to those that stand",
             )?,
             feedback_revised: make.counters(
                 "gateway_feedback_revised_total",
@@ -388,7 +441,7 @@ impl Metrics {
                 "gateway_feedback_score",
                 &FEEDBACK[..3],
                 SCORE,
-                "Judgements that are numbers, also those that were revised later",
+                "Judgements that are numbers, also those that were revised later; they may be negative, so _sum may fall",
             )?,
             rejections: make.counters("gateway_rejections_total", &["reason"], "Requests refused, by error code")?,
             panics: make.counter("gateway_panics_total", "Requests that ended in a panic of our own code")?,
@@ -503,11 +556,21 @@ impl Metrics {
             self.attempts.with_label_values(&[served.route, served.model, served.variant, role, outcome]);
         }
         let caches: &[&str] = if is_cached { &["none", "miss", "hit"] } else { &["none"] };
+        let refusals = crate::refusal::Refusal::every();
+        let described = refusals.iter().map(crate::refusal::Refusal::describe);
+        let ours: BTreeSet<&str> = described.filter(|it| it.status >= 500).map(|it| it.code).collect();
         for cache in caches {
             for stream in ["true", "false"] {
                 let [route, model, variant] = labels;
                 self.requests.with_label_values(&[route, model, variant, "chat", "2xx", "", stream, cache]);
+                // An outage that begins between two looks at the counters would else show no increase.
+                for error in ours.iter().filter(|_| *cache != "hit") {
+                    self.requests.with_label_values(&[route, model, variant, "chat", "5xx", error, stream, cache]);
+                }
             }
+        }
+        for value in ["true", "false"] {
+            self.may_be_judged(served.route, served.variant, CORRECT, value);
         }
         if is_cached {
             for result in ["hit", "miss", "coalesced", "alone"] {
@@ -648,38 +711,29 @@ impl Metrics {
     }
 
     /// A judgement that counts from now on.
-    pub fn feedback(&self, route: &str, variant: &str, name: &str, score: &Score) {
-        let (name, value) = self.feedback_words(name, score);
-        self.feedback.with_label_values(&[route, variant, &name, &value]).inc();
+    pub fn feedback(&self, by: Judged<'_>, name: &str, score: &Score) {
+        let (name, value) = self.feedback_words.lock().words(by.tenant, name, score);
+        self.may_be_judged(by.route, by.variant, &name, &value);
+        self.feedback.with_label_values(&[by.route, by.variant, &name, &value]).inc();
         if let Score::Number(number) = score {
-            self.feedback_score.with_label_values(&[route, variant, &name]).observe(*number);
+            self.feedback_score.with_label_values(&[by.route, by.variant, &name]).observe(*number);
         }
     }
 
     /// A judgement that counts no longer.
-    pub fn feedback_revised(&self, route: &str, variant: &str, name: &str, old: &Score) {
-        let (name, value) = self.feedback_words(name, old);
-        self.feedback_revised.with_label_values(&[route, variant, &name, &value]).inc();
+    pub fn feedback_revised(&self, by: Judged<'_>, name: &str, old: &Score) {
+        let (name, value) = self.feedback_words.lock().words(by.tenant, name, old);
+        self.feedback_revised.with_label_values(&[by.route, by.variant, &name, &value]).inc();
     }
 
-    /// Names and labels as they are counted. A word that has a series keeps it, and one that has none gets none any more
-    /// once the bound is reached: what is revised is taken from the series that it was counted in.
-    fn feedback_words(&self, name: &str, score: &Score) -> (String, String) {
-        let mut known = self.feedback_words.lock();
-        let name = if known.contains_key(name) || known.len() < FEEDBACK_NAMES_MAX { name } else { "other" };
-        let labels = known.entry(name.to_owned()).or_default();
-        let value = match score {
-            Score::Boolean(true) => "true",
-            Score::Boolean(false) => "false",
-            Score::Number(_) => "number",
-            Score::Label(label) if labels.contains(label) => label,
-            Score::Label(label) if labels.len() < FEEDBACK_LABELS_MAX => {
-                labels.insert(label.clone());
-                label
-            }
-            Score::Label(_) => "other",
-        };
-        (name.to_owned(), value.to_owned())
+    /// A value that reads zero, and so do its revisions: from no series to 1 is no increase. Who may say `true` may say
+    /// `false`.
+    fn may_be_judged(&self, route: &str, variant: &str, name: &str, value: &str) {
+        let values = if matches!(value, "true" | "false") { &["true", "false"][..] } else { &[value] };
+        for value in values {
+            self.feedback.with_label_values(&[route, variant, name, value]);
+            self.feedback_revised.with_label_values(&[route, variant, name, value]);
+        }
     }
 
     pub fn cache_waiting(&self, change: i64) {
@@ -776,7 +830,15 @@ impl Metrics {
         self.runtime_failures.with_label_values(&[model]).inc();
     }
 
-    pub fn runtime_model(&self, model: &str, ready: bool) {
+    /// Every model that should run here, and whether it does.
+    pub fn runtime_models<'a>(&self, models: impl Iterator<Item = (&'a str, bool)>) {
+        self.runtime_models.reset();
+        for (model, ready) in models {
+            self.runtime_model(model, ready);
+        }
+    }
+
+    fn runtime_model(&self, model: &str, ready: bool) {
         for (state, is) in [("ready", ready), ("failed", !ready)] {
             self.runtime_models.with_label_values(&[model, state]).set(i64::from(is));
         }
@@ -916,21 +978,63 @@ mod tests {
         assert!(text.contains("tenant=\"other\""));
     }
 
+    fn judged(tenant: &str) -> Judged<'_> {
+        Judged { tenant, route: "assistant", variant: "glimmer-1" }
+    }
+
+    fn series(metrics: &Metrics, start: &str) -> usize {
+        metrics.encode().lines().filter(|line| line.starts_with(start)).count()
+    }
+
     #[test]
     fn names_and_labels_beyond_the_bound_share_one_series_and_keep_it() {
         let metrics = Metrics::new();
         let label = |i: usize| Score::Label(format!("label {i}"));
         for i in 0..200 {
-            metrics.feedback("assistant", "glimmer-1", &format!("name-{i}"), &Score::Boolean(true));
-            metrics.feedback("assistant", "glimmer-1", "name-0", &label(i));
+            let tenant = format!("tenant-{i}");
+            metrics.feedback(judged(&tenant), &format!("name-{i}"), &Score::Number(1.0));
+            metrics.feedback(judged(&tenant), "name-0", &label(i));
         }
-        metrics.feedback_revised("assistant", "glimmer-1", "name-0", &label(199));
-        metrics.feedback_revised("assistant", "glimmer-1", "name-0", &label(0));
+        metrics.feedback_revised(judged("tenant-199"), "name-0", &label(199));
+        metrics.feedback_revised(judged("tenant-0"), "name-0", &label(0));
+        assert_eq!(series(&metrics, "gateway_feedback_total{"), FEEDBACK_NAMES_MAX + 1 + FEEDBACK_LABELS_MAX + 1);
         let text = metrics.encode();
-        let series = |start: &str| text.lines().filter(|line| line.starts_with(start)).count();
-        assert_eq!(series("gateway_feedback_total{"), FEEDBACK_NAMES_MAX + 1 + FEEDBACK_LABELS_MAX + 1);
-        assert_eq!(series("gateway_feedback_revised_total{"), 2);
-        assert!(text.contains("name=\"other\"") && text.contains("value=\"other\",variant=\"glimmer-1\"} 184"));
+        let counted = |line: &str| text.lines().any(|found| found == line);
+        let labels =
+            |value: &str| format!("{{name=\"name-0\",route=\"assistant\",value=\"{value}\",variant=\"glimmer-1\"}}");
+        assert!(counted(&format!("gateway_feedback_total{} 184", labels("other"))), "{text}");
+        assert!(counted(&format!("gateway_feedback_revised_total{} 1", labels("other"))));
+        assert!(counted(&format!("gateway_feedback_revised_total{} 1", labels("label 0"))));
+    }
+
+    #[test]
+    fn no_tenant_can_use_up_the_words_of_the_others() {
+        let metrics = Metrics::new();
+        for i in 0..200 {
+            metrics.feedback(judged("loud"), &format!("loud-{i}"), &Score::Number(1.0));
+        }
+        metrics.feedback(judged("quiet"), "tone", &Score::Label("warm".into()));
+        assert_eq!(series(&metrics, "gateway_feedback_total{name=\"loud-"), FEEDBACK_WORDS_OF_TENANT_MAX);
+        assert_eq!(series(&metrics, "gateway_feedback_total{name=\"tone\",route=\"assistant\",value=\"warm\""), 1);
+        // What another tenant makes known later changes nothing for a word that was counted among the others.
+        metrics.feedback(judged("quiet"), "loud-199", &Score::Number(1.0));
+        metrics.feedback_revised(judged("loud"), "loud-199", &Score::Number(1.0));
+        let text = metrics.encode();
+        let revised = |name: &str| {
+            let start = format!("gateway_feedback_revised_total{{name=\"{name}\"");
+            text.lines().find(|line| line.starts_with(&start)).and_then(|line| line.rsplit(' ').next())
+        };
+        assert_eq!((revised("other"), revised("loud-199")), (Some("1"), Some("0")));
+    }
+
+    #[test]
+    fn a_judgement_begins_at_zero_with_all_that_it_may_turn_into() {
+        let metrics = Metrics::new();
+        metrics.serves(SERVED, "primary", false);
+        assert_eq!(series(&metrics, "gateway_feedback_total{name=\"correct\""), 2);
+        metrics.feedback(judged("quiet"), "useful", &Score::Boolean(true));
+        assert_eq!(series(&metrics, "gateway_feedback_total{name=\"useful\""), 2);
+        assert_eq!(series(&metrics, "gateway_feedback_revised_total{name=\"useful\""), 2);
     }
 
     #[test]

@@ -38,11 +38,14 @@ impl Observe {
         Observe { metrics, log, traces, recent: Mutex::default(), strangers: Mutex::default() }
     }
 
-    /// One of the last thousand requests, by request, response or trace id.
+    /// One of the last thousand requests, by request, response or trace id. Of a trace, the last that was admitted: what
+    /// was said of an answer is not what is looked for.
     pub fn find(&self, id: &str) -> Option<Arc<Record>> {
         let id = id.trim_start_matches("chat").trim_start_matches("cmpl-");
         let recent = self.recent.lock();
-        recent.iter().rev().find(|record| record.request_id == id || record.trace_id.to_string() == id).cloned()
+        let is_meant = |record: &&Arc<Record>| record.request_id == id || record.trace_id.to_string() == id;
+        let found = || recent.iter().rev().filter(is_meant);
+        found().find(|record| record.receipt.is_some()).or_else(|| found().next()).cloned()
     }
 
     /// Writes what is queued. Called once nobody is in flight.
@@ -66,7 +69,7 @@ impl Observe {
             metrics.settled(served, &record.tenant, receipt);
             // What the cache answers says nothing of how fast a model is.
             let is_made = !matches!(record.cache, "hit" | "coalesced");
-            let first_token = record.marks.first_token.filter(|_| is_made);
+            let first_token = record.first_token().filter(|_| is_made);
             let per_output_token = record.time_per_output_token().filter(|_| is_made);
             metrics.admitted(served, record.marks.closed, first_token, per_output_token);
         }

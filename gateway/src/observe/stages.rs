@@ -80,7 +80,7 @@ pub fn overhead(record: &Record) -> impl Iterator<Item = (&'static str, Duration
 /// How far a request had come whose client left.
 pub fn abandoned_in(record: &Record) -> &'static str {
     let is_elsewhere = record.attempts.last().is_some_and(|attempt| attempt.provider != EMBEDDED);
-    if record.marks.first_token.is_some() {
+    if record.first_token().is_some() {
         "stream"
     } else if is_elsewhere || record.engine.is_some_and(|engine| engine.steps > 0) {
         "prefill"

@@ -28,7 +28,7 @@ use crate::observe::metrics::Metrics;
 /// A new segment is begun when one has grown to this, or to a quarter of a smaller bound: what is shipped is only given
 /// back a whole segment at a time.
 const SEGMENT_BYTES: u64 = 4 << 20;
-/// Judgements that wait for the store; more are refused. Each has a client that waits for it.
+/// Judgements that may be in the queue for the store; more are refused.
 const JUDGEMENTS_MAX: usize = 1024;
 
 /// The log and what is still to be shipped, on disk and in memory.
@@ -82,7 +82,7 @@ impl Segment {
 #[allow(clippy::large_enum_variant, reason = "nearly all are rows; a box for each would cost the request path")]
 enum Unshipped {
     Row { segment: u64, row: Row, since: Instant },
-    Judgement { judgement: Judgement, reply: oneshot::Sender<Verdict> },
+    Judgement { judgement: Arc<Judgement>, reply: oneshot::Sender<Verdict> },
 }
 
 impl Unshipped {
@@ -98,6 +98,11 @@ impl Unshipped {
             Unshipped::Row { .. } => None,
             Unshipped::Judgement { judgement, .. } => Some(judgement),
         }
+    }
+
+    /// Whether it is a judgement whose client waits no longer. Who does not know what became of it sends it again.
+    fn is_forsaken(&self) -> bool {
+        matches!(self, Unshipped::Judgement { reply, .. } if reply.is_closed())
     }
 }
 
@@ -182,7 +187,7 @@ impl Ledger {
     }
 
     /// Writes down what somebody says of an answer. The verdict comes when it is durable; `None` if too many wait already.
-    pub fn judge(&self, judgement: Judgement) -> Option<oneshot::Receiver<Verdict>> {
+    pub fn judge(&self, judgement: Arc<Judgement>) -> Option<oneshot::Receiver<Verdict>> {
         let mut state = self.shared.lock();
         if state.judgements >= JUDGEMENTS_MAX || state.closing {
             return None;

@@ -6,7 +6,7 @@ use rusqlite::Connection;
 
 use super::super::feedback::{Change, Judgement, Verdict};
 use super::{Shared, State, Unshipped, sqlite};
-use crate::observe::metrics::Metrics;
+use crate::observe::metrics::{Judged, Metrics};
 
 /// Rows in one transaction: large enough to make its cost vanish, small enough to keep the lag low.
 pub(super) const BATCH_ROWS: usize = 256;
@@ -33,12 +33,11 @@ pub(super) fn run(shared: &Shared, mut store: Connection) {
                 break;
             }
         }
-        let batch: Vec<_> = {
-            let count = state.queue.len().min(BATCH_ROWS);
-            state.queue.drain(..count).collect()
-        };
+        let count = state.queue.len().min(BATCH_ROWS);
+        let mut batch: Vec<_> = state.queue.drain(..count).collect();
+        state.judgements -= batch.iter().filter_map(Unshipped::judgement).count();
+        batch.retain(|unshipped| !unshipped.is_forsaken());
         let rows = || batch.iter().filter_map(Unshipped::row);
-        state.judgements -= batch.len() - rows().count();
         state.shipping = rows().next().map(|(_, _, since)| (rows().count(), since));
         report(shared, &state);
         drop(state);
@@ -63,13 +62,14 @@ pub(super) fn run(shared: &Shared, mut store: Connection) {
                 tell(&shared.metrics, batch, verdicts);
             }
             Err(error) => {
-                tracing::error!(%error, rows = rows().count(), "the ledger's store does not take rows; they wait in the log");
+                let (rows, judgements) = (rows().count(), batch.len() - rows().count());
+                tracing::error!(%error, rows, judgements, "the ledger's store cannot be written; rows wait in the log, judgements in memory");
                 shared.metrics.ledger_failure();
                 shared.metrics.store_up("ledger", false);
                 let mut state = shared.lock();
                 state.shipping = None;
                 let giving_up = state.closing;
-                state.judgements += batch.len() - rows().count();
+                state.judgements += judgements;
                 for unshipped in batch.into_iter().rev() {
                     state.queue.push_front(unshipped);
                 }
@@ -99,11 +99,12 @@ fn tell(metrics: &Metrics, batch: Vec<Unshipped>, verdicts: Vec<Verdict>) {
 
 fn count(metrics: &Metrics, judgement: &Judgement, verdict: &Verdict) {
     let Verdict::Taken { answered, change } = verdict else { return };
+    let by = Judged { tenant: &judgement.tenant, route: &answered.route, variant: &answered.variant };
     if let Change::Revised(old) = change {
-        metrics.feedback_revised(&answered.route, &answered.variant, &judgement.name, old);
+        metrics.feedback_revised(by, &judgement.name, old);
     }
-    if *change != Change::Unchanged {
-        metrics.feedback(&answered.route, &answered.variant, &judgement.name, &judgement.score);
+    if matches!(change, Change::Created | Change::Revised(_)) {
+        metrics.feedback(by, &judgement.name, &judgement.score);
     }
 }
 

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::path::Path;
 use std::time::Duration;
 
-use rusqlite::{Connection, OpenFlags, Transaction, params};
+use rusqlite::{Connection, OpenFlags, Transaction, TransactionBehavior, params};
 
 use super::super::core::NanoUsd;
 use super::super::feedback::{Judgement, Verdict};
@@ -36,7 +36,7 @@ pub fn open_readonly(path: &Path) -> rusqlite::Result<Connection> {
 
 /// Inserts rows in one transaction and returns which were new.
 pub fn insert<'a>(db: &mut Connection, rows: impl IntoIterator<Item = &'a Row>) -> rusqlite::Result<Vec<bool>> {
-    let transaction = db.transaction()?;
+    let transaction = begin(db)?;
     let new = add(&transaction, rows)?;
     transaction.commit()?;
     Ok(new)
@@ -48,12 +48,17 @@ pub fn ship<'a>(
     rows: impl IntoIterator<Item = &'a Row>,
     judgements: impl IntoIterator<Item = &'a Judgement>,
 ) -> rusqlite::Result<Vec<Verdict>> {
-    let transaction = db.transaction()?;
+    let transaction = begin(db)?;
     add(&transaction, rows)?;
     let judgements = judgements.into_iter();
     let verdicts = judgements.map(|judgement| feedback::judge(&transaction, judgement)).collect::<Result<_, _>>()?;
     transaction.commit()?;
     Ok(verdicts)
+}
+
+/// Begins to write, and waits for whoever else does: a transaction that began with reading would not be let wait.
+fn begin(db: &mut Connection) -> rusqlite::Result<Transaction<'_>> {
+    db.transaction_with_behavior(TransactionBehavior::Immediate)
 }
 
 /// A row that is there already stays as it is.

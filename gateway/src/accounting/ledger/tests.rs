@@ -1,6 +1,7 @@
 //! The ledger on a real disk: crashes, a full log, a store that comes and goes.
 
 use super::super::core::Usage;
+use super::super::feedback::{Of, Score};
 use super::super::row::Outcome;
 use super::wal::tests::row;
 use super::*;
@@ -131,4 +132,88 @@ fn serving_goes_on_while_the_store_is_locked_and_rows_that_wait_are_shown_at_onc
     blocker.execute_batch("ROLLBACK").unwrap();
     ledger.shut_down();
     assert_eq!(rows(folder.path()).len(), 1);
+}
+
+fn judgement(of: Of, name: &str) -> Arc<Judgement> {
+    let row = settled("");
+    let (score, comment) = (Score::Boolean(true), None);
+    Arc::new(Judgement { of, name: name.into(), score, comment, tenant: row.tenant, key_id: row.key_id, at_ns: 1 })
+}
+
+fn is_taken(verdict: &Verdict) -> bool {
+    matches!(verdict, Verdict::Taken { .. })
+}
+
+/// A ledger with one answer that can be judged.
+fn open_answered(folder: &Path, metrics: &Arc<Metrics>) -> (Ledger, Of) {
+    let (ledger, _) = Ledger::open(folder, 64 << 20, metrics.clone()).unwrap();
+    let row = Row { request_id: "0123".into(), response_id: "chatcmpl-0123".into(), ..settled("0123") };
+    let slot = ledger.open(&row).unwrap();
+    ledger.close(slot, row).unwrap();
+    (ledger, Of::Response("chatcmpl-0123".into()))
+}
+
+#[test]
+fn a_judgement_that_the_store_did_not_take_is_tried_again_and_one_that_nobody_waits_for_is_not() {
+    let folder = tempfile::tempdir().unwrap();
+    let metrics = Arc::new(Metrics::new());
+    let (ledger, of) = open_answered(folder.path(), &metrics);
+    assert!(is_taken(&ledger.judge(judgement(of.clone(), "first")).unwrap().blocking_recv().unwrap()));
+    let blocker = rusqlite::Connection::open(folder.path().join("ledger.sqlite")).unwrap();
+    blocker.execute_batch("BEGIN IMMEDIATE").unwrap();
+    let waiting = ledger.judge(judgement(of.clone(), "again")).unwrap();
+    drop(ledger.judge(judgement(of, "forsaken")));
+    let failed = || !metrics.encode().contains("gateway_ledger_failures_total 0");
+    let deadline = Instant::now() + std::time::Duration::from_secs(30);
+    while !failed() {
+        assert!(Instant::now() < deadline, "the store took it though it is locked");
+        std::thread::sleep(std::time::Duration::from_millis(5));
+    }
+    blocker.execute_batch("ROLLBACK").unwrap();
+    assert!(is_taken(&waiting.blocking_recv().unwrap()));
+    ledger.shut_down();
+    let names: Vec<String> = blocker
+        .prepare("SELECT name FROM feedback ORDER BY 1")
+        .unwrap()
+        .query_map([], |row| row.get(0))
+        .unwrap()
+        .flatten()
+        .collect();
+    assert_eq!(names, ["again", "first"]);
+}
+
+#[test]
+fn judgements_beyond_the_bound_are_refused_and_those_that_wait_are_answered_before_the_end() {
+    let folder = tempfile::tempdir().unwrap();
+    let (ledger, of) = open_answered(folder.path(), &Arc::new(Metrics::new()));
+    let blocker = rusqlite::Connection::open(folder.path().join("ledger.sqlite")).unwrap();
+    blocker.execute_batch("BEGIN IMMEDIATE").unwrap();
+    let mut waiting = Vec::new();
+    while let Some(verdict) = ledger.judge(judgement(of.clone(), "correct")) {
+        waiting.push(verdict);
+        assert!(waiting.len() <= JUDGEMENTS_MAX + shipper::BATCH_ROWS, "the bound does not hold");
+    }
+    assert!(waiting.len() >= JUDGEMENTS_MAX);
+    blocker.execute_batch("ROLLBACK").unwrap();
+    ledger.shut_down();
+    assert!(waiting.into_iter().all(|verdict| is_taken(&verdict.blocking_recv().unwrap())));
+    assert!(ledger.judge(judgement(of, "late")).is_none());
+}
+
+#[test]
+fn one_trace_for_everything_is_found_to_be_ambiguous_without_reading_it_all() {
+    let folder = tempfile::tempdir().unwrap();
+    drop(open(folder.path()));
+    let db = sqlite::open_readonly(&folder.path().join("ledger.sqlite")).unwrap();
+    let steps: Vec<String> = db
+        .prepare(&format!("EXPLAIN QUERY PLAN {}", feedback::trace_query()))
+        .unwrap()
+        .query_map(["", "", ""], |row| row.get(3))
+        .unwrap()
+        .flatten()
+        .collect();
+    let plan = steps.join("\n");
+    assert!(plan.contains("ledger_by_foreign_trace (tenant=? AND trace_id=?)"), "{plan}");
+    assert!(plan.contains("PRIMARY KEY (request_id>? AND request_id<?)"), "{plan}");
+    assert!(!plan.contains("TEMP B-TREE") && !plan.contains("SCAN"), "{plan}");
 }

@@ -9,6 +9,7 @@ use crate::auth::api_key::{ApiKey, generate};
 use crate::auth::store::OwnLimits;
 use crate::cli::{keys, text};
 use crate::data_dir::{DataDir, write_secret};
+use crate::ports::{Clock, SystemClock};
 
 /// Keys that are made, with whose they are and what they may. Nobody but the last two comes near a limit.
 const CAST: [(&str, &str, OwnLimits); 5] = [
@@ -43,25 +44,19 @@ impl Callers {
         Callers { regular: vec![key.to_owned()], hurried: None, penniless: None }
     }
 
-    /// Makes the keys that are missing.
+    /// Makes the keys that are missing, and revokes those that it replaces.
     ///
     /// # Errors
     /// When the key store, or the file that remembers the keys, cannot be written.
     pub fn in_store(data_dir: &DataDir) -> Result<Callers, String> {
         let file = data_dir.path().join("demo.keys.json");
         let mut known: BTreeMap<String, String> = read(&file);
-        let stored = keys::store(data_dir)?.list().map_err(text)?;
+        let store = keys::store(data_dir)?;
+        let stored = store.list().map_err(text)?;
         for (name, tenant, limits) in CAST {
-            let is_good = |token: &String| {
-                let id = ApiKey::parse(token).map(|key| key.id().to_owned());
-                stored.iter().any(|row| {
-                    Some(&row.id) == id.as_ref()
-                        && row.revoked_ns.is_none()
-                        && row.tenant == tenant
-                        && row.limits == limits
-                })
-            };
-            if known.get(name).is_some_and(is_good) {
+            let id = known.get(name).and_then(|token| ApiKey::parse(token)).map(|key| key.id().to_owned());
+            let last = stored.iter().find(|row| Some(&row.id) == id.as_ref() && row.revoked_ns.is_none());
+            if last.is_some_and(|row| row.tenant == tenant && row.limits == limits) {
                 continue;
             }
             // Revoked keys keep their names.
@@ -69,10 +64,15 @@ impl Callers {
             let mut names = std::iter::once(name.to_owned()).chain((2..).map(|number: u32| format!("{name}-{number}")));
             let called = names.find(|name| !taken(name)).unwrap_or_default();
             let token = generate().map_err(text)?;
+            // The last one ends before it is forgotten, and the new one is remembered before it begins: whatever
+            // happens, no key works that nobody knows of.
+            if let Some(row) = last {
+                store.revoke(&row.id, SystemClock.now_ns()).map_err(text)?;
+            }
+            known.insert(name.to_owned(), token.clone());
+            write_secret(&file, &serde_json::to_string_pretty(&known).map_err(text)?).map_err(text)?;
             keys::add(data_dir, &token, &called, tenant, limits)?;
-            known.insert(name.to_owned(), token);
         }
-        write_secret(&file, &serde_json::to_string_pretty(&known).map_err(text)?).map_err(text)?;
         let regular = CAST[..3].iter().filter_map(|(name, _, _)| known.remove(*name)).collect();
         Ok(Callers { regular, hurried: known.remove(HURRIED), penniless: known.remove(PENNILESS) })
     }

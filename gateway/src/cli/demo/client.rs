@@ -1,6 +1,8 @@
 //! The demo's client: OpenAI's dialect over HTTP/1.1, as any client has it, with a clock.
 
+use std::error::Error;
 use std::fmt;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
@@ -19,12 +21,15 @@ use crate::api::sse::Decoder;
 const PATIENCE: Duration = Duration::from_secs(60);
 const CONNECT_MAX: Duration = Duration::from_secs(5);
 const BODY_BYTES_MAX: usize = 1 << 20;
+/// A server that restarts is back before so many have knocked in vain.
+const IN_VAIN_MAX: u32 = 20;
 
-#[derive(Clone)]
 pub struct Client {
     pool: Pool<HttpConnector, Full<Bytes>>,
     /// `http://host:port`
     base: String,
+    /// Connections in a row that could not be made.
+    in_vain: AtomicU32,
 }
 
 /// What an answer says of itself, and how fast it came.
@@ -77,7 +82,12 @@ impl Client {
         let mut connector = HttpConnector::new();
         connector.set_nodelay(true);
         connector.set_connect_timeout(Some(CONNECT_MAX));
-        Client { pool: Pool::builder(TokioExecutor::new()).build(connector), base }
+        Client { pool: Pool::builder(TokioExecutor::new()).build(connector), base, in_vain: AtomicU32::new(0) }
+    }
+
+    /// Whether nobody has been there for a while.
+    pub fn is_alone(&self) -> bool {
+        self.in_vain.load(Ordering::Relaxed) >= IN_VAIN_MAX
     }
 
     /// The status of a GET.
@@ -91,7 +101,7 @@ impl Client {
             .map_err(|error| error.to_string())?;
         match tokio::time::timeout(PATIENCE, self.pool.request(request)).await {
             Ok(Ok(response)) => Ok(response.status().as_u16()),
-            Ok(Err(error)) => Err(error.to_string()),
+            Ok(Err(error)) => Err(causes(&error)),
             Err(_) => Err(format!("no answer within {PATIENCE:?}")),
         }
     }
@@ -149,8 +159,23 @@ impl Client {
             .header("x-session-id", session)
             .body(Full::from(body))
             .map_err(|error| error.to_string())?;
-        self.pool.request(request).await.map_err(|error| error.to_string())
+        match self.pool.request(request).await {
+            Ok(response) => {
+                self.in_vain.store(0, Ordering::Relaxed);
+                Ok(response)
+            }
+            Err(error) => {
+                self.in_vain.fetch_add(u32::from(error.is_connect()), Ordering::Relaxed);
+                Err(causes(&error))
+            }
+        }
     }
+}
+
+/// An error with what is behind it: hyper's own words say only where it happened.
+fn causes(error: &dyn Error) -> String {
+    let causes = std::iter::successors(Some(error), |&error| error.source());
+    causes.map(ToString::to_string).collect::<Vec<_>>().join(": ")
 }
 
 async fn read(response: Response<Incoming>) -> Result<Value, String> {

@@ -15,6 +15,7 @@ use std::time::{Duration, Instant, SystemTime};
 use clap::Args;
 use parking_lot::Mutex;
 use serde_json::value::RawValue;
+use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::Semaphore;
 
 use self::callers::Callers;
@@ -22,6 +23,7 @@ use self::client::{Client, Stay, Told};
 use self::plan::{Act, Case, Misstep, Plan, Question, Step};
 use self::tally::Tally;
 use super::{Outcome, Place, text};
+use crate::data_dir::DataDir;
 
 /// Every answer of the evaluation fits.
 const ANSWER_TOKENS: u32 = 96;
@@ -43,7 +45,8 @@ pub struct Options {
     /// Where the gateway is, such as http://127.0.0.1:8080; by default the one that serves from the data folder
     #[arg(long)]
     url: Option<String>,
-    /// The only key to use; by default keys of several tenants are made in the data folder and used again
+    /// The only key to use; by default keys of several tenants are made in the data folder and used again, for the gateway
+    /// that serves from there
     #[arg(long, env = "GLASSGATE_API_KEY", hide_env_values = true)]
     key: Option<String>,
     /// The route to ask
@@ -55,7 +58,7 @@ pub struct Options {
     /// Arrivals a second, on average
     #[arg(long, default_value_t = 5.0, value_parser = positive)]
     rps: f64,
-    /// The same seed is the same traffic
+    /// The same seed asks the same questions in the same order at the same times, in sessions that are new each time
     #[arg(long, default_value_t = 1)]
     seed: u64,
 }
@@ -89,7 +92,7 @@ async fn play(place: &Place, options: &Options) -> Outcome {
     }
     let callers = match &options.key {
         Some(key) => Callers::one(key.trim()),
-        None => Callers::in_store(&place.data_dir()?)?,
+        None => Callers::in_store(&served_at(place, &base)?)?,
     };
     known(&client, &callers, &base).await?;
     let cases = plan::cases()?;
@@ -99,7 +102,7 @@ async fn play(place: &Place, options: &Options) -> Outcome {
     let stage = Arc::new(Stage { client, callers, cases, route: options.route.clone(), run, tally });
     let length = Duration::from_secs_f64(options.minutes * 60.0);
     eprintln!("playing against {base} for {} s, {} requests a second; Ctrl-C ends it", length.as_secs(), options.rps);
-    perform(&stage, plan, length).await;
+    perform(&stage, plan, length).await.map_err(text)?;
     let tally = stage.tally.lock();
     println!("\n{}", tally.summary());
     match tally.complaints() {
@@ -124,6 +127,18 @@ fn address(place: &Place, options: &Options) -> Result<String, String> {
     Ok(format!("http://{}", run.data))
 }
 
+/// The data folder from which the gateway at `base` serves. Keys that are made there are told to nobody else.
+fn served_at(place: &Place, base: &str) -> Result<DataDir, String> {
+    let data_dir = place.data_dir()?;
+    if data_dir.read_run().is_some_and(|run| format!("http://{}", run.data) == base) {
+        return Ok(data_dir);
+    }
+    Err(format!(
+        "the gateway that serves from {} is not at {base}; say with --key which key to use there, or leave out --url",
+        data_dir.path().display()
+    ))
+}
+
 /// Waits until the gateway knows every key.
 async fn known(client: &Client, callers: &Callers, base: &str) -> Outcome {
     let deadline = Instant::now() + KEYS_KNOWN_WITHIN;
@@ -140,11 +155,45 @@ async fn known(client: &Client, callers: &Callers, base: &str) -> Outcome {
     Ok(())
 }
 
-/// Sends what is planned, and waits until all of it has ended. Ctrl-C ends the sending.
-async fn perform(stage: &Arc<Stage>, plan: Plan, length: Duration) {
-    let began = tokio::time::Instant::now();
+/// Ctrl-C, and what other programs send in its place.
+struct Interrupt {
+    int: Signal,
+    term: Signal,
+}
+
+impl Interrupt {
+    fn new() -> std::io::Result<Interrupt> {
+        Ok(Interrupt { int: signal(SignalKind::interrupt())?, term: signal(SignalKind::terminate())? })
+    }
+
+    async fn comes(&mut self) {
+        tokio::select! {
+            _ = self.int.recv() => {}
+            _ = self.term.recv() => {}
+        }
+    }
+}
+
+/// Sends what is planned, and waits until all of it has ended. The first Ctrl-C ends the sending, the second the waiting.
+async fn perform(stage: &Arc<Stage>, plan: Plan, length: Duration) -> std::io::Result<()> {
+    let mut interrupt = Interrupt::new()?;
     let places = Arc::new(Semaphore::new(ACTS_MAX));
-    let mut interrupted = std::pin::pin!(tokio::signal::ctrl_c());
+    let last_words = tokio::select! {
+        // Each request has an end of its own.
+        () = send(stage, plan, length, &places) => Duration::MAX,
+        () = interrupt.comes() => LAST_WORDS,
+    };
+    tokio::select! {
+        () = ended(&places) => {}
+        () = tokio::time::sleep(last_words) => {}
+        () = interrupt.comes() => {}
+    }
+    Ok(())
+}
+
+/// Sends what is planned, each in its time, unless nobody is there any more.
+async fn send(stage: &Arc<Stage>, plan: Plan, length: Duration, places: &Arc<Semaphore>) {
+    let began = tokio::time::Instant::now();
     let is_terminal = std::io::stderr().is_terminal();
     let mut tell = tokio::time::interval(if is_terminal { TELL_TERMINAL } else { TELL_FILE });
     tell.tick().await;
@@ -157,14 +206,13 @@ async fn perform(stage: &Arc<Stage>, plan: Plan, length: Duration) {
         loop {
             tokio::select! {
                 biased;
-                _ = &mut interrupted => {
-                    // Who has no answer by then is not waited for.
-                    let _ = tokio::time::timeout(LAST_WORDS, ended(&places)).await;
-                    return;
-                }
                 () = tokio::time::sleep_until(due) => break,
                 _ = tell.tick() => progress(stage, began.elapsed(), length, is_terminal),
             }
+        }
+        if stage.client.is_alone() {
+            stage.tally.lock().unexpected("stopped: the gateway is gone".to_owned());
+            break;
         }
         match places.clone().try_acquire_owned() {
             Ok(place) => {
@@ -176,10 +224,6 @@ async fn perform(stage: &Arc<Stage>, plan: Plan, length: Duration) {
             }
             Err(_) => stage.tally.lock().unexpected(format!("not sent: {ACTS_MAX} others had no answer yet")),
         }
-    }
-    tokio::select! {
-        _ = &mut interrupted => {}
-        () = ended(&places) => {}
     }
     progress(stage, began.elapsed(), length, is_terminal);
 }
@@ -233,7 +277,7 @@ impl Stage {
         self.tally.lock().sent();
         match self.client.chat(self.key(question), session, body, Stay::ForOneChunk).await {
             Told::Left => self.tally.lock().left(),
-            other => self.tally.lock().unexpected(format!("who meant to leave: {other}")),
+            other => self.tally.lock().failed(format!("who meant to leave: {other}")),
         }
     }
 
@@ -274,7 +318,7 @@ impl Stage {
             Told::Refused { status, code } if expected == Some((status, code.as_str())) => {
                 self.tally.lock().refused(&code);
             }
-            other => self.tally.lock().unexpected(match expected {
+            other => self.tally.lock().failed(match expected {
                 Some((status, code)) => format!("{other}, expected {status} {code}"),
                 None => other.to_string(),
             }),

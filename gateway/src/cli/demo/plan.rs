@@ -1,4 +1,4 @@
-//! What the demo does and when: a deck of acts, dealt from a seed. The same seed is the same traffic.
+//! What the demo does and when: a deck of acts, dealt from a seed. The same seed is the same plan.
 
 use std::time::Duration;
 
@@ -199,7 +199,7 @@ mod tests {
     }
 
     #[test]
-    fn the_same_seed_is_the_same_traffic() {
+    fn the_same_seed_is_the_same_plan() {
         assert_eq!(plan(7), plan(7));
         assert_ne!(plan(7), plan(8));
     }

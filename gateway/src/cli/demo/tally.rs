@@ -16,6 +16,7 @@ pub struct Tally {
     unexpected: BTreeMap<String, u64>,
     sent: u64,
     left: u64,
+    failed: u64,
     judged: u64,
     streams: u64,
 }
@@ -63,8 +64,18 @@ impl Tally {
         *self.refused.entry(code.to_owned()).or_default() += 1;
     }
 
+    /// A request that ended as it should not have.
+    pub fn failed(&mut self, what: String) {
+        self.failed += 1;
+        self.unexpected(what);
+    }
+
     pub fn unexpected(&mut self, what: String) {
         *self.unexpected.entry(what).or_default() += 1;
+    }
+
+    fn refusals(&self) -> u64 {
+        self.refused.values().sum()
     }
 
     fn answers(&self) -> u64 {
@@ -83,7 +94,7 @@ impl Tally {
             self.answers(),
             percent(correct, self.answers()),
             self.left,
-            self.refused.values().sum::<u64>(),
+            self.refusals(),
         );
         if unexpected > 0 {
             line.push_str(&format!("   UNEXPECTED {unexpected}"));
@@ -116,12 +127,14 @@ impl Tally {
             ));
         }
         text.push_str(&format!(
-            "\n{} requests: {} answered ({} streamed), {} left in the middle of a stream, {} refused as they should be.\n",
+            "\n{} requests: {} answered ({} streamed), {} left in the middle of a stream, {} refused as they should be, {} failed, {} unfinished.\n",
             self.sent,
             self.answers(),
             self.streams,
             self.left,
-            self.refused.values().sum::<u64>(),
+            self.refusals(),
+            self.failed,
+            self.sent - self.answers() - self.left - self.refusals() - self.failed,
         ));
         for (code, count) in &self.refused {
             text.push_str(&format!("  refused {code}: {count}\n"));
