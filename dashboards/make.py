@@ -31,6 +31,11 @@ def increase(metric, which, by="", span="$__rate_interval"):
     return f"sum{f' by ({by}) ' if by else ''}(increase({metric}{{{which}}}[{span}]))"
 
 
+def happened(metric, which, by):
+    """The rates of what there was of late, and not of all that could be."""
+    return f"{rate(metric, which, by)} and {over_range(metric, which, by)} > 0"
+
+
 def ratio(part, whole):
     """Nothing of something is 0; of nothing there is no share, and no NaN either."""
     return f"(({part}) or 0 * ({whole})) / (({whole}) > 0)"
@@ -227,7 +232,7 @@ OVERVIEW = [
     lines("Requests by route and model", "gateway_requests_total: who is asked how often. A model without its share of a split: see its state under “Engine” or the upstream's attempts.",
           "reqps", (rate("gateway_requests_total", SERVED + ',route!="none"', "route, model"), "{{route}} · {{model}}"), stack=True),
     lines("Errors by type", "gateway_requests_total by error_type, the error code that clients saw. upstream_*: the server behind; *_limited, insufficient_quota: our limits; invalid_*: the client.",
-          "reqps", (or_zero(rate("gateway_requests_total", TRIED + ',error_type!=""', "error_type"), "error_type"), "{{error_type}}"), stack=True),
+          "reqps", (or_zero(happened("gateway_requests_total", TRIED + ',error_type!=""', "error_type"), "error_type"), "{{error_type}}"), stack=True),
     lines("Duration p95 by route and model", "gateway_request_duration_seconds. One model slow: its engine or upstream. All slow: the machine, or see “What the gateway adds”.",
           "s", (quantile(0.95, "gateway_request_duration_seconds", SERVED, "route, model"), "{{route}} · {{model}}")),
     heatmap("Duration of requests", "gateway_request_duration_seconds as a heatmap: two bands are two populations (short and long answers, hits and misses), a rising band is saturation.",
