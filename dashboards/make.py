@@ -119,7 +119,7 @@ def stat(title, about, unit, expr, thresholds=GREEN, w=3, **defaults):
         "justifyMode": "auto",
         "orientation": "auto",
         "reduceOptions": {"calcs": ["lastNotNull"], "fields": "", "values": False},
-        "text": {"valueSize": 28},
+        "text": {"valueSize": 24},
         "textMode": "value",
     }
     return instant(panel("stat", title, about, unit, [(expr, title)], w, 4, options, thresholds=thresholds, noValue="–", **defaults))
@@ -154,7 +154,7 @@ def bars(title, about, unit, *targets, w=8, h=7, thresholds=GREEN, **defaults):
         "showUnfilled": True,
         "valueMode": "color",
         "minVizHeight": 16,
-        "text": {"titleSize": 14, "valueSize": 16},
+        "text": {"titleSize": 12, "valueSize": 14},
     }
     return instant(panel("bargauge", title, about, unit, targets, w, h, options, thresholds=thresholds, min=0, **defaults))
 
@@ -252,12 +252,12 @@ OVERVIEW = [
     lines("In flight", "gateway_in_flight_requests, runtime_requests and gateway_cache_waiting_requests. Waiting that does not go down is a queue: add capacity or lower the limits.",
           "short", (f"sum(gateway_in_flight_requests{{{OURS}}})", "in the gateway"),
           (f"sum by (state) (runtime_requests{{{OURS},model=~\"$model\"}})", "engine: {{state}}"),
-          (f"sum(gateway_cache_waiting_requests{{{OURS}}})", "waiting for another's answer")),
+          (f"sum(gateway_cache_waiting_requests{{{OURS}}})", "waiting for another's answer"), top=4),
     lines("Attempts beyond the first", "gateway_attempts_total: retries on a fresh connection, fallbacks, and first attempts that somebody else had to take over. More than a few per cent: the first choice is ill.",
           "reqps", (or_zero(rate("gateway_attempts_total", SERVED + ',role!="primary"', "role, outcome"), "role"), "{{role}} {{outcome}}"),
-          (or_zero(rate("gateway_attempts_total", SERVED + ',role="primary",outcome="failed_over"')), "taken over")),
+          (or_zero(rate("gateway_attempts_total", SERVED + ',role="primary",outcome="failed_over"')), "taken over"), top=1),
     lines("Upstream attempts by outcome", "gateway_upstream_attempts_total: how remote servers do, whatever clients saw of it. timed_out or failed: the provider's status page; aborted: clients left.",
-          "reqps", (or_zero(rate("gateway_upstream_attempts_total", OURS, "upstream, outcome"), "upstream"), "{{upstream}} {{outcome}}")),
+          "reqps", (or_zero(rate("gateway_upstream_attempts_total", OURS, "upstream, outcome"), "upstream"), "{{upstream}} {{outcome}}"), top=1),
     lines("Clients that left", "gateway_client_aborts_total by how far the request had come. queue and prefill: we are too slow for them; stream: they have read enough. What was produced is billed.",
           "reqps", (rate("gateway_client_aborts_total", SERVED, "phase"), "{{phase}}"), stack=True),
     lines("Refused by limits", "gateway_limit_decisions_total{decision=denied} by limit. A key that lives at its limit: raise it (`glassgate keys`), or talk to its owner.",
@@ -270,7 +270,7 @@ OVERVIEW = [
     row("Objectives and records"),
     lines("Burn rate of the error budget", "gateway:errors:ratio_rate* (deploy/rules.yml) ÷ 0.1 %. At 1 the budget is spent exactly. Dashed: 3 opens a ticket, 6 and 14.4 page (GatewayErrorBudgetBurn*).",
           "suffix:×", *[(f'max(gateway:errors:ratio_rate{window}{{job=~"$job"}}) / 0.001', window) for window in ("5m", "1h", "6h", "3d")],
-          limits=steps((None, "transparent"), (3, "yellow"), (6, "orange"), (14.4, "red"))),
+          limits=steps((None, "transparent"), (3, "yellow"), (6, "orange"), (14.4, "red")), top=16),
     lines("First tokens later than 2 s", "gateway:ttft_slow:ratio_rate* (deploy/rules.yml): the objective allows 5 % (dashed). Above it, see “In flight” and “Engine”.",
           "percentunit", *[(f'max(gateway:ttft_slow:ratio_rate{window}{{job=~"$job"}})', window) for window in ("5m", "1h")],
           limits=steps((None, "transparent"), (0.05, "red")), top=0.1),
@@ -357,7 +357,7 @@ COST = [
               ("our cost", "currencyUSD", "gateway_provider_cost_usd_total", BILLED),
           ]], w=16, h=9),
     bars("Budget used today by key", "gateway_budget_spent_usd ÷ gateway_budget_limit_usd. Orange from 80 %: tell its owner before it is refused.",
-         "percentunit", (f"{USED} / {LIMIT}", "{{tenant}} · {{key}}"), thresholds=steps((None, "green"), (0.8, "orange"), (0.95, "red")), h=9, max=1),
+         "percentunit", (f"{USED} / {LIMIT}", "{{key}}"), thresholds=steps((None, "green"), (0.8, "orange"), (0.95, "red")), h=9, max=1),
 
     row("Tokens and prices"),
     lines("Tokens by kind", "gateway_tokens_total in disjoint kinds: their sum is all that was told. Much input and little output: prompts want pruning or a provider's cache.",
@@ -370,7 +370,7 @@ COST = [
           "currencyUSD", (f"3600 * {rate('gateway_provider_cost_usd_total', OWED, 'model')}", "{{model}}"), stack=True),
     lines("Budget at midnight, forecast", "Spent today, and what the last half hour's pace adds until 00:00 UTC, ÷ the limit; of keys that have been known for ten minutes. Above the dashed line the key will be refused before the day ends.",
           "percentunit", (f"({USED} + {GROWTH} * (86400 - time() % 86400)) / {LIMIT} and {KNOWN}", "{{tenant}} · {{key}}"),
-          limits=steps((None, "transparent"), (1, "red"))),
+          limits=steps((None, "transparent"), (1, "red")), noValue="Ten minutes after a key's first request"),
     lines("Where token counts come from", "gateway_settled_requests_total by usage_source. estimated: an upstream did not say what it used; reserved: a request was cut off by a kill, and stands at its bound.",
           "reqps", (rate("gateway_settled_requests_total", BILLED, "usage_source"), "{{usage_source}}"), stack=True),
     lines("Saved by the cache", "gateway_cache_saved_usd_total per hour, by route. What is not billed is not computed either.",

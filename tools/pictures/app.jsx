@@ -95,7 +95,7 @@ function Stat({ panel, width, height }) {
 
 function Lines({ panel, width, height }) {
   const made = frames(panel);
-  if (!made.length) return <Nothing />;
+  if (!made.length) return <Nothing>{panel.fieldConfig.defaults.noValue}</Nothing>;
   return <TimeSeries frames={made} timeRange={timeRange} timeZone="utc" width={width} height={height} legend={panel.options.legend} options={{}} />;
 }
 
