@@ -290,7 +290,7 @@ impl Stage {
             Misstep::UnknownRoute => {
                 (body("no-such-route", &case.messages, false, ANSWER_TOKENS, false), (404, "model_not_found"))
             }
-            Misstep::BrokenBody => (good[..good.len() / 2].to_owned(), (400, "invalid_json")),
+            Misstep::BrokenBody => (good[..good.len() - 1].to_owned(), (400, "invalid_json")),
             Misstep::TooOften => (good, (429, "rate_limit_exceeded")),
             Misstep::Unaffordable => (good, (429, "insufficient_quota")),
         };
