@@ -99,7 +99,7 @@ fi
 
 cat <<END
 
-  ${grafana:-dashboards   install Grafana, or with Docker:  docker compose -f deploy/compose.yaml up}
+  ${grafana:-dashboards   install Grafana, or with Docker:  docker compose -f deploy/compose.yaml up --build}
   Prometheus   http://127.0.0.1:$prometheus_port
   metrics      http://$admin/metrics
   which is better, who spent what, one request:
