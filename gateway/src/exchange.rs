@@ -298,6 +298,17 @@ impl Exchange {
         Exchange { record: Some(record), began, receipt: Arc::default(), observer, clock }
     }
 
+    /// One that nobody watches.
+    #[cfg(test)]
+    pub fn for_tests() -> Exchange {
+        struct Nobody;
+        impl Observer for Nobody {
+            fn opened(&self) {}
+            fn closed(&self, _record: Record) {}
+        }
+        Exchange::open(Arc::new(Nobody), Arc::new(crate::ports::SystemClock))
+    }
+
     /// Adds facts. Does nothing once closed.
     pub fn note(&mut self, facts: impl FnOnce(&mut Record)) {
         if let Some(record) = &mut self.record {

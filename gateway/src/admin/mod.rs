@@ -28,6 +28,7 @@ impl ServeHttp for Admin {
             (&Method::GET, "/metrics") => {
                 self.app.models.observe();
                 self.app.admission.observe();
+                self.app.ledger.observe();
                 self.app.metrics.cache_bytes(self.app.cache.bytes());
                 (StatusCode::OK, "text/plain; version=0.0.4; charset=utf-8", self.app.metrics.encode().into_bytes())
             }

@@ -2,16 +2,14 @@
 
 use std::cmp::Reverse;
 use std::collections::BTreeMap;
-use std::time::Duration;
 
 use clap::Args;
 use serde::Serialize;
 
-use super::{Outcome, Place, text};
+use super::{Outcome, Place, ledger, since, text};
 use crate::accounting::core::NanoUsd;
 use crate::accounting::ledger::feedback::{Answers, Judged, Moments, answers, judged};
-use crate::accounting::ledger::sqlite::{self, GroupBy};
-use crate::ports::{Clock, SystemClock};
+use crate::accounting::ledger::sqlite::GroupBy;
 
 #[derive(Args)]
 pub struct Options {
@@ -106,17 +104,8 @@ fn student(degrees: u64) -> f64 {
 }
 
 pub fn run(place: &Place, options: &Options) -> Outcome {
-    let path = place.data_dir()?.ledger();
-    if !path.exists() {
-        return Err(format!(
-            "there is no ledger at {}; it begins with the first start of `glassgate serve`",
-            path.display()
-        ));
-    }
-    let db = sqlite::open_readonly(&path).map_err(text)?;
-    let since = options.hours.map_or(0, |hours| {
-        SystemClock.now_ns().saturating_sub(Duration::from_secs(u64::from(hours) * 3600).as_nanos() as i64)
-    });
+    let db = ledger(&place.data_dir()?)?;
+    let since = since(options.hours);
     let groups = answers(&db, options.by, since).map_err(text)?;
     let mut judged = judged(&db, options.by, since).map_err(text)?;
     judged.retain(|(_, name), _| options.name.as_ref().is_none_or(|only| only == name));

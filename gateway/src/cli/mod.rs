@@ -15,9 +15,12 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{Args, CommandFactory, Parser, Subcommand};
+use rusqlite::Connection;
 
+use crate::accounting::ledger::sqlite;
 use crate::config::{Config, Overrides};
 use crate::data_dir::DataDir;
+use crate::ports::{Clock as _, SystemClock};
 
 /// A serving gateway for language models that shows everything it does.
 #[derive(Parser)]
@@ -162,6 +165,24 @@ impl Place {
         };
         DataDir::open(&path).map_err(|error| error.to_string())
     }
+}
+
+/// The ledger, to be read beside a gateway that may run.
+fn ledger(data_dir: &DataDir) -> Result<Connection, String> {
+    let path = data_dir.ledger();
+    if !path.exists() {
+        return Err(format!(
+            "there is no ledger at {}; it begins with the first start of `glassgate serve`",
+            path.display()
+        ));
+    }
+    sqlite::open_readonly(&path).map_err(text)
+}
+
+/// So many hours ago in Unix nanoseconds; without a number, since ever.
+fn since(hours: Option<u32>) -> i64 {
+    const HOUR_NS: i64 = 3_600_000_000_000;
+    hours.map_or(0, |hours| SystemClock.now_ns().saturating_sub(HOUR_NS.saturating_mul(i64::from(hours))))
 }
 
 /// A failure as text: every command ends in one line.

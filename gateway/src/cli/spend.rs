@@ -1,14 +1,12 @@
 //! `glassgate spend`: the ledger, summed.
 
 use std::collections::HashMap;
-use std::time::Duration;
 
 use clap::Args;
 
-use super::{Outcome, Place, keys, text};
+use super::{Outcome, Place, keys, ledger, since, text};
 use crate::accounting::core::NanoUsd;
 use crate::accounting::ledger::sqlite::{self, GroupBy};
-use crate::ports::{Clock, SystemClock};
 
 #[derive(Args)]
 pub struct Options {
@@ -25,17 +23,8 @@ pub struct Options {
 
 pub fn run(place: &Place, options: &Options) -> Outcome {
     let data_dir = place.data_dir()?;
-    let path = data_dir.ledger();
-    if !path.exists() {
-        return Err(format!(
-            "there is no ledger at {}; it begins with the first start of `glassgate serve`",
-            path.display()
-        ));
-    }
-    let db = sqlite::open_readonly(&path).map_err(text)?;
-    let since = options.hours.map_or(0, |hours| {
-        SystemClock.now_ns().saturating_sub(Duration::from_secs(u64::from(hours) * 3600).as_nanos() as i64)
-    });
+    let db = ledger(&data_dir)?;
+    let since = since(options.hours);
     let mut spend = sqlite::spend(&db, options.by, since).map_err(text)?;
     if matches!(options.by, GroupBy::Key) {
         let names: HashMap<String, String> =

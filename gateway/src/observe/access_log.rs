@@ -161,15 +161,7 @@ mod tests {
     use parking_lot::Mutex;
 
     use super::*;
-    use crate::exchange::{Exchange, Observer};
-    use crate::ports::SystemClock;
-
-    struct Nobody;
-
-    impl Observer for Nobody {
-        fn opened(&self) {}
-        fn closed(&self, _record: Record) {}
-    }
+    use crate::exchange::Exchange;
 
     /// Keeps every write; the first one fails.
     #[derive(Clone, Default)]
@@ -190,7 +182,7 @@ mod tests {
     fn a_write_is_whole_lines_that_reach_a_pipe_at_once_and_each_is_counted_for_itself() {
         let (pipe, metrics) = (Pipe::default(), Arc::new(Metrics::new()));
         let log = AccessLog::to(pipe.clone(), metrics.clone()).unwrap();
-        let mut record = Exchange::open(Arc::new(Nobody), Arc::new(SystemClock)).record().unwrap().clone();
+        let mut record = Exchange::for_tests().record().unwrap().clone();
         for index in 0..200 {
             // Every fiftieth line is longer than what a pipe takes at once.
             record.path = "/".repeat(if index % 50 == 7 { PIPE_BUF } else { index });

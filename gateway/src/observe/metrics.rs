@@ -1,10 +1,11 @@
 //! All metrics: names, labels, buckets, and one typed method for everything that is counted.
 //!
 //! Labels come from closed sets (configuration, enums), or are bounded: so many values have a series, the rest share one.
-//! Money is counted in integer nano-dollars and scaled when it is written out, so that sums stay exact. One registry a gateway: parallel tests share nothing.
+//! Money is counted in integer nano-dollars and scaled when it is written out, so that sums stay exact. One registry a
+//! gateway: parallel tests share nothing.
 
 use parking_lot::Mutex;
-use std::collections::{BTreeSet, HashMap, HashSet};
+use std::collections::{BTreeSet, HashMap};
 use std::time::Duration;
 
 use prometheus::core::Collector;
@@ -13,6 +14,7 @@ use prometheus::{
     GaugeVec, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry,
 };
 
+use super::labels::{Bounded, Vocabulary};
 use crate::accounting::core::NanoUsd;
 use crate::accounting::feedback::Score;
 use crate::accounting::settlement::Receipt;
@@ -40,11 +42,6 @@ const IN_BILLIONTHS: [&str; 6] = [
 const TENANTS_MAX: usize = 200;
 /// Keys likewise.
 const KEYS_MAX: usize = 200;
-/// Names of feedback, and labels of one name, that are told apart; clients choose both, and the rest share `other`.
-const FEEDBACK_NAMES_MAX: usize = 32;
-const FEEDBACK_LABELS_MAX: usize = 16;
-/// Names and labels that are told apart for one tenant, so that none can use up what all share.
-const FEEDBACK_WORDS_OF_TENANT_MAX: usize = 16;
 /// The name that everybody uses, and the demo.
 const CORRECT: &str = "correct";
 
@@ -93,69 +90,6 @@ pub struct Budget<'a> {
     pub key: &'a str,
     pub limit: NanoUsd,
     pub spent: NanoUsd,
-}
-
-/// Values of a label that is not from the configuration: so many have a series of their own, the rest share one.
-struct Bounded {
-    max: usize,
-    known: Mutex<HashSet<String>>,
-}
-
-impl Bounded {
-    fn to(max: usize) -> Bounded {
-        Bounded { max, known: Mutex::default() }
-    }
-
-    fn label(&self, value: &str) -> String {
-        let mut known = self.known.lock();
-        if !known.contains(value) {
-            if known.len() >= self.max {
-                return "other".into();
-            }
-            known.insert(value.to_owned());
-        }
-        value.to_owned()
-    }
-}
-
-/// The names and labels of feedback that have series.
-#[derive(Default)]
-struct Vocabulary {
-    /// Labels by their name; the names themselves by none.
-    known: HashMap<String, HashSet<String>>,
-    /// What each tenant has said of these.
-    said: HashMap<String, HashSet<(String, String)>>,
-}
-
-impl Vocabulary {
-    /// A name and a value as they are counted.
-    fn words(&mut self, tenant: &str, name: &str, score: &Score) -> (String, String) {
-        let name = self.word(tenant, "", name, FEEDBACK_NAMES_MAX);
-        let value = match score {
-            Score::Boolean(true) => "true".to_owned(),
-            Score::Boolean(false) => "false".to_owned(),
-            Score::Number(_) => "number".to_owned(),
-            Score::Label(label) => self.word(tenant, &name, label, FEEDBACK_LABELS_MAX),
-        };
-        (name, value)
-    }
-
-    /// The word, or `other`. Which of them is settled when the tenant first says it, whatever others say later: what is
-    /// revised is taken from the series that it was counted in.
-    fn word(&mut self, tenant: &str, of: &str, word: &str, max: usize) -> String {
-        let known = self.known.entry(of.to_owned()).or_default();
-        let said = self.said.entry(tenant.to_owned()).or_default();
-        let pair = (of.to_owned(), word.to_owned());
-        if !said.contains(&pair) {
-            let is_full = known.len() >= max && !known.contains(word);
-            if is_full || said.len() >= FEEDBACK_WORDS_OF_TENANT_MAX {
-                return "other".to_owned();
-            }
-            known.insert(word.to_owned());
-            said.insert(pair);
-        }
-        word.to_owned()
-    }
 }
 
 pub struct Metrics {
@@ -938,6 +872,7 @@ fn escape(value: &str) -> String {
 
 #[cfg(test)]
 mod tests {
+    use super::super::labels::{FEEDBACK_LABELS_MAX, FEEDBACK_NAMES_MAX, FEEDBACK_WORDS_OF_TENANT_MAX};
     use super::*;
     use crate::accounting::core::Usage;
     use crate::accounting::row::{Outcome, Role, UsageSource};

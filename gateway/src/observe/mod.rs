@@ -1,6 +1,7 @@
 //! Who watches: every closed record becomes numbers, a log line, spans, and one of the last thousand to look up.
 
 pub mod access_log;
+mod labels;
 mod langfuse;
 pub mod metrics;
 pub mod spans;

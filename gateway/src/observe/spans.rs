@@ -280,8 +280,6 @@ fn strings(values: Vec<String>) -> Value {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::Arc;
-
     use proptest::prelude::*;
 
     use super::*;
@@ -289,15 +287,7 @@ mod tests {
     use crate::accounting::row::{Outcome, Role, UsageSource};
     use crate::accounting::settlement::Receipt;
     use crate::answer::EngineTimes;
-    use crate::exchange::{Exchange, Observer};
-    use crate::ports::SystemClock;
-
-    struct Nobody;
-
-    impl Observer for Nobody {
-        fn opened(&self) {}
-        fn closed(&self, _record: Record) {}
-    }
+    use crate::exchange::Exchange;
 
     const fn ms(millis: u64) -> Duration {
         Duration::from_millis(millis)
@@ -305,7 +295,7 @@ mod tests {
 
     /// An answer for which a server failed first.
     fn failed_over() -> Record {
-        let exchange = Exchange::open(Arc::new(Nobody), Arc::new(SystemClock));
+        let exchange = Exchange::for_tests();
         let mut record = exchange.record().unwrap().clone();
         record.route = "assistant".into();
         record.variant = "glimmer-1".into();

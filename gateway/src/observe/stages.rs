@@ -154,22 +154,12 @@ fn dispatched(record: &Record) -> Option<Duration> {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::Arc;
-
     use super::*;
-    use crate::exchange::{Exchange, Observer};
-    use crate::ports::SystemClock;
-
-    struct Nobody;
-
-    impl Observer for Nobody {
-        fn opened(&self) {}
-        fn closed(&self, _record: Record) {}
-    }
+    use crate::exchange::Exchange;
 
     #[test]
     fn who_waits_for_a_body_a_model_or_another_s_answer_is_not_held_up_by_us() {
-        let exchange = Exchange::open(Arc::new(Nobody), Arc::new(SystemClock));
+        let exchange = Exchange::for_tests();
         let mut record = exchange.record().unwrap().clone();
         assert_eq!(overhead(&record).count(), 0, "who proved nothing has reached no stage");
         let at = |micros| Some(Duration::from_micros(micros));

@@ -58,10 +58,10 @@ pub fn judge(transaction: &Transaction<'_>, judgement: &Judgement) -> rusqlite::
     let change = match last_score(transaction, &answered.request_id, judgement)? {
         None if names(transaction, &answered.request_id, judgement)? >= NAMES_MAX => return Ok(Verdict::TooManyNames),
         None => {
-            insert(transaction, &answered.request_id, judgement)?;
+            write(transaction, INSERT, &answered.request_id, judgement)?;
             Change::Created
         }
-        Some(last) => match update(transaction, &answered.request_id, judgement)? {
+        Some(last) => match write(transaction, UPDATE, &answered.request_id, judgement)? {
             0 => Change::Unchanged,
             _ if last == judgement.score => Change::Commented,
             _ => Change::Revised(last),
@@ -137,34 +137,19 @@ fn columns(score: &Score) -> (Option<f64>, Option<&str>) {
     }
 }
 
-fn insert(db: &Connection, request_id: &str, judgement: &Judgement) -> rusqlite::Result<()> {
-    let (number, label) = columns(&judgement.score);
-    db.prepare_cached(
-        "INSERT INTO feedback (request_id, name, key_id, kind, number, label, comment, created_ns, updated_ns)
-         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?8)",
-    )?
-    .execute(params![
-        request_id,
-        judgement.name,
-        judgement.key_id,
-        judgement.score.kind(),
-        number,
-        label,
-        judgement.comment,
-        judgement.at_ns,
-    ])?;
-    Ok(())
-}
+const INSERT: &str =
+    "INSERT INTO feedback (request_id, name, key_id, kind, number, label, comment, created_ns, updated_ns)
+    VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?8)";
+/// A comment stays until another comes; what changes nothing leaves the row as it is.
+const UPDATE: &str =
+    "UPDATE feedback SET kind = ?4, number = ?5, label = ?6, comment = COALESCE(?7, comment), updated_ns = ?8
+    WHERE request_id = ?1 AND name = ?2 AND key_id = ?3
+      AND (kind <> ?4 OR number IS NOT ?5 OR label IS NOT ?6 OR (?7 IS NOT NULL AND comment IS NOT ?7))";
 
-/// A comment stays until another comes; what changes nothing leaves the row as it is. Gives how many rows changed.
-fn update(db: &Connection, request_id: &str, judgement: &Judgement) -> rusqlite::Result<usize> {
+/// Gives how many rows changed.
+fn write(db: &Connection, sql: &str, request_id: &str, judgement: &Judgement) -> rusqlite::Result<usize> {
     let (number, label) = columns(&judgement.score);
-    db.prepare_cached(
-        "UPDATE feedback SET kind = ?4, number = ?5, label = ?6, comment = COALESCE(?7, comment), updated_ns = ?8
-         WHERE request_id = ?1 AND name = ?2 AND key_id = ?3
-           AND (kind <> ?4 OR number IS NOT ?5 OR label IS NOT ?6 OR (?7 IS NOT NULL AND comment IS NOT ?7))",
-    )?
-    .execute(params![
+    db.prepare_cached(sql)?.execute(params![
         request_id,
         judgement.name,
         judgement.key_id,

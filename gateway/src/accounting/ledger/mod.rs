@@ -15,7 +15,7 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::thread::JoinHandle;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use parking_lot::{Condvar, Mutex, MutexGuard};
 use tokio::sync::oneshot;
@@ -198,6 +198,15 @@ impl Ledger {
         Some(verdict)
     }
 
+    /// Shows how much waits for the store, and since when. For whoever looks at the metrics: no request pays for it.
+    pub fn observe(&self) {
+        let state = self.shared.lock();
+        let waiting = || state.queue.iter().find_map(Unshipped::row).map(|(_, _, since)| since);
+        let oldest = state.shipping.map(|(_, since)| since).or_else(waiting);
+        let rows = state.queue.len() - state.judgements + state.shipping.map_or(0, |(rows, _)| rows);
+        self.shared.metrics.ledger(rows, state.total_bytes(), oldest.map_or(Duration::ZERO, |since| since.elapsed()));
+    }
+
     /// Ships what is queued and stops. Idempotent.
     pub fn shut_down(&self) {
         self.shared.lock().closing = true;
@@ -346,7 +355,6 @@ impl Journal for Ledger {
         match state.append() {
             Ok(segment) => {
                 state.enqueue_row(segment, row, &shared.work);
-                shipper::report(shared, &state);
                 Ok(())
             }
             Err(error) => {
@@ -360,7 +368,6 @@ impl Journal for Ledger {
         let mut state = self.shared.lock();
         if let Some(segment) = state.current() {
             state.enqueue_row(segment, row, &self.shared.work);
-            shipper::report(&self.shared, &state);
         }
     }
 }

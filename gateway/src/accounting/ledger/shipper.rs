@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use rusqlite::Connection;
 
 use super::super::feedback::{Change, Judgement, Verdict};
-use super::{Shared, State, Unshipped, sqlite};
+use super::{Shared, Unshipped, sqlite};
 use crate::observe::metrics::{Judged, Metrics};
 
 /// Rows in one transaction: large enough to make its cost vanish, small enough to keep the lag low.
@@ -24,10 +24,8 @@ pub(super) fn run(shared: &Shared, mut store: Connection) {
             shared.work.wait(&mut state);
         }
         if state.queue.is_empty() {
-            report(shared, &state);
             return;
         }
-        report(shared, &state);
         while state.queue.len() < BATCH_ROWS && !state.closing {
             if shared.work.wait_until(&mut state, gather_until).timed_out() {
                 break;
@@ -39,7 +37,6 @@ pub(super) fn run(shared: &Shared, mut store: Connection) {
         batch.retain(|unshipped| !unshipped.is_forsaken());
         let rows = || batch.iter().filter_map(Unshipped::row);
         state.shipping = rows().next().map(|(_, _, since)| (rows().count(), since));
-        report(shared, &state);
         drop(state);
 
         let judgements = batch.iter().filter_map(Unshipped::judgement);
@@ -57,7 +54,6 @@ pub(super) fn run(shared: &Shared, mut store: Connection) {
                 }
                 state.delete_shipped();
                 shared.metrics.store_up("ledger", true);
-                report(shared, &state);
                 drop(state);
                 tell(&shared.metrics, batch, verdicts);
             }
@@ -73,7 +69,6 @@ pub(super) fn run(shared: &Shared, mut store: Connection) {
                 for unshipped in batch.into_iter().rev() {
                     state.queue.push_front(unshipped);
                 }
-                report(shared, &state);
                 if giving_up {
                     // The log keeps them; the next start ships them.
                     return;
@@ -106,13 +101,4 @@ fn count(metrics: &Metrics, judgement: &Judgement, verdict: &Verdict) {
     if matches!(change, Change::Created | Change::Revised(_)) {
         metrics.feedback(by, &judgement.name, &judgement.score);
     }
-}
-
-pub(super) fn report(shared: &Shared, state: &State) {
-    let oldest = state
-        .shipping
-        .map(|(_, since)| since)
-        .or_else(|| state.queue.iter().find_map(Unshipped::row).map(|(_, _, since)| since));
-    let rows = state.queue.len() - state.judgements + state.shipping.map_or(0, |(rows, _)| rows);
-    shared.metrics.ledger(rows, state.total_bytes(), oldest.map_or(Duration::ZERO, |since| since.elapsed()));
 }

@@ -70,7 +70,7 @@ fn a_full_log_refuses_the_next_request_and_takes_the_end_of_the_admitted() {
         ledger.close(slot, settled(&format!("r{i}"))).expect("an admitted request has room");
     }
     // What is in the store gives its room back: a bound is a wait, not an end.
-    let deadline = Instant::now() + std::time::Duration::from_secs(10);
+    let deadline = Instant::now() + Duration::from_secs(10);
     for i in 0..200 {
         let id = format!("later{i}");
         let slot = loop {
@@ -127,6 +127,7 @@ fn serving_goes_on_while_the_store_is_locked_and_rows_that_wait_are_shown_at_onc
     blocker.execute_batch("BEGIN IMMEDIATE").unwrap();
     let slot = ledger.open(&row("waiting")).unwrap();
     ledger.close(slot, settled("waiting")).expect("a row is durable in the log before the store has it");
+    ledger.observe();
     assert!(metrics.encode().contains("\ngateway_ledger_queue_rows 1\n"));
     assert!(rows(folder.path()).is_empty());
     blocker.execute_batch("ROLLBACK").unwrap();
@@ -164,10 +165,10 @@ fn a_judgement_that_the_store_did_not_take_is_tried_again_and_one_that_nobody_wa
     let waiting = ledger.judge(judgement(of.clone(), "again")).unwrap();
     drop(ledger.judge(judgement(of, "forsaken")));
     let failed = || !metrics.encode().contains("gateway_ledger_failures_total 0");
-    let deadline = Instant::now() + std::time::Duration::from_secs(30);
+    let deadline = Instant::now() + Duration::from_secs(30);
     while !failed() {
         assert!(Instant::now() < deadline, "the store took it though it is locked");
-        std::thread::sleep(std::time::Duration::from_millis(5));
+        std::thread::sleep(Duration::from_millis(5));
     }
     blocker.execute_batch("ROLLBACK").unwrap();
     assert!(is_taken(&waiting.blocking_recv().unwrap()));

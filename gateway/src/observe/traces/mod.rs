@@ -130,19 +130,11 @@ mod tests {
     use opentelemetry_sdk::trace::{Sampler, SamplingDecision, ShouldSample};
 
     use super::*;
-    use crate::exchange::{Exchange, Observer};
-    use crate::ports::SystemClock;
-
-    struct Nobody;
-
-    impl Observer for Nobody {
-        fn opened(&self) {}
-        fn closed(&self, _record: Record) {}
-    }
+    use crate::exchange::Exchange;
 
     #[test]
     fn a_trace_is_kept_exactly_where_opentelemetrys_own_sampler_keeps_it() {
-        let exchange = Exchange::open(Arc::new(Nobody), Arc::new(SystemClock));
+        let exchange = Exchange::for_tests();
         let mut record = exchange.record().unwrap().clone();
         record.outcome = "answered";
         for ratio in [0.0, 0.001, 0.25, 0.5, 0.999, 1.0] {

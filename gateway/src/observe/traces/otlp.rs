@@ -259,16 +259,8 @@ mod tests {
     use std::pin::pin;
 
     use super::*;
-    use crate::exchange::{Exchange, Observer};
+    use crate::exchange::Exchange;
     use crate::observe::metrics::Metrics;
-    use crate::ports::SystemClock;
-
-    struct Nobody;
-
-    impl Observer for Nobody {
-        fn opened(&self) {}
-        fn closed(&self, _record: Record) {}
-    }
 
     fn exporter(queue_max: usize) -> (Exporter, Worker) {
         let to = OtlpConfig {
@@ -283,7 +275,7 @@ mod tests {
     }
 
     fn record() -> Arc<Record> {
-        Arc::new(Exchange::open(Arc::new(Nobody), Arc::new(SystemClock)).record().unwrap().clone())
+        Arc::new(Exchange::for_tests().record().unwrap().clone())
     }
 
     #[tokio::test]
