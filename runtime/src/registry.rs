@@ -17,7 +17,7 @@ use crate::{
     sampling::params::SamplingParams,
     settings::Settings,
     text::{Message, TemplateError, TextError, folder::TextSide},
-    weights::{WeightError, folder, safetensors::Checkpoint},
+    weights::{Tensors, WeightError, folder, safetensors::Checkpoint},
 };
 use std::{
     path::{Path, PathBuf},

@@ -6,7 +6,7 @@ use crate::{
         batch::StepBatch,
         cpu::{Heads, Packed, Part, Raw, embed, kv_write, linear, paged_attention, rms_norm, rope as turn, silu_mul},
     },
-    weights::{WeightError, safetensors::Checkpoint},
+    weights::{Tensors, WeightError},
 };
 use candle_core::{Device, Result, Tensor};
 use std::sync::Arc;
@@ -56,7 +56,7 @@ impl Decoder {
     /// Reads and packs the weights. `positions`: how far the rotary tables reach.
     pub fn load(
         spec: &ModelSpec,
-        checkpoint: &Checkpoint,
+        checkpoint: &dyn Tensors,
         positions: usize,
     ) -> std::result::Result<Decoder, WeightError> {
         let (hidden, inner) = (spec.hidden, spec.intermediate);

@@ -3,7 +3,19 @@
 pub(crate) mod folder;
 pub(crate) mod safetensors;
 
+use crate::kernels::cpu::Raw;
+use candle_core::Tensor;
 use std::path::{Path, PathBuf};
+
+/// The tensors of a model, by their Hugging Face names, whatever kind of file they lie in.
+pub(crate) trait Tensors {
+    /// The matrix `[rows, columns]` as stored. Every number in it is finite.
+    fn matrix(&self, name: &str, rows: usize, columns: usize) -> Result<Raw, WeightError>;
+    /// A vector of `len` numbers, in f32.
+    fn vector(&self, name: &str, len: usize) -> Result<Tensor, WeightError>;
+    /// The files that hold the weights.
+    fn files(&self) -> Vec<PathBuf>;
+}
 
 /// What is wrong with which file.
 #[derive(Debug)]

@@ -4,7 +4,7 @@
 //! Files are read, not mapped: a mapped file that somebody truncates meanwhile kills the process, a read one is an
 //! error.
 
-use super::{WeightError, folder::read_json};
+use super::{Tensors, WeightError, folder::read_json};
 use crate::kernels::cpu::{Kind, Raw};
 use candle_core::{Device, Tensor};
 use serde::{
@@ -80,24 +80,6 @@ impl Checkpoint {
         Ok(())
     }
 
-    /// The files that hold the weights.
-    pub fn files(&self) -> Vec<PathBuf> {
-        self.shards.iter().map(|shard| shard.path.clone()).collect()
-    }
-
-    /// The matrix `[rows, columns]` as stored. Every number in it is finite.
-    pub fn matrix(&self, name: &str, rows: usize, columns: usize) -> Result<Raw, WeightError> {
-        let (kind, bytes) = self.read(name, &[rows as u64, columns as u64])?;
-        Ok(Raw { kind, rows, columns, bytes })
-    }
-
-    /// A vector of `len` numbers, in f32.
-    pub fn vector(&self, name: &str, len: usize) -> Result<Tensor, WeightError> {
-        let (kind, bytes) = self.read(name, &[len as u64])?;
-        let numbers: Vec<f32> = bytes.chunks_exact(kind.bytes()).map(|number| kind.widen(number)).collect();
-        Ok(Tensor::from_vec(numbers, len, &Device::Cpu)?)
-    }
-
     fn read(&self, name: &str, shape: &[u64]) -> Result<(Kind, Vec<u8>), WeightError> {
         let Some((shard, entry)) = self.tensors.get(name) else {
             return Err(WeightError::new(&self.main, format!("tensor `{name}` is missing")));
@@ -123,6 +105,23 @@ impl Checkpoint {
             return Err(bad(format!("tensor `{name}` holds numbers that are not finite")));
         }
         Ok((kind, bytes))
+    }
+}
+
+impl Tensors for Checkpoint {
+    fn matrix(&self, name: &str, rows: usize, columns: usize) -> Result<Raw, WeightError> {
+        let (kind, bytes) = self.read(name, &[rows as u64, columns as u64])?;
+        Ok(Raw { kind, rows, columns, bytes })
+    }
+
+    fn vector(&self, name: &str, len: usize) -> Result<Tensor, WeightError> {
+        let (kind, bytes) = self.read(name, &[len as u64])?;
+        let numbers: Vec<f32> = bytes.chunks_exact(kind.bytes()).map(|number| kind.widen(number)).collect();
+        Ok(Tensor::from_vec(numbers, len, &Device::Cpu)?)
+    }
+
+    fn files(&self) -> Vec<PathBuf> {
+        self.shards.iter().map(|shard| shard.path.clone()).collect()
     }
 }
 
