@@ -27,8 +27,9 @@ test: ## Everything that CI runs: format, clippy, licences, unit, property and e
 	cargo deny --locked --all-features check bans licenses sources
 	GLASSGATE_CLIENTS=$(CARGO_TARGET_DIR)/clients cargo nextest run --locked --workspace --no-fail-fast
 
-test-long: ## The same with long loops: 200 kills instead of 20
-	@tools/setup.sh test
+test-long: ## What takes long: 200 kills instead of 20, and the models' goldens computed anew by transformers
+	@tools/setup.sh long
+	$(CARGO_TARGET_DIR)/peers/bin/python runtime/tests/families/make.py
 	GLASSGATE_KILLS=200 GLASSGATE_CLIENTS=$(CARGO_TARGET_DIR)/clients cargo nextest run --locked -p glassgate --test e2e -E 'test(kill)'
 
 bench: ## Measure throughput and cost of a hop as ratios; writes tests/bench/results

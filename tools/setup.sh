@@ -6,6 +6,7 @@
 #                           venv under the target folder; several GB, because PyTorch comes with CUDA)
 #   tools/setup.sh test     what building needs, cargo-nextest, cargo-deny, Prometheus and amtool, and the Python clients (in a venv
 #                           under the target folder)
+#   tools/setup.sh long     what testing needs, and transformers (in the venv of bench)
 #   tools/setup.sh pictures what drawing the dashboards needs: node, chromium, and Grafana's components beside the script
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -31,7 +32,7 @@ case ${1:-build} in
   demo)
     need curl curl
     need prometheus prometheus ;;
-  test)
+  test | long)
     need curl curl
     need prometheus prometheus
     need promtool prometheus
@@ -79,13 +80,13 @@ venv() {
   printf '%s' "$wanted" >"$venv/.made-from"
 }
 
-[ "${1:-build}" != bench ] || venv peers tests/bench/peers/requirements.txt
+case ${1:-build} in bench | long) venv peers tests/bench/peers/requirements.txt ;; esac
 if [ "${1:-build}" = pictures ] && ! [ tools/pictures/node_modules/.package-lock.json -nt tools/pictures/package.json ]; then
   echo "glassgate: installing Grafana's components into tools/pictures/node_modules"
   npm install --prefix tools/pictures --no-package-lock --no-audit --no-fund --loglevel=error
 fi
 
-[ "${1:-build}" = test ] || exit 0
+case ${1:-build} in test | long) ;; *) exit 0 ;; esac
 
 # Versions are stated so that two machines run the same checks; a newer one that is already there will do.
 command -v cargo-nextest >/dev/null 2>&1 || cargo install --locked cargo-nextest --version 0.9.143

@@ -2,7 +2,7 @@
 
 use super::{
     batch::{BLOCK_TOKENS, StepBatch},
-    cpu::{self, Heads, Kind, Packed, Part, Raw},
+    cpu::{self, Activation, Heads, Kind, Packed, Part, Raw, Scores},
     reference,
 };
 use candle_core::{DType, Device, Tensor};
@@ -71,8 +71,20 @@ fn batches() -> impl Strategy<Value = StepBatch> {
 
 const POOL_BLOCKS: usize = 97;
 
+const PLAIN: Scores = Scores { scale: 0.25, softcap: None, window: None };
+
 fn heads() -> impl Strategy<Value = Heads> {
-    (1usize..4, 1usize..6, 1usize..5).prop_map(|(kv, group, dim)| Heads { q: kv * group, kv, dim: 16 * dim })
+    let dims = prop_oneof![4 => 1usize..5, 1 => 5usize..17];
+    (1usize..4, 1usize..10, dims).prop_map(|(kv, group, dim)| Heads { q: kv * group, kv, dim: 16 * dim })
+}
+
+fn scores() -> impl Strategy<Value = Scores> {
+    let window = prop_oneof![Just(None), (1usize..70).prop_map(Some)];
+    (0.02f32..0.3, proptest::option::of(0.5f32..40.0), window).prop_map(|(scale, softcap, window)| Scores {
+        scale,
+        softcap,
+        window,
+    })
 }
 
 fn dtypes() -> impl Strategy<Value = DType> {
@@ -144,31 +156,80 @@ proptest! {
     }
 
     #[test]
-    fn attention_equals_the_reference(heads in heads(), dtype in dtypes(), batch in batches(), seed: u64) {
+    fn attention_equals_the_reference(
+        heads in heads(), scores in scores(), dtype in dtypes(), batch in batches(), seed: u64,
+    ) {
         let (pools, plain) = filled_pools(heads, dtype);
         let batch = Arc::new(batch);
         let qkv = (tensor(seed, batch.tokens(), heads.width()) * 4.0).expect("q");
-        let got = cpu::paged_attention(&qkv, &pools[0], &pools[1], heads, &batch).expect("mixed");
-        let want = reference::paged_attention(&qkv, &plain[0], &plain[1], heads, &batch).expect("mixed");
+        let got = cpu::paged_attention(&qkv, &pools[0], &pools[1], heads, scores, &batch).expect("mixed");
+        let want = reference::paged_attention(&qkv, &plain[0], &plain[1], heads, scores, &batch).expect("mixed");
         assert_close(&got, &want, 1e-5);
     }
 
     #[test]
-    fn the_rest_equals_the_reference(heads in heads(), batch in batches(), seed: u64) {
-        let rows = batch.tokens();
-        let x = tensor(seed, rows, heads.width());
-        let weight = tensor(seed ^ 1, 1, heads.width()).squeeze(0).expect("a vector");
-        let got = cpu::rms_norm(&x, &weight, 1e-5).expect("normed");
-        assert_close(&got, &reference::rms_norm(&x, &weight, 1e-5).expect("normed"), 1e-6);
+    fn a_row_of_attention_has_the_same_bits_alone(
+        heads in heads(), scores in scores(), dtype in dtypes(), batch in batches(), seed: u64,
+    ) {
+        let (pools, _) = filled_pools(heads, dtype);
+        let batch = Arc::new(batch);
+        let qkv = tensor(seed, batch.tokens(), heads.width());
+        let together = cpu::paged_attention(&qkv, &pools[0], &pools[1], heads, scores, &batch).expect("mixed");
+        for (row, together) in flat(&together).chunks(heads.q * heads.dim).enumerate() {
+            let mut alone = StepBatch::default();
+            alone.push(&[0], batch.pos[row] as usize, batch.table_of(row), true);
+            let qkv = qkv.narrow(0, row, 1).and_then(|row| row.force_contiguous()).expect("a row");
+            let alone = cpu::paged_attention(&qkv, &pools[0], &pools[1], heads, scores, &Arc::new(alone));
+            prop_assert_eq!(&flat(&alone.expect("mixed"))[..], together);
+        }
+    }
 
-        let gate_up = (tensor(seed ^ 2, rows, 2 * heads.width()) * 20.0).expect("gate_up");
-        let got = cpu::silu_mul(&gate_up).expect("gated");
-        assert_close(&got, &reference::silu_mul(&gate_up).expect("gated"), 1e-6);
+    #[test]
+    fn the_rest_equals_the_reference(
+        heads in heads(), batch in batches(), turned in 1usize..9, whole: bool, scale in 0.1f32..3.0, seed: u64,
+    ) {
+        let (rows, width) = (batch.tokens(), heads.width());
+        let x = tensor(seed, rows, width);
+        let weight = |seed, len| tensor(seed, 1, len).squeeze(0).expect("a vector");
+        let norm = weight(seed ^ 1, width);
+        let got = cpu::rms_norm(&x, &norm, 1e-5).expect("normed");
+        let normed = reference::rms_norm(&x, &norm, 1e-5).expect("normed");
+        assert_close(&got, &normed, 1e-6);
 
-        let (cos, sin) = (tensor(seed ^ 3, 140, heads.dim / 2), tensor(seed ^ 4, 140, heads.dim / 2));
+        let h = tensor(seed ^ 5, rows, width);
+        let want = reference::add(&h, &normed, scale).expect("a sum");
+        let sum = h.copy().expect("a copy");
+        cpu::add_normed(&sum, &x, &norm, 1e-5, scale).expect("a sum");
+        assert_close(&sum, &want, 1e-6);
+        let want = reference::add(&h, &x, scale).expect("a sum");
+        cpu::add(&h, &x, scale).expect("a sum");
+        assert_close(&h, &want, 1e-6);
+        let want = h.broadcast_add(&norm).expect("a sum");
+        cpu::add_bias(&h, &norm).expect("a sum");
+        assert_close(&h, &want, 1e-6);
+        let capped = (&h * 30.0).expect("numbers");
+        let want = reference::softcap(&capped, 10.0 * scale).expect("capped");
+        cpu::softcap(&capped, 10.0 * scale).expect("capped");
+        assert_close(&capped, &want, 1e-6);
+
+        let gate_up = (tensor(seed ^ 2, rows, 2 * width) * 20.0).expect("gate_up");
+        for activation in [Activation::Silu, Activation::GeluTanh] {
+            let got = cpu::gate_mul(&gate_up, activation).expect("gated");
+            assert_close(&got, &reference::gate_mul(&gate_up, activation).expect("gated"), 1e-6);
+        }
+
+        let widths = [heads.q * heads.dim, heads.kv * heads.dim];
+        let lens = if whole { widths } else { [heads.dim; 2] };
+        let (q, k) = (weight(seed ^ 6, lens[0]), weight(seed ^ 7, lens[1]));
+        let want = reference::qk_norm(&x, &q, &k, widths, 1e-5).expect("normed");
+        cpu::qk_norm(&x, &q, &k, widths, 1e-5).expect("normed");
+        assert_close(&x, &want, 1e-6);
+
+        let half = heads.dim / 16 * turned;
+        let (cos, sin) = (tensor(seed ^ 3, 140, half), tensor(seed ^ 4, 140, half));
         let turned = heads.q + heads.kv;
-        let want = reference::rope(&x, turned, &cos, &sin, &batch).expect("turned");
-        cpu::rope(&x, turned, &cos, &sin, &Arc::new(batch)).expect("turned");
+        let want = reference::rope(&x, turned, heads.dim, (&cos, &sin), &batch).expect("turned");
+        cpu::rope(&x, turned, heads.dim, (&cos, &sin), &Arc::new(batch)).expect("turned");
         assert_close(&x, &want, 1e-6);
     }
 }
@@ -188,12 +249,16 @@ fn all_instruction_sets_agree() {
             }
         }
     }
-    let query = numbers(7, 4 * 32);
-    let mut results = cpu::attend_on_each(&query, 32);
-    let (_, want) = results.remove(0);
-    for (name, got) in results {
-        for (x, y) in got.iter().zip(&want) {
-            assert!((x - y).abs() < 1e-5, "{name}: {x}, expected {y}");
+    for (group, dim) in [(1, 16), (2, 48), (3, 256)] {
+        for (softcap, window) in [(None, None), (Some(2.0), Some(3)), (None, Some(33))] {
+            let qkv = numbers(7, 4 * group * dim);
+            let mut results = cpu::attend_on_each(&qkv, dim, Scores { scale: 0.3, softcap, window });
+            let (_, want) = results.remove(0);
+            for (name, got) in results {
+                for (x, y) in got.iter().zip(&want) {
+                    assert!((x - y).abs() < 1e-5, "{name}: {x}, expected {y}");
+                }
+            }
         }
     }
 }
@@ -214,8 +279,8 @@ fn operands_that_do_not_fit_are_errors_and_not_panics() {
     let batch = Arc::new(batch);
     let qkv = tensor(1, 1, heads.width());
     assert!(cpu::kv_write(&pools[0], &qkv, Part::Key, heads, &batch).is_err());
-    assert!(cpu::paged_attention(&qkv, &pools[0], &pools[1], heads, &batch).is_err());
-    assert!(cpu::paged_attention(&qkv, &pools[1], &pools[0], heads, &batch).is_err());
+    assert!(cpu::paged_attention(&qkv, &pools[0], &pools[1], heads, PLAIN, &batch).is_err());
+    assert!(cpu::paged_attention(&qkv, &pools[1], &pools[0], heads, PLAIN, &batch).is_err());
     assert!(cpu::rms_norm(&qkv, &Tensor::zeros(10, DType::F32, &Device::Cpu).expect("w"), 1e-5).is_err());
 }
 
@@ -230,10 +295,40 @@ fn not_a_number_is_never_swallowed() {
     let mut row = numbers(1, 3 * heads.width());
     row[heads.width()] = f32::NAN;
     let qkv = Tensor::from_vec(row, (3, heads.width()), &Device::Cpu).expect("qkv");
-    let out = flat(&cpu::paged_attention(&qkv, &pools[0], &pools[1], heads, &batch).expect("mixed"));
+    let out = flat(&cpu::paged_attention(&qkv, &pools[0], &pools[1], heads, PLAIN, &batch).expect("mixed"));
     let width = heads.q * heads.dim;
     assert!(out[..width].iter().chain(&out[2 * width..]).all(|x| x.is_finite()));
     assert!(out[width..width + heads.dim].iter().all(|x| x.is_nan()));
-    let gated = cpu::silu_mul(&Tensor::new(&[[f32::NAN, 1.0]], &Device::Cpu).expect("x")).expect("gated");
-    assert!(flat(&gated)[0].is_nan());
+    for activation in [Activation::Silu, Activation::GeluTanh] {
+        let gate_up = Tensor::new(&[[f32::NAN, 1.0]], &Device::Cpu).expect("x");
+        assert!(flat(&cpu::gate_mul(&gate_up, activation).expect("gated"))[0].is_nan());
+    }
+    let x = Tensor::new(&[[f32::NAN, f32::INFINITY, f32::NEG_INFINITY]], &Device::Cpu).expect("x");
+    cpu::softcap(&x, 30.0).expect("capped");
+    let capped = flat(&x);
+    assert!(capped[0].is_nan());
+    assert_eq!(capped[1..], [30.0, -30.0]);
+}
+
+/// Scores that overflow to −∞ weigh nothing; where all do there is no answer, and none is made up.
+#[test]
+fn scores_of_minus_infinity_weigh_nothing() {
+    let heads = Heads { q: 1, kv: 1, dim: 16 };
+    let (pools, _) = filled_pools(heads, DType::F32);
+    let mut batch = StepBatch::default();
+    batch.push(&[0; 34], 0, &[1, 2], true);
+    let batch = Arc::new(batch);
+    // A block of keys that give −∞, then one that gives −∞ and one that does not.
+    let mut rows = vec![0f32; 34 * heads.width()];
+    for (at, row) in rows.chunks_exact_mut(heads.width()).enumerate() {
+        row[0] = 1.0;
+        row[heads.dim] = if at < 33 { f32::NEG_INFINITY } else { 1.0 };
+        row[2 * heads.dim..].fill(at as f32);
+    }
+    let qkv = Tensor::from_vec(rows, (34, heads.width()), &Device::Cpu).expect("qkv");
+    cpu::kv_write(&pools[0], &qkv, Part::Key, heads, &batch).expect("keys");
+    cpu::kv_write(&pools[1], &qkv, Part::Value, heads, &batch).expect("values");
+    let out = flat(&cpu::paged_attention(&qkv, &pools[0], &pools[1], heads, PLAIN, &batch).expect("mixed"));
+    assert!(out[..33 * heads.dim].iter().all(|x| x.is_nan()));
+    assert!(out[33 * heads.dim..].iter().all(|&x| x == 33.0));
 }

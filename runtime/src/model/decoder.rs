@@ -1,10 +1,17 @@
 //! The one forward pass. A step is a flat run of tokens over any mix of sequences; read [`Decoder::forward`] first.
 
-use super::{kv_pools::KvPools, rope, spec::ModelSpec};
+use super::{
+    dense::Dense,
+    kv_pools::KvPools,
+    spec::{LayerSpec, ModelSpec, QkNorm},
+};
 use crate::{
     kernels::{
         batch::StepBatch,
-        cpu::{Heads, Packed, Part, Raw, embed, kv_write, linear, paged_attention, rms_norm, rope as turn, silu_mul},
+        cpu::{
+            Activation, Heads, Packed, Part, Raw, add, add_normed, embed, gate_mul, kv_write, linear, paged_attention,
+            qk_norm, rms_norm, rope, softcap,
+        },
     },
     weights::{Tensors, WeightError},
 };
@@ -13,44 +20,76 @@ use std::sync::Arc;
 
 pub(crate) struct Decoder {
     heads: Heads,
+    activation: Activation,
     norm_eps: f32,
+    embed_scale: f32,
+    residual_scale: f32,
+    logit_scale: f32,
+    logit_softcap: Option<f32>,
     embed: Arc<Packed>,
     layers: Vec<Layer>,
     norm: Tensor,
     head: Arc<Packed>,
-    cos: Tensor,
-    sin: Tensor,
+    /// cos and sin, `[positions, turned / 2]` each.
+    ropes: Vec<(Tensor, Tensor)>,
 }
 
 struct Layer {
-    attention_norm: Tensor,
-    qkv: Packed,
-    attention_out: Packed,
-    mlp_norm: Tensor,
-    gate_up: Packed,
-    down: Packed,
+    spec: LayerSpec,
+    attention_in: Option<Tensor>,
+    qkv: Dense,
+    /// Weights for queries and for keys.
+    qk_norm: Option<(Tensor, Tensor)>,
+    attention_out: Dense,
+    attention_out_norm: Option<Tensor>,
+    mlp_in: Option<Tensor>,
+    gate_up: Dense,
+    down: Dense,
+    mlp_out_norm: Option<Tensor>,
 }
 
 impl Decoder {
     /// Logits `[R, vocab]` in f32 for the rows in `batch.sel`. Writes the new tokens' keys and values into `kv`.
     pub fn forward(&self, batch: &Arc<StepBatch>, kv: &KvPools) -> Result<Tensor> {
-        let mut h = embed(Arc::from(batch.ids.as_slice()), &self.embed)?;
+        let h = scaled(embed(Arc::from(batch.ids.as_slice()), &self.embed)?, self.embed_scale)?;
         for (layer, (keys, values)) in self.layers.iter().zip(&kv.layers) {
-            let x = rms_norm(&h, &layer.attention_norm, self.norm_eps)?;
-            let qkv = linear(&x, &layer.qkv)?;
-            turn(&qkv, self.heads.q + self.heads.kv, &self.cos, &self.sin, batch)?;
+            let qkv = layer.qkv.forward(&self.normed(&h, layer.attention_in.as_ref())?)?;
+            if let Some((q, k)) = &layer.qk_norm {
+                let widths = [self.heads.q * self.heads.dim, self.heads.kv * self.heads.dim];
+                qk_norm(&qkv, q, k, widths, self.norm_eps)?;
+            }
+            if let Some(table) = layer.spec.rope {
+                let (cos, sin) = &self.ropes[table];
+                rope(&qkv, self.heads.q + self.heads.kv, self.heads.dim, (cos, sin), batch)?;
+            }
             kv_write(keys, &qkv, Part::Key, self.heads, batch)?;
             kv_write(values, &qkv, Part::Value, self.heads, batch)?;
-            let mixed = paged_attention(&qkv, keys, values, self.heads, batch)?;
-            h = (h + linear(&mixed, &layer.attention_out)?)?;
+            let mixed = paged_attention(&qkv, keys, values, self.heads, layer.spec.scores, batch)?;
+            self.add(&h, &layer.attention_out.forward(&mixed)?, layer.attention_out_norm.as_ref())?;
 
-            let x = rms_norm(&h, &layer.mlp_norm, self.norm_eps)?;
-            let gated = silu_mul(&linear(&x, &layer.gate_up)?)?;
-            h = (h + linear(&gated, &layer.down)?)?;
+            let gate_up = layer.gate_up.forward(&self.normed(&h, layer.mlp_in.as_ref())?)?;
+            let gated = gate_mul(&gate_up, self.activation)?;
+            self.add(&h, &layer.down.forward(&gated)?, layer.mlp_out_norm.as_ref())?;
         }
         let wanted = Tensor::new(batch.sel.as_slice(), &Device::Cpu)?;
         let last = rms_norm(&h.index_select(&wanted, 0)?, &self.norm, self.norm_eps)?;
-        linear(&last, &self.head)
+        let logits = scaled(linear(&last, &self.head)?, self.logit_scale)?;
+        if let Some(cap) = self.logit_softcap {
+            softcap(&logits, cap)?;
+        }
+        Ok(logits)
+    }
+
+    fn normed(&self, h: &Tensor, weight: Option<&Tensor>) -> Result<Tensor> {
+        weight.map_or_else(|| Ok(h.clone()), |weight| rms_norm(h, weight, self.norm_eps))
+    }
+
+    /// Adds to the residual stream `h`, in place.
+    fn add(&self, h: &Tensor, y: &Tensor, norm: Option<&Tensor>) -> Result<()> {
+        match norm {
+            Some(weight) => add_normed(h, y, weight, self.norm_eps, self.residual_scale),
+            None => add(h, y, self.residual_scale),
+        }
     }
 
     /// Reads and packs the weights. `positions`: how far the rotary tables reach.
@@ -59,55 +98,119 @@ impl Decoder {
         checkpoint: &dyn Tensors,
         positions: usize,
     ) -> std::result::Result<Decoder, WeightError> {
-        let (hidden, inner) = (spec.hidden, spec.intermediate);
-        let (q, kv) = (spec.q_heads * spec.head_dim, spec.kv_heads * spec.head_dim);
+        let source = Source { spec, checkpoint };
         let pack = |parts: &[Raw]| Packed::stack(parts).map_err(WeightError::from);
-        let norm = |name: &str| checkpoint.vector(name, hidden);
-        let layers = (0..spec.layers).map(|i| {
-            let at = |name: &str| format!("model.layers.{i}.{name}.weight");
-            let matrix = |name: &str, rows, columns| checkpoint.matrix(&at(name), rows, columns);
-            Ok(Layer {
-                attention_norm: norm(&at("input_layernorm"))?,
-                qkv: pack(&[
-                    matrix("self_attn.q_proj", q, hidden)?,
-                    matrix("self_attn.k_proj", kv, hidden)?,
-                    matrix("self_attn.v_proj", kv, hidden)?,
-                ])?,
-                attention_out: pack(&[matrix("self_attn.o_proj", hidden, q)?])?,
-                mlp_norm: norm(&at("post_attention_layernorm"))?,
-                gate_up: pack(&[matrix("mlp.gate_proj", inner, hidden)?, matrix("mlp.up_proj", inner, hidden)?])?,
-                down: pack(&[matrix("mlp.down_proj", hidden, inner)?])?,
-            })
-        });
+        let layers = spec.layers.iter().enumerate().map(|(i, layer)| source.layer(i, layer));
         let layers = layers.collect::<std::result::Result<_, WeightError>>()?;
-        let embed = Arc::new(pack(&[checkpoint.matrix("model.embed_tokens.weight", spec.vocab, hidden)?])?);
+        let embed = Arc::new(pack(&[checkpoint.matrix("model.embed_tokens.weight", spec.vocab, spec.hidden)?])?);
         let head = if spec.tied {
             Arc::clone(&embed)
         } else {
-            Arc::new(pack(&[checkpoint.matrix("lm_head.weight", spec.vocab, hidden)?])?)
+            Arc::new(pack(&[checkpoint.matrix("lm_head.weight", spec.vocab, spec.hidden)?])?)
         };
-        let (cos, sin) = rope::tables(positions, spec.head_dim, spec.rope_theta)?;
         Ok(Decoder {
             heads: spec.heads(),
+            activation: spec.activation,
             norm_eps: spec.norm_eps,
+            embed_scale: spec.embed_scale,
+            residual_scale: spec.residual_scale,
+            logit_scale: spec.logit_scale,
+            logit_softcap: spec.logit_softcap,
             embed,
             layers,
-            norm: norm("model.norm.weight")?,
+            norm: source.norm("model.norm", spec.hidden)?,
             head,
-            cos,
-            sin,
+            ropes: spec.ropes.iter().map(|rope| rope.tables(positions)).collect::<Result<_>>()?,
         })
     }
 
     /// Bytes of weights and tables held in memory.
     pub fn bytes(&self) -> usize {
         let tensor = |t: &Tensor| t.elem_count() * t.dtype().size_in_bytes();
-        let layer = |l: &Layer| {
-            let matrices = [&l.qkv, &l.attention_out, &l.gate_up, &l.down];
-            matrices.map(Packed::bytes).iter().sum::<usize>() + tensor(&l.attention_norm) + tensor(&l.mlp_norm)
-        };
         let head = if Arc::ptr_eq(&self.embed, &self.head) { 0 } else { self.head.bytes() };
-        let tables = tensor(&self.cos) + tensor(&self.sin) + tensor(&self.norm);
-        self.layers.iter().map(layer).sum::<usize>() + self.embed.bytes() + head + tables
+        let ropes: usize = self.ropes.iter().map(|(cos, sin)| tensor(cos) + tensor(sin)).sum();
+        let layers: usize = self.layers.iter().map(Layer::bytes).sum();
+        layers + self.embed.bytes() + head + ropes + tensor(&self.norm)
+    }
+}
+
+/// A new tensor only where there is something to scale.
+fn scaled(x: Tensor, scale: f32) -> Result<Tensor> {
+    if scale == 1.0 { Ok(x) } else { x.affine(f64::from(scale), 0.0) }
+}
+
+impl Layer {
+    fn bytes(&self) -> usize {
+        let norms = [&self.attention_in, &self.attention_out_norm, &self.mlp_in, &self.mlp_out_norm];
+        let norms = norms.into_iter().flatten().chain(self.qk_norm.iter().flat_map(|(q, k)| [q, k]));
+        let norms: usize = norms.map(|norm| norm.elem_count() * norm.dtype().size_in_bytes()).sum();
+        let matrices = [&self.qkv, &self.attention_out, &self.gate_up, &self.down];
+        norms + matrices.map(Dense::bytes).iter().sum::<usize>()
+    }
+}
+
+/// The tensors of a checkpoint, as a spec wants them.
+struct Source<'a> {
+    spec: &'a ModelSpec,
+    checkpoint: &'a dyn Tensors,
+}
+
+impl Source<'_> {
+    fn layer(&self, i: usize, layer: &LayerSpec) -> std::result::Result<Layer, WeightError> {
+        let spec = self.spec;
+        let (hidden, inner) = (spec.hidden, spec.intermediate);
+        let (q, kv) = (spec.q_heads * spec.head_dim, spec.kv_heads * spec.head_dim);
+        let at = |name: &str| format!("model.layers.{i}.{name}");
+        let norm = |name: Option<&str>| name.map(|name| self.norm(&at(name), hidden)).transpose();
+        let dense = |parts: &[(&str, usize)], inputs, bias| {
+            let parts: Vec<_> = parts.iter().map(|(name, outputs)| (at(name), *outputs)).collect();
+            self.dense(&parts, inputs, bias)
+        };
+        let (qkv, gate_up): (&[_], &[_]) = if spec.fused {
+            (&[("self_attn.qkv_proj", q + 2 * kv)], &[("mlp.gate_up_proj", 2 * inner)])
+        } else {
+            (
+                &[("self_attn.q_proj", q), ("self_attn.k_proj", kv), ("self_attn.v_proj", kv)],
+                &[("mlp.gate_proj", inner), ("mlp.up_proj", inner)],
+            )
+        };
+        let qk_norm = match spec.qk_norm {
+            None => None,
+            Some(QkNorm::Head) => Some([spec.head_dim; 2]),
+            Some(QkNorm::Whole) => Some([q, kv]),
+        };
+        let qk_norm = match qk_norm {
+            None => None,
+            Some([q, k]) => Some((self.norm(&at("self_attn.q_norm"), q)?, self.norm(&at("self_attn.k_norm"), k)?)),
+        };
+        Ok(Layer {
+            spec: layer.clone(),
+            attention_in: norm(spec.norms.attention_in)?,
+            qkv: dense(qkv, hidden, spec.biases.qkv)?,
+            qk_norm,
+            attention_out: dense(&[("self_attn.o_proj", hidden)], q, spec.biases.attention_out)?,
+            attention_out_norm: norm(spec.norms.attention_out)?,
+            mlp_in: norm(spec.norms.mlp_in)?,
+            gate_up: dense(gate_up, hidden, spec.biases.mlp)?,
+            down: dense(&[("mlp.down_proj", hidden)], inner, spec.biases.mlp)?,
+            mlp_out_norm: norm(spec.norms.mlp_out)?,
+        })
+    }
+
+    fn norm(&self, name: &str, width: usize) -> std::result::Result<Tensor, WeightError> {
+        let weight = self.checkpoint.vector(&format!("{name}.weight"), width)?;
+        if self.spec.norm_offset == 0.0 { Ok(weight) } else { Ok((weight + f64::from(self.spec.norm_offset))?) }
+    }
+
+    /// Matrices of one width on top of each other, by name and height.
+    fn dense(&self, parts: &[(String, usize)], inputs: usize, bias: bool) -> std::result::Result<Dense, WeightError> {
+        let raw =
+            parts.iter().map(|(name, outputs)| self.checkpoint.matrix(&format!("{name}.weight"), *outputs, inputs));
+        let weights = Packed::stack(&raw.collect::<std::result::Result<Vec<_>, _>>()?)?;
+        let biases = parts.iter().filter(|_| bias);
+        let biases = biases.map(|(name, outputs)| self.checkpoint.vector(&format!("{name}.bias"), *outputs));
+        let biases = biases.collect::<std::result::Result<Vec<_>, _>>()?;
+        let bias = if bias { Some(Tensor::cat(&biases, 0)?) } else { None };
+        Ok(Dense { weights, bias })
     }
 }

@@ -16,14 +16,14 @@ impl KvPools {
     pub fn new(spec: &ModelSpec, dtype: KvDtype, blocks: usize) -> Result<KvPools> {
         let [keys, values] = pool_shapes(blocks, spec.heads());
         let pool = |shape: [usize; 4]| Tensor::zeros(&shape, candle_dtype(dtype), &Device::Cpu);
-        let layers = (0..spec.layers).map(|_| Ok((pool(keys)?, pool(values)?))).collect::<Result<_>>()?;
+        let layers = spec.layers.iter().map(|_| Ok((pool(keys)?, pool(values)?))).collect::<Result<_>>()?;
         Ok(KvPools { layers })
     }
 }
 
 /// Bytes of one block over all layers, keys and values.
 pub(crate) fn block_bytes(spec: &ModelSpec, dtype: KvDtype) -> usize {
-    2 * spec.layers * BLOCK_TOKENS * spec.kv_heads * spec.head_dim * candle_dtype(dtype).size_in_bytes()
+    2 * spec.layers.len() * BLOCK_TOKENS * spec.kv_heads * spec.head_dim * candle_dtype(dtype).size_in_bytes()
 }
 
 fn candle_dtype(dtype: KvDtype) -> DType {

@@ -2,6 +2,9 @@
 //! a `StepBatch` and the KV pools.
 
 pub(crate) mod decoder;
+mod dense;
+#[cfg(test)]
+mod family_tests;
 pub(crate) mod kv_pools;
 mod rope;
 pub(crate) mod spec;

@@ -301,10 +301,10 @@ fn configurations_that_lie_are_found_out() {
         ("rms_norm_eps", json!(-1.0), "rms_norm_eps"),
         ("tie_word_embeddings", json!("yes"), "tie_word_embeddings"),
         ("hidden_act", json!("gelu"), "hidden_act"),
-        ("attention_bias", json!(true), "attention_bias"),
-        ("mlp_bias", json!(true), "mlp_bias"),
-        ("rope_parameters", json!({"rope_type": "yarn"}), "yarn"),
-        ("rope_scaling", json!({"type": "linear", "factor": 2.0}), "linear"),
+        ("attention_bias", json!("yes"), "attention_bias"),
+        ("quantization_config", json!({"quant_method": "awq"}), "quantization_config"),
+        ("rope_parameters", json!({"rope_type": "yarn"}), "factor"),
+        ("rope_scaling", json!({"type": "linear", "factor": 2.0}), "rope_scaling"),
         ("rope_parameters", json!({"rope_theta": 0}), "rope_theta"),
         ("eos_token_id", json!(9999), "eos_token_id"),
         ("eos_token_id", json!("x"), "eos_token_id"),
@@ -324,10 +324,16 @@ fn configurations_that_lie_are_found_out() {
         assert_blamed(&tiny.write().0, "generation_config.json", says);
     }
     // A configuration that fits itself but not the weights: the weights are where it shows.
-    for (name, value) in [("hidden_size", 64), ("intermediate_size", 64), ("num_hidden_layers", 3), ("vocab_size", 300)]
-    {
+    for (name, value) in [
+        ("hidden_size", json!(64)),
+        ("intermediate_size", json!(64)),
+        ("num_hidden_layers", json!(3)),
+        ("vocab_size", json!(300)),
+        ("attention_bias", json!(true)),
+        ("mlp_bias", json!(true)),
+    ] {
         let mut tiny = Tiny::new("F32", true);
-        tiny.config[name] = value.into();
+        tiny.config[name] = value;
         assert_blamed(&tiny.write().0, WEIGHTS, "tensor `");
     }
     let folder = Tiny::new("F32", true).write();

@@ -1,19 +1,19 @@
 //! Attention over paged keys and values, and writing them into their pages.
 //!
-//! A row attends to positions `0..=pos` of its own sequence, found through the block table: no mask, no gather. The
-//! softmax is computed online, one KV block at a time, so how keys are grouped depends on the sequence alone.
+//! A row attends to positions up to its own, in its own sequence, found through the block table: no mask, no gather.
+//! Neighbouring rows of a sequence share each key and value that is loaded; what a row computes is the same alone.
 
 use super::{
-    exp::exp,
+    attend::{Attend, QUERIES_MAX},
     packed::Weight,
-    rows::fill_parts,
-    simd::{Job, LANES, Lanes, run},
+    rows::fill_uneven,
+    simd::{LANES, run},
     view::{Stored, f32s, stored},
 };
 use crate::kernels::batch::{BLOCK_TOKENS, StepBatch};
 use candle_core::{CpuStorage, CustomOp3, InplaceOp2, Layout, Result, Shape, Tensor, bail};
 use half::bf16;
-use std::sync::Arc;
+use std::{ops::Range, sync::Arc};
 
 /// How the heads of a fused qkv row are laid out: all q heads, then all k heads, then all v heads.
 #[derive(Clone, Copy, Debug)]
@@ -27,6 +27,25 @@ pub(crate) struct Heads {
 impl Heads {
     pub fn width(self) -> usize {
         (self.q + 2 * self.kv) * self.dim
+    }
+}
+
+/// How strongly a query and a key match, and which keys count.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(crate) struct Scores {
+    /// Of q·k.
+    pub scale: f32,
+    /// cap · tanh(score / cap) in place of each score.
+    pub softcap: Option<f32>,
+    /// Only the latest keys count, the query's own included.
+    pub window: Option<usize>,
+}
+
+impl Scores {
+    /// The keys that a query at `pos` attends to.
+    pub fn keys(self, pos: u32) -> Range<usize> {
+        let end = pos as usize + 1;
+        self.window.map_or(0, |window| end.saturating_sub(window))..end
     }
 }
 
@@ -48,15 +67,16 @@ pub(crate) fn kv_write(pool: &Tensor, qkv: &Tensor, part: Part, heads: Heads, ba
     pool.inplace_op2(qkv, &KvWrite { part, heads, batch: Arc::clone(batch) })
 }
 
-/// softmax(q·kᵀ / √dim) · v for every row: `[T, q · dim]`.
+/// softmax(scores of q·kᵀ) · v for every row: `[T, q · dim]`.
 pub(crate) fn paged_attention(
     qkv: &Tensor,
     keys: &Tensor,
     values: &Tensor,
     heads: Heads,
+    scores: Scores,
     batch: &Arc<StepBatch>,
 ) -> Result<Tensor> {
-    qkv.apply_op3_no_bwd(keys, values, &Attention { heads, batch: Arc::clone(batch) })
+    qkv.apply_op3_no_bwd(keys, values, &Attention { heads, scores, batch: Arc::clone(batch) })
 }
 
 struct KvWrite {
@@ -117,6 +137,7 @@ impl KvWrite {
 
 struct Attention {
     heads: Heads,
+    scores: Scores,
     batch: Arc<StepBatch>,
 }
 
@@ -137,7 +158,11 @@ impl CustomOp3 for Attention {
         let qkv = f32s(qkv, ql, "paged_attention")?;
         let Heads { q, kv, dim } = self.heads;
         let rows = self.batch.tokens();
-        let shaped = dim % LANES == 0 && kv > 0 && q % kv == 0 && qkv.len() == rows * self.heads.width();
+        let shaped = dim % LANES == 0
+            && self.scores.window != Some(0)
+            && kv > 0
+            && q % kv == 0
+            && qkv.len() == rows * self.heads.width();
         let blocks = kl.dims().first().copied().unwrap_or(0);
         if !shaped || [kl.dims(), vl.dims()] != pool_shapes(blocks, self.heads) {
             bail!("paged_attention: {:?} over {:?} with {:?}", ql.dims(), kl.dims(), self.heads);
@@ -158,167 +183,57 @@ impl CustomOp3 for Attention {
 impl Attention {
     fn attend<C: Weight>(&self, qkv: &[f32], keys: &[C], values: &[C], out: &mut [f32]) -> Result<()> {
         let Heads { q, kv, dim } = self.heads;
-        let group = q / kv;
-        let keys_seen: usize = self.batch.pos.iter().map(|&pos| pos as usize + 1).sum();
+        let (group, width) = (q / kv, self.heads.width());
         let (keys, values) = (keys.as_chunks::<BLOCK_TOKENS>().0, values.as_chunks::<LANES>().0);
-        // One part of the output is one row's heads that share a kv head: a key or value is widened once for several.
-        fill_parts(out, group * dim, 2 * keys_seen * q * dim, |index, out| {
-            let (row, head) = (index / kv, index % kv);
-            let query = &qkv[row * self.heads.width() + head * group * dim..][..group * dim];
+        let seen: usize = self.batch.pos.iter().map(|&pos| self.scores.keys(pos).len()).sum();
+        let runs = self.runs(QUERIES_MAX.div_ceil(group));
+        // One part is one run of rows for one kv head: `[kv, rows, group · dim]`, put in order below.
+        let ends = runs.iter().flat_map(|rows| {
+            let part = rows.len() * group * dim;
+            (1..=kv).map(move |head| rows.start * q * dim + head * part)
+        });
+        let ends: Vec<usize> = ends.collect();
+        fill_uneven(out, &ends, 2 * seen * q * dim, |index, out| {
+            let (rows, head) = (&runs[index / kv], index % kv);
             run(Attend {
-                query,
+                qkv: &qkv[rows.start * width..rows.end * width],
+                width,
+                first: head * group * dim,
+                group,
+                pos: &self.batch.pos[rows.clone()],
                 keys,
                 values,
                 out,
-                table: self.batch.table_of(row),
-                seen: self.batch.pos[row] as usize + 1,
+                table: self.batch.table_of(rows.start),
+                scores: self.scores,
                 kv,
                 head,
                 dim,
             });
-        })
-    }
-}
-
-/// The query heads of one row that share one kv head.
-struct Attend<'a, C> {
-    /// `[group · dim]`
-    query: &'a [f32],
-    /// `[blocks · kv · dim]` lines of one dimension of a block's keys.
-    keys: &'a [[C; BLOCK_TOKENS]],
-    /// `[blocks · BLOCK_TOKENS · kv · dim / LANES]`
-    values: &'a [[C; LANES]],
-    /// `[group · dim]`
-    out: &'a mut [f32],
-    table: &'a [u32],
-    /// Keys 0..seen count.
-    seen: usize,
-    kv: usize,
-    /// Which kv head.
-    head: usize,
-    dim: usize,
-}
-
-impl<C: Weight> Job for Attend<'_, C> {
-    #[inline(always)]
-    fn run<L: Lanes>(mut self) {
-        let heads = self.query.len() / self.dim;
-        let mut head = 0;
-        while head + 4 <= heads {
-            self.heads::<L, 4>(head);
-            head += 4;
-        }
-        while head < heads {
-            self.heads::<L, 1>(head);
-            head += 1;
-        }
-    }
-}
-
-impl<C: Weight> Attend<'_, C> {
-    /// Heads `first..first + H` of the group.
-    #[inline(always)]
-    fn heads<L: Lanes, const H: usize>(&mut self, first: usize) {
-        let dim = self.dim;
-        let scale = L::splat(1.0 / (dim as f32).sqrt());
-        let query: [&[f32]; H] = std::array::from_fn(|h| &self.query[(first + h) * dim..][..dim]);
-        let mut highest = [f32::NEG_INFINITY; H];
-        let mut total = [0f32; H];
-        for block in 0..self.seen.div_ceil(BLOCK_TOKENS) {
-            let number = self.table[block] as usize;
-            let count = (self.seen - block * BLOCK_TOKENS).min(BLOCK_TOKENS);
-
-            let lines = &self.keys[(number * self.kv + self.head) * dim..][..dim];
-            let mut low = [L::splat(0.0); H];
-            let mut high = [L::splat(0.0); H];
-            for i in 0..dim {
-                let (first, second) = C::line::<L>(&lines[i]);
-                for h in 0..H {
-                    let q = L::splat(query[h][i]);
-                    low[h] = low[h].add_product(q, first);
-                    high[h] = high[h].add_product(q, second);
-                }
-            }
-
-            // Scores stay in the order in which a line's lanes come; `lane_of` finds a key's.
-            let mut weights = [[[0f32; LANES]; 2]; H];
-            let mut shrink = [0f32; H];
-            for h in 0..H {
-                let weights = &mut weights[h];
-                low[h].mul(scale).store(&mut weights[0]);
-                high[h].mul(scale).store(&mut weights[1]);
-                for key in count..BLOCK_TOKENS {
-                    weights.as_flattened_mut()[C::lane_of(key)] = f32::NEG_INFINITY;
-                }
-                let largest = L::load(&weights[0]).max(L::load(&weights[1])).highest();
-                let before = highest[h];
-                if largest > before {
-                    highest[h] = largest;
-                }
-                shrink[h] = if block == 0 { 0.0 } else { exp(before - highest[h]) };
-                for half in weights.iter_mut() {
-                    for score in half.iter_mut() {
-                        *score = exp(*score - highest[h]);
-                    }
-                }
-                for key in count..BLOCK_TOKENS {
-                    weights.as_flattened_mut()[C::lane_of(key)] = 0.0;
-                }
-                let sum = L::load(&weights[0]).add_product(L::load(&weights[1]), L::splat(1.0)).sum();
-                total[h] = total[h] * shrink[h] + sum;
-            }
-
-            let stride = self.kv * dim / LANES;
-            let values = &self.values[number * BLOCK_TOKENS * stride..][..BLOCK_TOKENS * stride];
-            for lane in 0..dim / LANES {
-                let column = self.head * dim / LANES + lane;
-                let mut sums = [L::splat(0.0); H];
-                for h in 0..H {
-                    sums[h] = self.load_out::<L>(first + h, lane).mul(L::splat(shrink[h]));
-                }
-                for key in 0..count {
-                    let value = C::lanes::<L>(&values[key * stride + column]);
-                    let at = C::lane_of(key);
-                    for h in 0..H {
-                        sums[h] = sums[h].add_product(L::splat(weights[h][at / LANES][at % LANES]), value);
-                    }
-                }
-                for (h, sum) in sums.into_iter().enumerate() {
-                    self.store_out(first + h, lane, sum);
-                }
+        })?;
+        let mut part = Vec::new();
+        for rows in runs.iter().filter(|rows| rows.len() > 1) {
+            let out = &mut out[rows.start * q * dim..rows.end * q * dim];
+            part.clear();
+            part.extend_from_slice(out);
+            for (at, from) in part.chunks_exact(group * dim).enumerate() {
+                let (head, row) = (at / rows.len(), at % rows.len());
+                out[(row * kv + head) * group * dim..][..group * dim].copy_from_slice(from);
             }
         }
-        for (h, total) in total.into_iter().enumerate() {
-            let whole = L::splat(1.0 / total);
-            for lane in 0..dim / LANES {
-                self.store_out(first + h, lane, self.load_out::<L>(first + h, lane).mul(whole));
+        Ok(())
+    }
+
+    /// Rows that are neighbours in one sequence, at most `most` at a time.
+    fn runs(&self, most: usize) -> Vec<Range<usize>> {
+        let seq = &self.batch.seq;
+        let mut runs: Vec<Range<usize>> = Vec::new();
+        for row in 0..seq.len() {
+            match runs.last_mut() {
+                Some(run) if run.len() < most && seq[run.start] == seq[row] => run.end = row + 1,
+                _ => runs.push(row..row + 1),
             }
         }
+        runs
     }
-
-    #[inline(always)]
-    fn load_out<L: Lanes>(&self, head: usize, lane: usize) -> L {
-        L::load(&self.out.as_chunks::<LANES>().0[head * self.dim / LANES + lane])
-    }
-
-    #[inline(always)]
-    fn store_out<L: Lanes>(&mut self, head: usize, lane: usize, value: L) {
-        value.store(&mut self.out.as_chunks_mut::<LANES>().0[head * self.dim / LANES + lane]);
-    }
-}
-
-/// One row's attention over fixed bf16 keys and values on every instruction set of this machine, by name.
-#[cfg(test)]
-pub(crate) fn attend_on_each(query: &[f32], dim: usize) -> Vec<(String, Vec<f32>)> {
-    use super::simd::{run_exactly_on, run_on_each};
-    let pool: Vec<bf16> = (0..3 * BLOCK_TOKENS * dim).map(|i| bf16::from_f32((i as f32 * 0.37).sin())).collect();
-    let (keys, values) = (pool.as_chunks().0, pool.as_chunks().0);
-    let mut results = Vec::new();
-    run_on_each(|path| {
-        let mut out = vec![0f32; query.len()];
-        let job = Attend { query, keys, values, out: &mut out, table: &[2, 0], seen: 45, kv: 1, head: 0, dim };
-        run_exactly_on(path, job);
-        results.push((format!("{path:?}"), out));
-    });
-    results
 }

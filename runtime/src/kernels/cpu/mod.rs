@@ -1,21 +1,24 @@
 //! The CPU kernels: plain Rust over candle storage, as candle custom ops. `simd` chooses the instruction set once.
 
+mod attend;
 mod attention;
 mod elementwise;
 mod exp;
 mod linear;
+mod norms;
 mod packed;
 mod pool;
 mod rows;
 mod simd;
 mod view;
 
-pub(crate) use attention::{Heads, Part, kv_write, paged_attention, pool_shapes};
-pub(crate) use elementwise::{rms_norm, rope, silu_mul};
+pub(crate) use attention::{Heads, Part, Scores, kv_write, paged_attention, pool_shapes};
+pub(crate) use elementwise::{Activation, add_bias, gate_mul, rope, softcap};
 pub(crate) use linear::{embed, linear};
+pub(crate) use norms::{add, add_normed, qk_norm, rms_norm};
 pub(crate) use packed::{Kind, Packed, Raw};
 pub(crate) use pool::use_threads;
 pub(crate) use simd::kernel_name;
 
 #[cfg(test)]
-pub(crate) use self::{attention::attend_on_each, linear::linear_on_each};
+pub(crate) use self::{attend::attend_on_each, linear::linear_on_each};

@@ -26,6 +26,24 @@ pub(crate) fn fill_parts(
     })
 }
 
+/// Like [`fill_parts`], for parts of different lengths: part `i` ends at `ends[i]`, where the next one begins.
+pub(crate) fn fill_uneven(
+    out: &mut [f32],
+    ends: &[usize],
+    work: usize,
+    each: impl Fn(usize, &mut [f32]) + Sync,
+) -> Result<()> {
+    let shared = Shared::new(out);
+    share(ends.len(), 1, work, |range| {
+        for index in range {
+            let start = if index == 0 { 0 } else { ends[index - 1] };
+            let len = ends[index].checked_sub(start);
+            // SAFETY: `share` gives every index to one call only, and parts that never go back are disjoint.
+            each(index, unsafe { shared.cells(start, len.unwrap_or(0)) });
+        }
+    })
+}
+
 /// Calls `each` with ranges of column tiles ([`LANES`] wide, the last one narrower) of the row-major `out`, and with the
 /// right to write to these columns in every row.
 pub(crate) fn fill_tiles(

@@ -17,6 +17,16 @@ pub(crate) fn f32s<'a>(storage: &'a CpuStorage, layout: &Layout, name: &str) -> 
     }
 }
 
+/// The rows of a whole f32 matrix that a kernel works on in place, and their width.
+pub(crate) fn rows_mut<'a>(storage: &'a mut CpuStorage, layout: &Layout, name: &str) -> Result<(&'a mut [f32], usize)> {
+    let (rows, width) = layout.shape().dims2()?;
+    let CpuStorage::F32(data) = storage else { bail!("{name}: operand is not f32") };
+    if !layout.is_contiguous() || layout.start_offset() != 0 || width == 0 {
+        bail!("{name}: {:?} cannot be worked on in place", layout.dims());
+    }
+    Ok((&mut data[..rows * width], width))
+}
+
 /// Weights or cached keys and values: stored in one of two types, always computed on as f32.
 pub(crate) enum Stored<'a> {
     F32(&'a [f32]),
