@@ -208,8 +208,8 @@ impl<C: Weight> Attend<'_, C> {
         let mut sums = [[L::splat(0.0); N]; Q];
         for n in 0..Q {
             let shrink = L::splat(softmax.shrink[n]);
-            for i in 0..N {
-                sums[n][i] = self.load_out::<L>(first + n, lane + i).mul(shrink);
+            for (i, sum) in sums[n].iter_mut().enumerate() {
+                *sum = self.load_out::<L>(first + n, lane + i).mul(shrink);
             }
             for key in seen[n].0..seen[n].1.min(common.start) {
                 add_key::<C, L, N>(&mut sums[n], &softmax.weights[n], &values[key * stride + column..][..N], key);
@@ -222,10 +222,10 @@ impl<C: Weight> Attend<'_, C> {
                 value[i] = C::lanes(&line[i]);
             }
             let at = C::lane_of(key);
-            for n in 0..Q {
-                let weight = L::splat(softmax.weights[n][at / LANES][at % LANES]);
+            for (sums, weights) in sums.iter_mut().zip(&softmax.weights) {
+                let weight = L::splat(weights[at / LANES][at % LANES]);
                 for i in 0..N {
-                    sums[n][i] = sums[n][i].add_product(weight, value[i]);
+                    sums[i] = sums[i].add_product(weight, value[i]);
                 }
             }
         }
@@ -233,8 +233,8 @@ impl<C: Weight> Attend<'_, C> {
             for key in common.end.max(seen[n].0)..seen[n].1 {
                 add_key::<C, L, N>(&mut sums[n], &softmax.weights[n], &values[key * stride + column..][..N], key);
             }
-            for i in 0..N {
-                self.store_out(first + n, lane + i, sums[n][i]);
+            for (i, &sum) in sums[n].iter().enumerate() {
+                self.store_out(first + n, lane + i, sum);
             }
         }
     }
