@@ -6,7 +6,7 @@
 //! - `kv`: which sequence owns which block of the KV pool
 //! - `model`: `config.json` → `ModelSpec` → the one decoder
 //! - `kernels`: what the decoder is made of, on the CPU
-//! - `weights`: safetensors into owned, packed memory
+//! - `source`: a folder or a GGUF file; `weights`: safetensors and GGUF into owned, packed memory
 //! - `text`: chat template, tokenizer, incremental detokenizer
 //! - `sampling`: logits → the next token; stop strings
 //! - `report`: what the engine tells; plain structs
@@ -21,6 +21,7 @@ mod registry;
 mod report;
 mod sampling;
 mod settings;
+mod source;
 mod text;
 mod weights;
 

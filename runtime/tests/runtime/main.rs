@@ -5,6 +5,8 @@
 mod cancel;
 mod equality;
 mod folders;
+mod gguf;
+mod gguf_file;
 mod goldens;
 mod lifecycle;
 mod refusals;
