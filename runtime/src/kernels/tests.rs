@@ -31,6 +31,7 @@ fn raw(seed: u64, kind: Kind, rows: usize, columns: usize) -> Raw {
         Kind::F32 => x.to_le_bytes().to_vec(),
         Kind::F16 => half::f16::from_f32(x).to_le_bytes().to_vec(),
         Kind::Bf16 => bf16::from_f32(x).to_le_bytes().to_vec(),
+        _ => panic!("a block type"),
     });
     Raw { kind, rows, columns, bytes: bytes.collect() }
 }
@@ -121,7 +122,11 @@ proptest! {
         let kept = if kind == Kind::Bf16 { DType::BF16 } else { DType::F32 };
         prop_assert_eq!(packed.data.dtype(), kept);
         let direct: Vec<f32> = parts.iter()
-            .flat_map(|part| part.bytes.chunks(part.kind.bytes()).map(|b| part.kind.widen(b)).collect::<Vec<_>>())
+            .flat_map(|part| {
+                let mut numbers = vec![0f32; part.rows * inputs];
+                part.kind.widen(&part.bytes, &mut numbers);
+                numbers
+            })
             .collect();
         prop_assert_eq!(flat(&plain), direct);
         assert_close(&cpu::linear(&x, &packed).expect("y"), &reference::linear(&x, &plain).expect("y"), 1e-5);

@@ -1,6 +1,7 @@
 //! The CPU kernels: plain Rust over candle storage, as candle custom ops. `simd` chooses the instruction set once.
 
 mod attention;
+mod blocks;
 mod elementwise;
 mod exp;
 mod linear;
@@ -11,9 +12,10 @@ mod simd;
 mod view;
 
 pub(crate) use attention::{Heads, Part, kv_write, paged_attention, pool_shapes};
+pub(crate) use blocks::Kind;
 pub(crate) use elementwise::{rms_norm, rope, silu_mul};
 pub(crate) use linear::{embed, linear};
-pub(crate) use packed::{Kind, Packed, Raw};
+pub(crate) use packed::{Packed, Raw};
 pub(crate) use pool::use_threads;
 pub(crate) use simd::kernel_name;
 

@@ -3,9 +3,12 @@
 //! `[outputs, inputs]` becomes tiles of 16 outputs; a tile is a run of lines, a line holds two inputs for 16 outputs.
 //! bf16 lines interleave the two (one load gives both, by shift and by mask), f32 lines keep them side by side.
 
-use super::simd::{LANES, Lanes};
+use super::{
+    blocks::Kind,
+    simd::{LANES, Lanes},
+};
 use candle_core::{Device, Result, Tensor, bail};
-use half::{bf16, f16};
+use half::bf16;
 
 pub(crate) const LINE: usize = 2 * LANES;
 
@@ -67,32 +70,6 @@ impl Weight for f32 {
     }
 }
 
-/// How a checkpoint stores its numbers, little endian.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Kind {
-    F32,
-    F16,
-    Bf16,
-}
-
-impl Kind {
-    pub fn bytes(self) -> usize {
-        match self {
-            Kind::F32 => 4,
-            Kind::F16 | Kind::Bf16 => 2,
-        }
-    }
-
-    pub fn widen(self, bytes: &[u8]) -> f32 {
-        match (self, bytes) {
-            (Kind::F32, &[a, b, c, d]) => f32::from_le_bytes([a, b, c, d]),
-            (Kind::F16, &[a, b]) => f16::from_le_bytes([a, b]).to_f32(),
-            (Kind::Bf16, &[a, b]) => bf16::from_le_bytes([a, b]).to_f32(),
-            _ => f32::NAN,
-        }
-    }
-}
-
 /// A matrix `[rows, columns]` as a checkpoint stores it.
 pub(crate) struct Raw {
     pub kind: Kind,
@@ -115,16 +92,16 @@ impl Packed {
         if inputs == 0 || !inputs.is_multiple_of(2) || parts.iter().any(|part| part.columns != inputs) {
             bail!("packed weights need one common, even, positive width");
         }
+        let whole = |part: &Raw| part.kind.row_bytes(inputs).map(|row| row * part.rows) == Some(part.bytes.len());
+        if !parts.iter().all(whole) {
+            bail!("packed weights need whole rows of whole blocks");
+        }
         let outputs = parts.iter().map(|part| part.rows).sum();
         let shape = (usize::div_ceil(outputs, LANES), inputs / 2, LINE);
         let data = if parts.iter().all(|part| part.kind == Kind::Bf16) {
-            let numbers = place(parts, outputs, inputs, |_, bytes| match bytes {
-                &[a, b] => bf16::from_le_bytes([a, b]),
-                _ => bf16::NAN,
-            });
-            Tensor::from_vec(numbers, shape, &Device::Cpu)?
+            Tensor::from_vec(place(parts, outputs, inputs, bf16::from_f32), shape, &Device::Cpu)?
         } else {
-            Tensor::from_vec(place(parts, outputs, inputs, Kind::widen), shape, &Device::Cpu)?
+            Tensor::from_vec(place(parts, outputs, inputs, |number| number), shape, &Device::Cpu)?
         };
         Ok(Packed { data, outputs, inputs })
     }
@@ -155,14 +132,16 @@ pub(crate) fn index<W: Weight>(output: usize, input: usize, inputs: usize) -> us
     line * LINE + W::place(output % LANES, input % 2)
 }
 
-fn place<W: Weight + Default>(parts: &[Raw], outputs: usize, inputs: usize, read: impl Fn(Kind, &[u8]) -> W) -> Vec<W> {
+fn place<W: Weight + Default>(parts: &[Raw], outputs: usize, inputs: usize, narrow: impl Fn(f32) -> W) -> Vec<W> {
     // Lanes beyond the last output stay zero; what they compute is dropped.
     let mut packed = vec![W::default(); outputs.div_ceil(LANES) * LANES * inputs];
+    let mut numbers = vec![0f32; inputs];
     let mut output = 0;
     for part in parts {
-        for row in part.bytes.chunks_exact(inputs * part.kind.bytes()) {
-            for (input, bytes) in row.chunks_exact(part.kind.bytes()).enumerate() {
-                packed[index::<W>(output, input, inputs)] = read(part.kind, bytes);
+        for row in part.bytes.chunks_exact(part.kind.row_bytes(inputs).unwrap_or(usize::MAX)) {
+            part.kind.widen(row, &mut numbers);
+            for (input, &number) in numbers.iter().enumerate() {
+                packed[index::<W>(output, input, inputs)] = narrow(number);
             }
             output += 1;
         }
