@@ -5,6 +5,7 @@ mod client;
 mod demo;
 mod feedback;
 mod keys;
+mod models;
 mod routes;
 pub mod serve;
 mod spend;
@@ -20,6 +21,7 @@ use rusqlite::Connection;
 use crate::accounting::ledger::sqlite;
 use crate::config::{Config, Overrides};
 use crate::data_dir::DataDir;
+use crate::models::hub::Hub;
 use crate::ports::{Clock as _, SystemClock};
 
 /// A serving gateway for language models that shows everything it does.
@@ -54,6 +56,9 @@ struct Place {
     /// Where ledger, keys and traces are kept, instead of the configuration's `storage.data_dir`
     #[arg(long, global = true, env = "GLASSGATE_DATA_DIR", value_name = "FOLDER")]
     data_dir: Option<PathBuf>,
+    /// More folders in which models are looked for, before those of the configuration; separated by ':'
+    #[arg(long, global = true, env = "MODEL_PATH", value_name = "FOLDERS", value_delimiter = ':')]
+    model_path: Vec<PathBuf>,
 }
 
 #[derive(Subcommand)]
@@ -87,6 +92,13 @@ enum Command {
         place: Place,
         #[command(subcommand)]
         command: routes::RoutesCommand,
+    },
+    /// Download models from the Hugging Face hub (HF_TOKEN, HF_ENDPOINT), and list those that are here
+    Models {
+        #[command(flatten)]
+        place: Place,
+        #[command(subcommand)]
+        command: models::ModelsCommand,
     },
     /// Show what was spent, from the ledger
     Spend {
@@ -133,6 +145,7 @@ pub fn run() -> ExitCode {
         Command::Check { place } => check::run(&place),
         Command::Keys { place, command } => keys::run(&place, command),
         Command::Routes { place, command } => routes::run(&place, command),
+        Command::Models { place, command } => models::run(&place, command),
         Command::Spend { place, options } => spend::run(&place, &options),
         Command::Demo { place, options } => demo::run(&place, &options),
         Command::Feedback { place, options } => feedback::run(&place, &options),
@@ -152,10 +165,19 @@ pub fn run() -> ExitCode {
 }
 
 impl Place {
+    fn overrides(&self) -> Overrides {
+        let (data_dir, model_roots) = (self.data_dir.clone(), self.model_path.clone());
+        Overrides { data_dir, model_roots, ..Overrides::default() }
+    }
+
     fn config(&self) -> Result<Config, String> {
-        let overrides = Overrides { data_dir: self.data_dir.clone(), ..Overrides::default() };
-        Config::load(&self.config, &overrides)
+        Config::load(&self.config, &self.overrides())
             .map_err(|problems| format!("the configuration cannot be used:\n{problems}"))
+    }
+
+    /// Where downloaded models are kept, whether or not the folder exists yet.
+    fn hub(&self, config: &Config) -> Hub {
+        Hub::from_environment(config.gateway.data_dir.join("hub"))
     }
 
     fn data_dir(&self) -> Result<DataDir, String> {

@@ -50,6 +50,8 @@ pub struct Overrides {
     pub data_dir: Option<PathBuf>,
     pub listen: Option<SocketAddr>,
     pub admin: Option<SocketAddr>,
+    /// Searched before those that the file names.
+    pub model_roots: Vec<PathBuf>,
 }
 
 impl Config {
@@ -103,6 +105,7 @@ impl Config {
         if let Some(data_dir) = &overrides.data_dir {
             gateway.data_dir.clone_from(data_dir);
         }
+        gateway.model_roots.splice(..0, overrides.model_roots.iter().cloned());
         gateway.data = overrides.listen.unwrap_or(gateway.data);
         gateway.admin = overrides.admin.unwrap_or(gateway.admin);
         if !gateway.admin.ip().is_loopback() {

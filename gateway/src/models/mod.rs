@@ -1,5 +1,7 @@
 //! Model versions: loaded once, kept while a configuration names them, shared by every route that uses them.
 
+pub mod hub;
+
 use std::collections::{BTreeMap, HashMap};
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -8,18 +10,29 @@ use std::time::Instant;
 use glassgate_runtime as runtime;
 use parking_lot::Mutex;
 
-use crate::config::{EngineConfig, ModelConfig};
+use crate::config::{EngineConfig, ModelConfig, ModelSource};
 use crate::dispatch::embedded::Embedded;
 use crate::observe::metrics::{EngineStep, Metrics};
+use hub::Hub;
 
 /// What became of each model of a configuration.
 pub type Loaded = BTreeMap<String, Result<Arc<Embedded>, String>>;
 
+/// Whether a model that is not here yet is fetched.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Downloads {
+    Allowed,
+    /// For commands that only look.
+    Refused,
+}
+
 pub struct Models {
     runtime: runtime::Runtime,
     metrics: Arc<Metrics>,
-    /// Models in service, by name and folder: a reload that does not touch them does not load them again.
-    loaded: Mutex<HashMap<(String, PathBuf), Arc<Embedded>>>,
+    hub: Hub,
+    downloads: Downloads,
+    /// Models in service, by name and source: a reload that does not touch them does not load them again.
+    loaded: Mutex<HashMap<(String, String), Arc<Embedded>>>,
 }
 
 impl Models {
@@ -27,7 +40,12 @@ impl Models {
     ///
     /// # Errors
     /// In words for the operator.
-    pub fn start(config: &EngineConfig, metrics: Arc<Metrics>) -> Result<Models, String> {
+    pub fn start(
+        config: &EngineConfig,
+        hub: Hub,
+        downloads: Downloads,
+        metrics: Arc<Metrics>,
+    ) -> Result<Models, String> {
         let settings = runtime::Settings {
             threads: config.threads,
             kv_bytes: usize::try_from(config.kv_bytes).unwrap_or(usize::MAX),
@@ -36,7 +54,7 @@ impl Models {
             ..runtime::Settings::default()
         };
         let runtime = runtime::Runtime::start(settings).map_err(|error| error.to_string())?;
-        Ok(Models { runtime, metrics, loaded: Mutex::default() })
+        Ok(Models { runtime, metrics, hub, downloads, loaded: Mutex::default() })
     }
 
     /// Loads what is not loaded yet. Models that cannot be loaded do not keep the others from serving.
@@ -44,14 +62,17 @@ impl Models {
         let mut loaded = self.loaded.lock();
         models
             .iter()
-            .filter_map(|(name, config)| Some((name, config.source.folder()?)))
-            .map(|(name, folder)| {
-                let known = (name.clone(), folder.to_owned());
+            .filter(|(_, config)| config.source.is_embedded())
+            .map(|(name, config)| {
+                let known = (name.clone(), config.source.to_string());
                 if let Some(model) = loaded.get(&known) {
                     return (name.clone(), Ok(model.clone()));
                 }
                 let began = Instant::now();
-                let outcome = match self.runtime.load(name, folder) {
+                let opened = self
+                    .path(&config.source)
+                    .and_then(|path| self.runtime.load(name, &path).map_err(|error| error.to_string()));
+                let outcome = match opened {
                     Ok(model) => {
                         tracing::info!(model = %name, digest = &model.digest()[..12.min(model.digest().len())], context = model.context(), seconds = began.elapsed().as_secs_f64(), "model is ready");
                         self.metrics.runtime_load(name, began.elapsed());
@@ -61,12 +82,25 @@ impl Models {
                     }
                     Err(error) => {
                         tracing::error!(model = %name, %error, "model cannot be loaded; the others serve");
-                        Err(error.to_string())
+                        Err(error)
                     }
                 };
                 (name.clone(), outcome)
             })
             .collect()
+    }
+
+    /// Where the model's files are, by now.
+    fn path(&self, source: &ModelSource) -> Result<PathBuf, String> {
+        match (source, self.downloads) {
+            (ModelSource::Local(path), _) => Ok(path.clone()),
+            (ModelSource::Hub(reference), Downloads::Allowed) => self.hub.fetch(reference),
+            (ModelSource::Hub(reference), Downloads::Refused) => self
+                .hub
+                .kept(reference)
+                .ok_or_else(|| format!("{reference} is not here yet: glassgate models pull {reference}")),
+            (ModelSource::Upstream { upstream, .. }, _) => Err(format!("is at {upstream}")),
+        }
     }
 
     /// Says which of the models that should serve do.
@@ -77,9 +111,7 @@ impl Models {
     /// Forgets models that no configuration names any more; requests that still run on them end in peace.
     pub fn retain(&self, models: &BTreeMap<String, ModelConfig>) {
         let mut loaded = self.loaded.lock();
-        loaded.retain(|(name, source), _| {
-            models.get(name).and_then(|config| config.source.folder()) == Some(source.as_path())
-        });
+        loaded.retain(|(name, source), _| models.get(name).is_some_and(|config| config.source.to_string() == *source));
     }
 
     /// Copies the engine's gauges to the metrics: between steps nobody else does.

@@ -165,9 +165,9 @@ def main():
             texts["bytes"][pre] = ids_of(path)
     model, tokens, kinds, scores = scored_vocabulary()
     write(HERE / "scored.gguf", weights(len(tokens), 2), tokens, kinds, "llama", None, None, scores)
-    # SentencePiece is the reference, but for control tokens: it does not read them in text.
-    pairs = zip(TEXTS, ids_of(HERE / "scored.gguf"))
-    texts["scored"] = [ids if "<s>" in text else model.encode(text) for text, ids in pairs]
+    # SentencePiece is the reference, but does not read control tokens in text: what is between them begins anew.
+    whole = {"<s>not</s>": [model.bos_id(), *model.encode("not"), model.eos_id()]}
+    texts["scored"] = [whole.get(text) or model.encode(text) for text in TEXTS]
     (HERE / "texts.json").write_text(json.dumps(texts, ensure_ascii=False))
 
 
