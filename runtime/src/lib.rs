@@ -31,4 +31,5 @@ pub use registry::{LoadError, Model, Runtime, StartError};
 pub use report::{ModelReport, Report, Sink, StepRecord, Timeline};
 pub use sampling::params::{BadParam, SamplingParams};
 pub use settings::{KvDtype, Settings, set_threads};
+pub use source::check_text;
 pub use text::{Message, TemplateError, TextError};

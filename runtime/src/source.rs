@@ -1,7 +1,9 @@
 //! Where a model is read from: a folder in Hugging Face layout or one GGUF file. Whoever reads on sees no difference.
 
 use crate::{
-    text::folder::TextSide,
+    model::spec::ModelSpec,
+    registry::LoadError,
+    text::{Message, folder::TextSide},
     weights::{
         Tensors, WeightError, folder,
         gguf::{Gguf, Opened},
@@ -74,4 +76,19 @@ impl Source {
             }
         }
     }
+}
+
+/// Reads tokenizer and chat template as [`crate::Runtime::load`] will, and no weights. Hostile ones may take all memory
+/// or time there is, so this is best called in a process of its own that may not have them.
+pub fn check_text(path: &Path) -> Result<(), LoadError> {
+    let source = Source::open(path)?;
+    let (file, config) = source.config()?;
+    let spec = ModelSpec::from_config(&config).map_err(|why| WeightError::new(&file, why))?;
+    let text = source.text(spec.vocab)?;
+    for roles in [&["system", "user"][..], &["user", "assistant", "user", "assistant", "user"]] {
+        let turns = roles.iter().map(|role| Message { role: (*role).to_owned(), content: "Hello, there!".to_owned() });
+        // Some templates refuse some conversations; what counts here is that they come to an end.
+        let _ = text.prompt(&turns.collect::<Vec<_>>());
+    }
+    Ok(())
 }

@@ -22,6 +22,7 @@ use crate::accounting::ledger::sqlite;
 use crate::config::{Config, Overrides};
 use crate::data_dir::DataDir;
 use crate::models::hub::Hub;
+use crate::models::{Downloads, Intake, vet};
 use crate::ports::{Clock as _, SystemClock};
 
 /// A serving gateway for language models that shows everything it does.
@@ -131,6 +132,9 @@ enum Command {
         #[arg(long)]
         json: bool,
     },
+    /// Read a model's tokenizer and chat template under limits on memory and time, for the process that starts this one
+    #[command(name = vet::COMMAND, hide = true)]
+    VetModel { path: PathBuf },
     /// Print completions for a shell, to be sourced
     Completions { shell: clap_complete::Shell },
 }
@@ -150,6 +154,7 @@ pub fn run() -> ExitCode {
         Command::Demo { place, options } => demo::run(&place, &options),
         Command::Feedback { place, options } => feedback::run(&place, &options),
         Command::Trace { place, id, json } => trace::run(&place, &id, json),
+        Command::VetModel { path } => vet::limited(&path),
         Command::Completions { shell } => {
             clap_complete::generate(shell, &mut Cli::command(), "glassgate", &mut std::io::stdout());
             Ok(())
@@ -167,7 +172,7 @@ pub fn run() -> ExitCode {
 impl Place {
     fn overrides(&self) -> Overrides {
         let (data_dir, model_roots) = (self.data_dir.clone(), self.model_path.clone());
-        Overrides { data_dir, model_roots, ..Overrides::default() }
+        Overrides { data_dir, model_roots, program: std::env::current_exe().ok(), ..Overrides::default() }
     }
 
     fn config(&self) -> Result<Config, String> {
@@ -175,9 +180,10 @@ impl Place {
             .map_err(|problems| format!("the configuration cannot be used:\n{problems}"))
     }
 
-    /// Where downloaded models are kept, whether or not the folder exists yet.
-    fn hub(&self, config: &Config) -> Hub {
-        Hub::from_environment(config.gateway.data_dir.join("hub"))
+    /// For commands that look at models and download none.
+    fn intake(&self, config: &Config) -> Intake {
+        let hub = Hub::from_environment(config.gateway.data_dir.join("hub"));
+        Intake { hub, downloads: Downloads::Refused, vetted_by: self.overrides().program }
     }
 
     fn data_dir(&self) -> Result<DataDir, String> {

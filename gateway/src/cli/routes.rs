@@ -7,7 +7,7 @@ use clap::Subcommand;
 use super::{Outcome, Place, keys, text};
 use crate::app::Snapshot;
 use crate::dispatch::upstream::Upstreams;
-use crate::models::{Downloads, Models};
+use crate::models::Models;
 use crate::observe::metrics::Metrics;
 
 #[derive(Subcommand)]
@@ -34,8 +34,7 @@ pub fn run(place: &Place, command: RoutesCommand) -> Outcome {
     let config = place.config()?;
     glassgate_runtime::set_threads(config.gateway.engine.threads);
     // Loaded as `serve` would load them: a model that cannot serve changes the answer.
-    let models =
-        Models::start(&config.gateway.engine, place.hub(&config), Downloads::Refused, Arc::new(Metrics::new()))?;
+    let models = Models::start(&config.gateway.engine, place.intake(&config), Arc::new(Metrics::new()))?;
     let loaded = models.load(&config.models);
     let key_id = match key {
         Some(key) => {

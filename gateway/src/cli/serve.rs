@@ -19,7 +19,7 @@ use crate::data_dir::{DataDir, Run, write_secret};
 use crate::dispatch::upstream::Upstreams;
 use crate::exchange::Observer;
 use crate::models::hub::Hub;
-use crate::models::{Downloads, Models};
+use crate::models::{Downloads, Intake, Models};
 use crate::observe::access_log::AccessLog;
 use crate::observe::metrics::Metrics;
 use crate::observe::spans::Origin;
@@ -94,7 +94,8 @@ pub fn build(
     let spent = SpentBefore { day, by_key };
 
     let hub = Hub::from_environment(data_dir.hub());
-    let models = Models::start(&config.gateway.engine, hub, Downloads::Allowed, metrics.clone())?;
+    let intake = Intake { hub, downloads: Downloads::Allowed, vetted_by: overrides.program.clone() };
+    let models = Models::start(&config.gateway.engine, intake, metrics.clone())?;
     let loaded = models.load(&config.models);
     if loaded.values().all(Result::is_err) && config.upstreams.is_empty() {
         let why: Vec<String> = loaded

@@ -1,6 +1,7 @@
 //! Model versions: loaded once, kept while a configuration names them, shared by every route that uses them.
 
 pub mod hub;
+pub mod vet;
 
 use std::collections::{BTreeMap, HashMap};
 use std::path::PathBuf;
@@ -18,6 +19,15 @@ use hub::Hub;
 /// What became of each model of a configuration.
 pub type Loaded = BTreeMap<String, Result<Arc<Embedded>, String>>;
 
+/// How models come in.
+#[derive(Clone, Debug)]
+pub struct Intake {
+    pub hub: Hub,
+    pub downloads: Downloads,
+    /// This program, whose child looks at a model's text first. `None`: nobody does.
+    pub vetted_by: Option<PathBuf>,
+}
+
 /// Whether a model that is not here yet is fetched.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Downloads {
@@ -29,8 +39,7 @@ pub enum Downloads {
 pub struct Models {
     runtime: runtime::Runtime,
     metrics: Arc<Metrics>,
-    hub: Hub,
-    downloads: Downloads,
+    intake: Intake,
     /// Models in service, by name and source: a reload that does not touch them does not load them again.
     loaded: Mutex<HashMap<(String, String), Arc<Embedded>>>,
 }
@@ -40,12 +49,7 @@ impl Models {
     ///
     /// # Errors
     /// In words for the operator.
-    pub fn start(
-        config: &EngineConfig,
-        hub: Hub,
-        downloads: Downloads,
-        metrics: Arc<Metrics>,
-    ) -> Result<Models, String> {
+    pub fn start(config: &EngineConfig, intake: Intake, metrics: Arc<Metrics>) -> Result<Models, String> {
         let settings = runtime::Settings {
             threads: config.threads,
             kv_bytes: usize::try_from(config.kv_bytes).unwrap_or(usize::MAX),
@@ -54,7 +58,7 @@ impl Models {
             ..runtime::Settings::default()
         };
         let runtime = runtime::Runtime::start(settings).map_err(|error| error.to_string())?;
-        Ok(Models { runtime, metrics, hub, downloads, loaded: Mutex::default() })
+        Ok(Models { runtime, metrics, intake, loaded: Mutex::default() })
     }
 
     /// Loads what is not loaded yet. Models that cannot be loaded do not keep the others from serving.
@@ -90,17 +94,21 @@ impl Models {
             .collect()
     }
 
-    /// Where the model's files are, by now.
+    /// Where the model's files are, by now, and worth a look.
     fn path(&self, source: &ModelSource) -> Result<PathBuf, String> {
-        match (source, self.downloads) {
-            (ModelSource::Local(path), _) => Ok(path.clone()),
-            (ModelSource::Hub(reference), Downloads::Allowed) => self.hub.fetch(reference),
-            (ModelSource::Hub(reference), Downloads::Refused) => self
-                .hub
+        let Intake { hub, downloads, vetted_by } = &self.intake;
+        let path = match (source, downloads) {
+            (ModelSource::Local(path), _) => path.clone(),
+            (ModelSource::Hub(reference), Downloads::Allowed) => hub.fetch(reference)?,
+            (ModelSource::Hub(reference), Downloads::Refused) => hub
                 .kept(reference)
-                .ok_or_else(|| format!("{reference} is not here yet: glassgate models pull {reference}")),
-            (ModelSource::Upstream { upstream, .. }, _) => Err(format!("is at {upstream}")),
+                .ok_or_else(|| format!("{reference} is not here yet: glassgate models pull {reference}"))?,
+            (ModelSource::Upstream { upstream, .. }, _) => return Err(format!("is at {upstream}")),
+        };
+        if let Some(program) = vetted_by {
+            vet::vet(program, &path)?;
         }
+        Ok(path)
     }
 
     /// Says which of the models that should serve do.

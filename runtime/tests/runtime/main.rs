@@ -8,6 +8,7 @@ mod folders;
 mod gguf;
 mod gguf_file;
 mod goldens;
+mod hostile;
 mod lifecycle;
 mod refusals;
 mod support;
