@@ -171,7 +171,9 @@ pub fn run() -> ExitCode {
 
 impl Place {
     fn overrides(&self) -> Overrides {
-        let (data_dir, model_roots) = (self.data_dir.clone(), self.model_path.clone());
+        let data_dir = self.data_dir.clone();
+        // An empty variable is as good as none.
+        let model_roots = self.model_path.iter().filter(|folder| !folder.as_os_str().is_empty()).cloned().collect();
         Overrides { data_dir, model_roots, program: std::env::current_exe().ok(), ..Overrides::default() }
     }
 

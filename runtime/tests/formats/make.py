@@ -14,6 +14,7 @@ import io
 import json
 import pathlib
 import tempfile
+import unicodedata
 
 import gguf
 import numpy as np
@@ -137,9 +138,10 @@ def write(path, tensors, tokens, kinds, model, pre=None, merges=None, scores=Non
     writer.close()
 
 
-def ids_of(path):
+def ids_of(path, form):
     tokenizer = AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
-    return [tokenizer.encode(text, add_special_tokens=False) for text in TEXTS]
+    texts = [unicodedata.normalize(form, text) if form else text for text in TEXTS]
+    return [tokenizer.encode(text, add_special_tokens=False) for text in texts]
 
 
 def main():
@@ -162,11 +164,16 @@ def main():
         path = pathlib.Path(folder) / "model.gguf"
         for pre in PRES:
             write(path, tensors, tokens, kinds, "gpt2", pre, merges, ends=(317, 318))
-            texts["bytes"][pre] = ids_of(path)
+            # Qwen's own tokenizer composes text first; transformers leaves that out when it reads GGUF.
+            texts["bytes"][pre] = ids_of(path, "NFC" if pre == "qwen2" else None)
     model, tokens, kinds, scores = scored_vocabulary()
     write(HERE / "scored.gguf", weights(len(tokens), 2), tokens, kinds, "llama", None, None, scores)
-    # SentencePiece is the reference, but does not read control tokens in text: what is between them begins anew.
-    whole = {"<s>not</s>": [model.bos_id(), *model.encode("not"), model.eos_id()]}
+    # SentencePiece is the reference, but neither reads control tokens in text nor begins anew after an added one, as
+    # llama.cpp and transformers' legacy tokenizers do.
+    whole = {
+        "<s>not</s>": [model.bos_id(), *model.encode("not"), model.eos_id()],
+        "a <tool> call": [*model.encode("a "), model.piece_to_id("<tool>"), *model.encode(" call")],
+    }
     texts["scored"] = [whole.get(text) or model.encode(text) for text in TEXTS]
     (HERE / "texts.json").write_text(json.dumps(texts, ensure_ascii=False))
 

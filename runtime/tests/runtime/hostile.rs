@@ -48,8 +48,11 @@ fn the_unchanged_file_loads() {
 #[test]
 fn headers_that_lie_are_found_out() {
     let whole = File::of_bytes().bytes();
-    for len in [4, 8, 16, 23, 24, 30, 100, 1000, 4000] {
+    for len in [4, 8, 12, 15, 1000, 4000] {
         assert_refused(&whole[..len], "is truncated or damaged");
+    }
+    for len in [16, 23, 24, 30, 100, 300] {
+        assert_refused(&whole[..len], "tensors, more than it can hold");
     }
     assert_refused(&whole[..3], "is truncated");
     assert_refused(&whole[..whole.len() / 2], "of the data, the file has");
@@ -108,7 +111,7 @@ fn metadata_that_lies_is_found_out() {
         (pair("tokenizer.ggml.merges", text_list(&["zz yy".to_owned()])), "is not a valid tokenizer"),
         (pair("tokenizer.ggml.tokens", text_list(&["a".to_owned(), "a".to_owned()])), "twice"),
         (pair("tokenizer.ggml.tokens", text_list(&["x".repeat(5000)])), "has 5000 bytes"),
-        (pair("tokenizer.ggml.tokens", text_list(&[])), "vocabulary"),
+        (pair("tokenizer.ggml.tokens", text_list(&[])), "is not one of 0 tokens"),
         (pair("tokenizer.ggml.token_type", i32_list(&[1; 3])), "has 3 items for 256 tokens"),
         (pair("tokenizer.ggml.token_type", i32_list(&[77; 256])), "unknown type 77"),
         (pair("tokenizer.ggml.eos_token_id", number(9999)), "is not one of 256 tokens"),
