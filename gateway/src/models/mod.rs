@@ -8,18 +8,21 @@ use std::time::Instant;
 use glassgate_runtime as runtime;
 use parking_lot::Mutex;
 
-use crate::config::{EngineConfig, ModelConfig};
+use crate::config::{EngineConfig, ModelConfig, Quantize};
 use crate::dispatch::embedded::Embedded;
 use crate::observe::metrics::{EngineStep, Metrics};
 
 /// What became of each model of a configuration.
 pub type Loaded = BTreeMap<String, Result<Arc<Embedded>, String>>;
 
+/// Name, folder, and how it is kept.
+type Known = (String, PathBuf, Option<Quantize>);
+
 pub struct Models {
     runtime: runtime::Runtime,
     metrics: Arc<Metrics>,
-    /// Models in service, by name and folder: a reload that does not touch them does not load them again.
-    loaded: Mutex<HashMap<(String, PathBuf), Arc<Embedded>>>,
+    /// Models in service: a reload that does not touch them does not load them again.
+    loaded: Mutex<HashMap<Known, Arc<Embedded>>>,
 }
 
 impl Models {
@@ -44,14 +47,14 @@ impl Models {
         let mut loaded = self.loaded.lock();
         models
             .iter()
-            .filter_map(|(name, config)| Some((name, config.source.folder()?)))
-            .map(|(name, folder)| {
-                let known = (name.clone(), folder.to_owned());
+            .filter_map(|(name, config)| Some((name, config.source.folder()?, config.quantize)))
+            .map(|(name, folder, quantize)| {
+                let known = (name.clone(), folder.to_owned(), quantize);
                 if let Some(model) = loaded.get(&known) {
                     return (name.clone(), Ok(model.clone()));
                 }
                 let began = Instant::now();
-                let outcome = match self.runtime.load(name, folder) {
+                let outcome = match self.runtime.load(name, folder, &options(quantize)) {
                     Ok(model) => {
                         tracing::info!(model = %name, digest = &model.digest()[..12.min(model.digest().len())], context = model.context(), seconds = began.elapsed().as_secs_f64(), "model is ready");
                         self.metrics.runtime_load(name, began.elapsed());
@@ -77,8 +80,9 @@ impl Models {
     /// Forgets models that no configuration names any more; requests that still run on them end in peace.
     pub fn retain(&self, models: &BTreeMap<String, ModelConfig>) {
         let mut loaded = self.loaded.lock();
-        loaded.retain(|(name, source), _| {
-            models.get(name).and_then(|config| config.source.folder()) == Some(source.as_path())
+        loaded.retain(|(name, source, quantize), _| {
+            let config = models.get(name).filter(|config| config.quantize == *quantize);
+            config.and_then(|config| config.source.folder()) == Some(source.as_path())
         });
     }
 
@@ -94,6 +98,14 @@ impl Models {
             );
         }
     }
+}
+
+fn options(quantize: Option<Quantize>) -> runtime::LoadOptions {
+    let quantize = quantize.map(|quantize| match quantize {
+        Quantize::Q8_0 => runtime::Quantize::Q8_0,
+        Quantize::Q4K => runtime::Quantize::Q4K,
+    });
+    runtime::LoadOptions { quantize }
 }
 
 /// The engine's steps as metrics.

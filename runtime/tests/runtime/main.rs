@@ -7,5 +7,6 @@ mod equality;
 mod folders;
 mod goldens;
 mod lifecycle;
+mod quantised;
 mod refusals;
 mod support;
