@@ -13,12 +13,12 @@ use crate::{
     },
     kernels::{batch::BLOCK_TOKENS, cpu::kernel_name},
     model::{decoder::Decoder, kv_pools::block_bytes, spec::ModelSpec},
-    report::Report,
+    report::{Report, WeightKind},
     sampling::params::SamplingParams,
-    settings::Settings,
+    settings::{LoadOptions, Settings},
     source::Source,
     text::{Message, TemplateError, TextError, folder::TextSide},
-    weights::{WeightError, folder},
+    weights::{WeightError, folder, quantize::Quantized},
 };
 use std::{
     path::{Path, PathBuf},
@@ -93,12 +93,15 @@ impl Runtime {
         Ok(Runtime(Arc::new(Handle { settings, commands, thread, roster, next_model: AtomicU64::new(0) })))
     }
 
-    /// Validates, loads and warms a model: a folder in Hugging Face layout or a `.gguf` file. Blocks until the model is ready: call it where
-    /// blocking is allowed. Other models keep serving meanwhile.
-    pub fn load(&self, name: &str, folder: &Path) -> Result<Model, LoadError> {
+    /// Validates, loads and warms a model: a folder in Hugging Face layout or a `.gguf` file. Blocks until the model is
+    /// ready: call it where blocking is allowed. Other models keep serving meanwhile.
+    pub fn load(&self, name: &str, source: &Path, options: &LoadOptions) -> Result<Model, LoadError> {
         let started = Instant::now();
-        let parts = Parts::read(folder, &self.0.settings)?;
-        self.serve(name, folder, parts, started)
+        let parts = Parts::read(source, &self.0.settings, options)?;
+        for exception in &parts.exceptions {
+            tracing::warn!(model = name, "not quantised as asked: {exception}");
+        }
+        self.serve(name, source, parts, started)
     }
 
     pub fn report(&self) -> Report {
@@ -115,14 +118,11 @@ impl Runtime {
             block_tokens: BLOCK_TOKENS,
         };
         let vocab = parts.forward.vocab() as u32;
-        let stats = Arc::new(Stats::new(
-            name,
-            &parts.digest,
-            parts.blocks,
-            parts.weights_bytes,
-            parts.kv_bytes,
-            started.elapsed(),
-        ));
+        let mut stats =
+            Stats::new(name, &parts.digest, parts.blocks, parts.weights_bytes, parts.kv_bytes, started.elapsed());
+        stats.weights = parts.weights;
+        stats.exceptions = parts.exceptions;
+        let stats = Arc::new(stats);
         let vocabulary = Vocabulary { bytes: parts.text.tokenizer().bytes(), end: parts.end };
         let stepper = Box::new(Stepper::new(parts.forward, limits, vocabulary, Arc::clone(&stats)));
         let id = self.0.next_model.fetch_add(1, Ordering::Relaxed);
@@ -154,11 +154,13 @@ struct Parts {
     context: u32,
     blocks: u32,
     weights_bytes: u64,
+    weights: Vec<WeightKind>,
+    exceptions: Vec<String>,
     kv_bytes: u64,
 }
 
 impl Parts {
-    fn read(path: &Path, settings: &Settings) -> Result<Parts, LoadError> {
+    fn read(path: &Path, settings: &Settings, options: &LoadOptions) -> Result<Parts, LoadError> {
         let source = Source::open(path)?;
         let (config_file, config) = source.config()?;
         let blame = |file: &Path| {
@@ -184,9 +186,23 @@ impl Parts {
             return Err(blame(&config_file)(why));
         }
         let (tensors, files) = source.weights()?;
-        let decoder = Decoder::load(&spec, tensors.as_ref(), spec.context.min(blocks * BLOCK_TOKENS))?;
+        let positions = spec.context.min(blocks * BLOCK_TOKENS);
+        let (decoder, exceptions) = match options.quantize {
+            None => (Decoder::load(&spec, tensors.as_ref(), positions)?, Vec::new()),
+            Some(to) => {
+                let quantized = Quantized::new(tensors.as_ref(), to);
+                (Decoder::load(&spec, &quantized, positions)?, quantized.exceptions())
+            }
+        };
         let weights_bytes = decoder.bytes() as u64;
-        let digest = folder::digest(&files)?;
+        let weights =
+            decoder.kinds().into_iter().map(|(kind, bytes)| WeightKind { kind: kind.name(), bytes: bytes as u64 });
+        let weights = weights.collect();
+        let mut digest = folder::digest(&files)?;
+        if let Some(to) = options.quantize {
+            // The same files, other answers.
+            digest = blake3::hash(format!("{digest} {to:?}").as_bytes()).to_hex().to_string();
+        }
         let (context, end) = (spec.context as u32, spec.end.clone());
         let llm = Llm::new(spec, decoder, settings.kv_dtype, blocks)
             .map_err(|error| blame(&config_file)(error.to_string()))?;
@@ -199,6 +215,8 @@ impl Parts {
             context,
             blocks: blocks as u32,
             weights_bytes,
+            weights,
+            exceptions,
             kv_bytes: (blocks * block) as u64,
         })
     }
@@ -231,7 +249,7 @@ impl Model {
         &self.0.stats.name
     }
 
-    /// Hex blake3 over the model's files.
+    /// Hex blake3 over the model's files, and over how the weights are quantised if they are.
     pub fn digest(&self) -> &str {
         &self.0.stats.digest
     }

@@ -23,7 +23,9 @@ pub use gateway::{
 pub use prices::PricesConfig;
 use problem::Problems;
 use reader::Source;
-pub use routes::{CacheRule, ModelConfig, ModelSource, RouteConfig, ShadowRule, Timeouts, Unit, UpstreamConfig};
+pub use routes::{
+    CacheRule, ModelConfig, ModelSource, Quantize, RouteConfig, ShadowRule, Timeouts, Unit, UpstreamConfig,
+};
 pub use traces::{OtlpConfig, SinkKind, TraceSink};
 
 /// Everything the three files say.

@@ -67,9 +67,17 @@ impl std::fmt::Display for ModelSource {
     }
 }
 
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Quantize {
+    Q8_0,
+    Q4K,
+}
+
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ModelConfig {
     pub source: ModelSource,
+    /// What the embedded runtime makes of the weights while it reads them.
+    pub quantize: Option<Quantize>,
     /// Whether clients may ask for it by its own name.
     pub public: bool,
     pub output_max: u32,
@@ -156,8 +164,10 @@ pub(super) fn routes(root: Section<'_, '_>, folder: &Path, model_roots: &[PathBu
     let mut models = BTreeMap::new();
     for (name, section) in root.sections("models") {
         check_name(&section, &name, "model");
+        let source = model_source(&section, &name.value, &upstreams, model_roots);
         let model = ModelConfig {
-            source: model_source(&section, &name.value, &upstreams, model_roots),
+            quantize: quantize(&section, &source),
+            source,
             public: section.boolean("public").unwrap_or(false),
             output_max: section.integer("output_max", 1..=1_000_000).map_or(OUTPUT_MAX, |n| n as u32),
         };
@@ -309,6 +319,24 @@ fn model_source(
             ModelSource::Local(PathBuf::new())
         }
     }
+}
+
+/// `quantize`, or the names that Hugging Face libraries have for the same.
+fn quantize(section: &Section<'_, '_>, source: &ModelSource) -> Option<Quantize> {
+    let word = section.word("quantize", &["q8_0", "q4_k"]).map(|word| match word {
+        "q4_k" => Quantize::Q4K,
+        _ => Quantize::Q8_0,
+    });
+    let eight = section.boolean("load_in_8bit").unwrap_or(false).then_some(Quantize::Q8_0);
+    let four = section.boolean("load_in_4bit").unwrap_or(false).then_some(Quantize::Q4K);
+    let asked: Vec<Quantize> = [word, eight, four].into_iter().flatten().collect();
+    if asked.iter().any(|other| *other != asked[0]) {
+        section.problem(format!("`{}` asks for 8 bits and for 4: keep one of them", section.name()));
+    }
+    if !asked.is_empty() && !source.is_embedded() {
+        section.problem(format!("`{}`: only a model with a `source` can be quantised here", section.name()));
+    }
+    asked.first().copied()
 }
 
 fn shadow_rule(section: Section<'_, '_>, models: &BTreeMap<String, ModelConfig>) -> Option<ShadowRule> {

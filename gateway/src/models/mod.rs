@@ -11,7 +11,7 @@ use std::time::Instant;
 use glassgate_runtime as runtime;
 use parking_lot::Mutex;
 
-use crate::config::{EngineConfig, ModelConfig, ModelSource};
+use crate::config::{EngineConfig, ModelConfig, ModelSource, Quantize};
 use crate::dispatch::embedded::Embedded;
 use crate::observe::metrics::{EngineStep, Metrics};
 use hub::Hub;
@@ -36,12 +36,15 @@ pub enum Downloads {
     Refused,
 }
 
+/// Name, source, and how it is kept.
+type Known = (String, String, Option<Quantize>);
+
 pub struct Models {
     runtime: runtime::Runtime,
     metrics: Arc<Metrics>,
     intake: Intake,
-    /// Models in service, by name and source: a reload that does not touch them does not load them again.
-    loaded: Mutex<HashMap<(String, String), Arc<Embedded>>>,
+    /// Models in service: a reload that does not touch them does not load them again.
+    loaded: Mutex<HashMap<Known, Arc<Embedded>>>,
 }
 
 impl Models {
@@ -68,14 +71,14 @@ impl Models {
             .iter()
             .filter(|(_, config)| config.source.is_embedded())
             .map(|(name, config)| {
-                let known = (name.clone(), config.source.to_string());
+                let known = (name.clone(), config.source.to_string(), config.quantize);
                 if let Some(model) = loaded.get(&known) {
                     return (name.clone(), Ok(model.clone()));
                 }
                 let began = Instant::now();
-                let opened = self
-                    .path(&config.source)
-                    .and_then(|path| self.runtime.load(name, &path).map_err(|error| error.to_string()));
+                let opened = self.path(&config.source).and_then(|path| {
+                    self.runtime.load(name, &path, &options(config.quantize)).map_err(|error| error.to_string())
+                });
                 let outcome = match opened {
                     Ok(model) => {
                         tracing::info!(model = %name, digest = &model.digest()[..12.min(model.digest().len())], context = model.context(), seconds = began.elapsed().as_secs_f64(), "model is ready");
@@ -119,7 +122,10 @@ impl Models {
     /// Forgets models that no configuration names any more; requests that still run on them end in peace.
     pub fn retain(&self, models: &BTreeMap<String, ModelConfig>) {
         let mut loaded = self.loaded.lock();
-        loaded.retain(|(name, source), _| models.get(name).is_some_and(|config| config.source.to_string() == *source));
+        loaded.retain(|(name, source, quantize), _| {
+            let config = models.get(name).filter(|config| config.quantize == *quantize);
+            config.is_some_and(|config| config.source.to_string() == *source)
+        });
     }
 
     /// Copies the engine's gauges to the metrics: between steps nobody else does.
@@ -134,6 +140,14 @@ impl Models {
             );
         }
     }
+}
+
+fn options(quantize: Option<Quantize>) -> runtime::LoadOptions {
+    let quantize = quantize.map(|quantize| match quantize {
+        Quantize::Q8_0 => runtime::Quantize::Q8_0,
+        Quantize::Q4K => runtime::Quantize::Q4K,
+    });
+    runtime::LoadOptions { quantize }
 }
 
 /// The engine's steps as metrics.

@@ -4,12 +4,14 @@ use super::{kv_pools::KvPools, rope, spec::ModelSpec};
 use crate::{
     kernels::{
         batch::StepBatch,
-        cpu::{Heads, Packed, Part, Raw, embed, kv_write, linear, paged_attention, rms_norm, rope as turn, silu_mul},
+        cpu::{
+            Heads, Kind, Packed, Part, Raw, embed, kv_write, linear, paged_attention, rms_norm, rope as turn, silu_mul,
+        },
     },
     weights::{Tensors, WeightError},
 };
 use candle_core::{Device, Result, Tensor};
-use std::sync::Arc;
+use std::{collections::BTreeMap, sync::Arc};
 
 pub(crate) struct Decoder {
     heads: Heads,
@@ -102,12 +104,19 @@ impl Decoder {
     /// Bytes of weights and tables held in memory.
     pub fn bytes(&self) -> usize {
         let tensor = |t: &Tensor| t.elem_count() * t.dtype().size_in_bytes();
-        let layer = |l: &Layer| {
-            let matrices = [&l.qkv, &l.attention_out, &l.gate_up, &l.down];
-            matrices.map(Packed::bytes).iter().sum::<usize>() + tensor(&l.attention_norm) + tensor(&l.mlp_norm)
-        };
-        let head = if Arc::ptr_eq(&self.embed, &self.head) { 0 } else { self.head.bytes() };
+        let norms = |l: &Layer| tensor(&l.attention_norm) + tensor(&l.mlp_norm);
         let tables = tensor(&self.cos) + tensor(&self.sin) + tensor(&self.norm);
-        self.layers.iter().map(layer).sum::<usize>() + self.embed.bytes() + head + tables
+        self.kinds().values().sum::<usize>() + self.layers.iter().map(norms).sum::<usize>() + tables
+    }
+
+    /// Bytes of the matrices, by the kind in which they are kept.
+    pub fn kinds(&self) -> BTreeMap<Kind, usize> {
+        let layers = self.layers.iter().flat_map(|l| [&l.qkv, &l.attention_out, &l.gate_up, &l.down]);
+        let head = (!Arc::ptr_eq(&self.embed, &self.head)).then_some(&*self.head);
+        let mut kinds = BTreeMap::new();
+        for band in layers.chain([&*self.embed]).chain(head).flat_map(|matrix| &matrix.bands) {
+            *kinds.entry(band.kind()).or_default() += band.bytes();
+        }
+        kinds
     }
 }

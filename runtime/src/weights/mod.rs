@@ -2,6 +2,7 @@
 
 pub(crate) mod folder;
 pub(crate) mod gguf;
+pub(crate) mod quantize;
 pub(crate) mod safetensors;
 
 use crate::kernels::cpu::Raw;

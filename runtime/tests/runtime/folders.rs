@@ -1,7 +1,7 @@
 //! A folder is never trusted: whatever is wrong with it is said clearly, names the file, and kills nobody.
 
 use crate::support::{Temporary, ask, chat, folder, greedy, letters, settings};
-use glassgate_runtime::{LoadError, Message, Model, Runtime};
+use glassgate_runtime::{LoadError, LoadOptions, Message, Model, Runtime};
 use proptest::prelude::*;
 use serde_json::{Value, json};
 use std::path::Path;
@@ -120,7 +120,7 @@ fn runtime() -> Runtime {
 }
 
 fn load(runtime: &Runtime, folder: &Path) -> Result<Model, LoadError> {
-    runtime.load("tiny", folder)
+    runtime.load("tiny", folder, &LoadOptions::default())
 }
 
 /// The load fails, blames this file, and says this.
@@ -350,7 +350,7 @@ fn tokenizers_and_templates_that_cannot_work_are_found_out() {
 #[tokio::test]
 async fn a_bad_folder_does_not_disturb_a_model_that_serves() {
     let runtime = runtime();
-    let good = runtime.load("glimmer-2", &folder("glimmer-2")).expect("the bundled model");
+    let good = runtime.load("glimmer-2", &folder("glimmer-2"), &LoadOptions::default()).expect("the bundled model");
     let bad = Tiny::new("F32", true).write();
     bad.write(WEIGHTS, b"garbage");
     assert!(load(&runtime, &bad.0).is_err());

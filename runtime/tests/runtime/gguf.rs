@@ -5,7 +5,7 @@ use crate::{
     gguf_file::{File, i32_list, text, text_list},
     support::{Temporary, ask, endless, fixture, greedy, messages, settings},
 };
-use glassgate_runtime::{Model, Runtime};
+use glassgate_runtime::{LoadOptions, Model, Runtime};
 use serde_json::{Value, json};
 
 fn texts() -> Value {
@@ -21,7 +21,7 @@ fn strings(value: &Value) -> Vec<String> {
 }
 
 fn load(runtime: &Runtime, name: &str) -> Model {
-    runtime.load(name, &fixture(name)).expect("a valid file")
+    runtime.load(name, &fixture(name), &LoadOptions::default()).expect("a valid file")
 }
 
 /// The same model as `bytes.gguf`, as transformers would store it.
@@ -32,7 +32,7 @@ fn twin(runtime: &Runtime) -> Model {
         folder.write(&format!("{name}.json"), twin[name].to_string());
     }
     folder.write("model.safetensors", std::fs::read(fixture("twin.safetensors")).expect("twin.safetensors"));
-    runtime.load("twin", &folder.0).expect("a valid folder")
+    runtime.load("twin", &folder.0, &LoadOptions::default()).expect("a valid folder")
 }
 
 #[tokio::test]
@@ -65,7 +65,7 @@ fn every_pre_tokenizer_gives_the_ids_of_transformers() {
         file.set("tokenizer.ggml.token_type", i32_list(&kinds));
         let folder = Temporary::new();
         folder.write("model.gguf", file.bytes());
-        let model = runtime.load(pre, &folder.0.join("model.gguf")).expect("a valid file");
+        let model = runtime.load(pre, &folder.0.join("model.gguf"), &LoadOptions::default()).expect("a valid file");
         assert_ids(&model, &texts["texts"], expected, pre);
     }
 }

@@ -4,7 +4,7 @@ use crate::{
     gguf_file::{File, Stored, i32_list, number, real, text, text_list},
     support::{Temporary, settings},
 };
-use glassgate_runtime::{LoadError, Runtime};
+use glassgate_runtime::{LoadError, LoadOptions, Runtime};
 use proptest::prelude::*;
 use std::time::{Duration, Instant};
 
@@ -12,7 +12,7 @@ fn load(bytes: &[u8]) -> Result<(), LoadError> {
     let folder = Temporary::new();
     folder.write("model.gguf", bytes);
     let runtime = Runtime::start(settings()).expect("valid settings");
-    runtime.load("tiny", &folder.0.join("model.gguf")).map(drop)
+    runtime.load("tiny", &folder.0.join("model.gguf"), &LoadOptions::default()).map(drop)
 }
 
 /// Generous: a loaded machine is slow, and what would not end takes for ever.

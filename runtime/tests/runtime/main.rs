@@ -10,5 +10,6 @@ mod gguf_file;
 mod goldens;
 mod hostile;
 mod lifecycle;
+mod quantised;
 mod refusals;
 mod support;

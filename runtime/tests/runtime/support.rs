@@ -1,8 +1,8 @@
 //! What the tests share: the bundled models, a runtime with a test's own settings, and whole answers.
 
 use glassgate_runtime::{
-    Class, Event, Failure, FinishReason, Generation, KvDtype, Message, Model, Request, Runtime, SamplingParams,
-    Settings, Timeline,
+    Class, Event, Failure, FinishReason, Generation, KvDtype, LoadOptions, Message, Model, Request, Runtime,
+    SamplingParams, Settings, Timeline,
 };
 use std::{
     path::PathBuf,
@@ -64,8 +64,12 @@ pub fn settings() -> Settings {
 }
 
 pub fn serve(settings: Settings, name: &str) -> (Runtime, Model) {
+    serve_as(settings, name, LoadOptions::default())
+}
+
+pub fn serve_as(settings: Settings, name: &str, options: LoadOptions) -> (Runtime, Model) {
     let runtime = Runtime::start(settings).expect("valid settings");
-    let model = runtime.load(name, &folder(name)).expect("the bundled model");
+    let model = runtime.load(name, &folder(name), &options).expect("the bundled model");
     (runtime, model)
 }
 

@@ -2,13 +2,18 @@
 
 mod attention;
 mod blocks;
+mod dots;
 mod elementwise;
 mod exp;
 mod linear;
 mod packed;
 mod pool;
+mod quantised;
+mod rounded;
 mod rows;
 mod simd;
+mod sweep;
+mod tiles;
 mod view;
 
 pub(crate) use attention::{Heads, Part, kv_write, paged_attention, pool_shapes};
@@ -16,7 +21,7 @@ pub(crate) use blocks::Kind;
 pub(crate) use elementwise::{rms_norm, rope, silu_mul};
 pub(crate) use linear::{embed, linear};
 pub(crate) use packed::{Packed, Raw};
-pub(crate) use pool::use_threads;
+pub(crate) use pool::{fill_on_threads, use_threads};
 pub(crate) use simd::kernel_name;
 
 #[cfg(test)]
