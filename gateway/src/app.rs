@@ -203,7 +203,7 @@ impl Snapshot {
         let mut backends = Backends::default();
         for (name, model) in &config.models {
             let backend = match &model.source {
-                ModelSource::Folder(_) => loaded
+                ModelSource::Local(_) | ModelSource::Hub(_) => loaded
                     .get(name)
                     .and_then(|outcome| outcome.as_ref().ok())
                     .map(|model| Backend::Embedded(model.clone())),
@@ -260,10 +260,12 @@ fn target(config: &Config, name: &str, model: &ModelConfig, backends: &Backends)
             let identity = there.map(|there| format!("{} at {}", model.source, there.url())).unwrap_or_default();
             (upstream.as_str(), Costs::Tokens, Reads::Elsewhere { context: *context }, server, identity)
         }
-        (ModelSource::Folder(_), Some(Backend::Embedded(model))) => {
+        (_, Some(Backend::Embedded(model))) => {
             (EMBEDDED, Costs::DeviceTime, Reads::Here(model.clone()), None, model.digest().to_owned())
         }
-        (ModelSource::Folder(_), _) => (EMBEDDED, Costs::DeviceTime, Reads::Never, None, String::new()),
+        (ModelSource::Local(_) | ModelSource::Hub(_), _) => {
+            (EMBEDDED, Costs::DeviceTime, Reads::Never, None, String::new())
+        }
     };
     Target {
         variant: name.to_owned(),

@@ -80,6 +80,10 @@ impl DataDir {
     pub fn traces(&self) -> PathBuf {
         self.0.join("traces.jsonl")
     }
+    /// Models that were downloaded.
+    pub fn hub(&self) -> PathBuf {
+        self.0.join("hub")
+    }
     fn run_file(&self) -> PathBuf {
         self.0.join("run.json")
     }

@@ -6,7 +6,7 @@
 //! - `kv`: which sequence owns which block of the KV pool
 //! - `model`: `config.json` → `ModelSpec` → the one decoder
 //! - `kernels`: what the decoder is made of, on the CPU
-//! - `weights`: safetensors into owned, packed memory
+//! - `source`: a folder or a GGUF file; `weights`: safetensors and GGUF into owned, packed memory
 //! - `text`: chat template, tokenizer, incremental detokenizer
 //! - `sampling`: logits → the next token; stop strings
 //! - `report`: what the engine tells; plain structs
@@ -21,13 +21,15 @@ mod registry;
 mod report;
 mod sampling;
 mod settings;
+mod source;
 mod text;
 mod weights;
 
 pub use engine::events::{Event, Failure, FinishReason, Generation, Handle, Refusal};
 pub use engine::request::{Class, Request};
 pub use registry::{LoadError, Model, Runtime, StartError};
-pub use report::{ModelReport, Report, Sink, StepRecord, Timeline};
+pub use report::{ModelReport, Report, Sink, StepRecord, Timeline, WeightKind};
 pub use sampling::params::{BadParam, SamplingParams};
-pub use settings::{KvDtype, Settings, set_threads};
+pub use settings::{KvDtype, LoadOptions, Quantize, Settings, set_threads};
+pub use source::check_text;
 pub use text::{Message, TemplateError, TextError};

@@ -13,11 +13,12 @@ use crate::{
     },
     kernels::{batch::BLOCK_TOKENS, cpu::kernel_name},
     model::{decoder::Decoder, kv_pools::block_bytes, spec::ModelSpec},
-    report::Report,
+    report::{Report, WeightKind},
     sampling::params::SamplingParams,
-    settings::Settings,
+    settings::{LoadOptions, Settings},
+    source::Source,
     text::{Message, TemplateError, TextError, folder::TextSide},
-    weights::{Tensors, WeightError, folder, safetensors::Checkpoint},
+    weights::{WeightError, folder, quantize::Quantized},
 };
 use std::{
     path::{Path, PathBuf},
@@ -41,7 +42,7 @@ pub enum StartError {
     Thread(std::io::Error),
 }
 
-/// Why a model folder could not be served. Every message names the file.
+/// Why a model could not be served. Every message names the file.
 #[derive(Debug, thiserror::Error)]
 pub enum LoadError {
     #[error("{}: {why}", file.display())]
@@ -92,12 +93,15 @@ impl Runtime {
         Ok(Runtime(Arc::new(Handle { settings, commands, thread, roster, next_model: AtomicU64::new(0) })))
     }
 
-    /// Validates, loads and warms a model folder in Hugging Face layout. Blocks until the model is ready: call it where
-    /// blocking is allowed. Other models keep serving meanwhile.
-    pub fn load(&self, name: &str, folder: &Path) -> Result<Model, LoadError> {
+    /// Validates, loads and warms a model: a folder in Hugging Face layout or a `.gguf` file. Blocks until the model is
+    /// ready: call it where blocking is allowed. Other models keep serving meanwhile.
+    pub fn load(&self, name: &str, source: &Path, options: &LoadOptions) -> Result<Model, LoadError> {
         let started = Instant::now();
-        let parts = Parts::read(folder, &self.0.settings)?;
-        self.serve(name, folder, parts, started)
+        let parts = Parts::read(source, &self.0.settings, options)?;
+        for exception in &parts.exceptions {
+            tracing::warn!(model = name, "not quantised as asked: {exception}");
+        }
+        self.serve(name, source, parts, started)
     }
 
     pub fn report(&self) -> Report {
@@ -114,14 +118,11 @@ impl Runtime {
             block_tokens: BLOCK_TOKENS,
         };
         let vocab = parts.forward.vocab() as u32;
-        let stats = Arc::new(Stats::new(
-            name,
-            &parts.digest,
-            parts.blocks,
-            parts.weights_bytes,
-            parts.kv_bytes,
-            started.elapsed(),
-        ));
+        let mut stats =
+            Stats::new(name, &parts.digest, parts.blocks, parts.weights_bytes, parts.kv_bytes, started.elapsed());
+        stats.weights = parts.weights;
+        stats.exceptions = parts.exceptions;
+        let stats = Arc::new(stats);
         let vocabulary = Vocabulary { bytes: parts.text.tokenizer().bytes(), end: parts.end };
         let stepper = Box::new(Stepper::new(parts.forward, limits, vocabulary, Arc::clone(&stats)));
         let id = self.0.next_model.fetch_add(1, Ordering::Relaxed);
@@ -142,7 +143,7 @@ impl Runtime {
     }
 }
 
-/// What a folder gives.
+/// What a model's files give.
 struct Parts {
     forward: Box<dyn Forward>,
     text: TextSide,
@@ -153,24 +154,26 @@ struct Parts {
     context: u32,
     blocks: u32,
     weights_bytes: u64,
+    weights: Vec<WeightKind>,
+    exceptions: Vec<String>,
     kv_bytes: u64,
 }
 
 impl Parts {
-    fn read(folder: &Path, settings: &Settings) -> Result<Parts, LoadError> {
-        let file = |name: &str| folder.join(name);
-        let blame = |name: &str| {
-            let file = file(name);
+    fn read(path: &Path, settings: &Settings, options: &LoadOptions) -> Result<Parts, LoadError> {
+        let source = Source::open(path)?;
+        let (config_file, config) = source.config()?;
+        let blame = |file: &Path| {
+            let file = file.to_owned();
             move |why: String| LoadError::File { file, why }
         };
-        let config = folder::require_json(&file("config.json"))?;
-        let mut spec = ModelSpec::from_config(&config).map_err(blame("config.json"))?;
+        let mut spec = ModelSpec::from_config(&config).map_err(blame(&config_file))?;
         let mut defaults = SamplingParams::default();
-        if let Some(generation) = folder::read_json(&file("generation_config.json"))? {
-            defaults = SamplingParams::from_generation_config(&generation).map_err(blame("generation_config.json"))?;
-            spec.add_end(generation.get("eos_token_id")).map_err(blame("generation_config.json"))?;
+        if let Some((file, generation)) = source.generation()? {
+            defaults = SamplingParams::from_generation_config(&generation).map_err(blame(&file))?;
+            spec.add_end(generation.get("eos_token_id")).map_err(blame(&file))?;
         }
-        let text = TextSide::read(folder, spec.vocab)?;
+        let text = source.text(spec.vocab)?;
 
         let block = block_bytes(&spec, settings.kv_dtype);
         let useful = settings.running_max.saturating_mul(spec.context.div_ceil(BLOCK_TOKENS));
@@ -180,18 +183,29 @@ impl Parts {
                 "{BLOCK_TOKENS} tokens of this model need {block} bytes of KV memory, kv_bytes is {}",
                 settings.kv_bytes
             );
-            return Err(blame("config.json")(why));
+            return Err(blame(&config_file)(why));
         }
-        let checkpoint = Checkpoint::open(folder)?;
-        let decoder = Decoder::load(&spec, &checkpoint, spec.context.min(blocks * BLOCK_TOKENS))?;
+        let (tensors, files) = source.weights()?;
+        let positions = spec.context.min(blocks * BLOCK_TOKENS);
+        let (decoder, exceptions) = match options.quantize {
+            None => (Decoder::load(&spec, tensors.as_ref(), positions)?, Vec::new()),
+            Some(to) => {
+                let quantized = Quantized::new(tensors.as_ref(), to);
+                (Decoder::load(&spec, &quantized, positions)?, quantized.exceptions())
+            }
+        };
         let weights_bytes = decoder.bytes() as u64;
-        let mut files: Vec<PathBuf> = ["config.json", "generation_config.json"].map(file).into();
-        files.extend(TextSide::files(folder));
-        files.extend(checkpoint.files());
-        let digest = folder::digest(&files)?;
+        let weights =
+            decoder.kinds().into_iter().map(|(kind, bytes)| WeightKind { kind: kind.name(), bytes: bytes as u64 });
+        let weights = weights.collect();
+        let mut digest = folder::digest(&files)?;
+        if let Some(to) = options.quantize {
+            // The same files, other answers.
+            digest = blake3::hash(format!("{digest} {to:?}").as_bytes()).to_hex().to_string();
+        }
         let (context, end) = (spec.context as u32, spec.end.clone());
         let llm = Llm::new(spec, decoder, settings.kv_dtype, blocks)
-            .map_err(|error| blame("config.json")(error.to_string()))?;
+            .map_err(|error| blame(&config_file)(error.to_string()))?;
         Ok(Parts {
             forward: Box::new(llm),
             text,
@@ -201,6 +215,8 @@ impl Parts {
             context,
             blocks: blocks as u32,
             weights_bytes,
+            weights,
+            exceptions,
             kv_bytes: (blocks * block) as u64,
         })
     }
@@ -233,7 +249,7 @@ impl Model {
         &self.0.stats.name
     }
 
-    /// Hex blake3 over the folder's files.
+    /// Hex blake3 over the model's files, and over how the weights are quantised if they are.
     pub fn digest(&self) -> &str {
         &self.0.stats.digest
     }

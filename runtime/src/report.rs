@@ -80,6 +80,15 @@ pub struct Report {
     pub kernel: &'static str,
 }
 
+/// The matrices of a model that are kept in one kind.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct WeightKind {
+    /// As in `bf16` or `q4_k`.
+    pub kind: &'static str,
+    /// In memory.
+    pub bytes: u64,
+}
+
 #[derive(Clone, Debug)]
 pub struct ModelReport {
     pub name: String,
@@ -96,6 +105,10 @@ pub struct ModelReport {
     /// Requests that ended in `Failed` since the load.
     pub failures: u64,
     pub weights_bytes: u64,
+    /// How the matrices are kept, by kind.
+    pub weights: Vec<WeightKind>,
+    /// Matrices that could not be quantised as asked, and why.
+    pub exceptions: Vec<String>,
     pub kv_bytes: u64,
     pub load_seconds: f64,
 }

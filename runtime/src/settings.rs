@@ -26,6 +26,23 @@ pub enum KvDtype {
     Bf16,
 }
 
+/// What plain weights become while they are read. Embedding table and output head become Q8_0 with either.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Quantize {
+    /// 8 bits and a scale for each 32 weights: 8.5 bits a weight.
+    Q8_0,
+    /// 4 bits, with scales and minima for each 32 and each 256 weights: 4.6 bits a weight. A matrix whose width is no
+    /// multiple of 256 becomes Q8_0.
+    Q4K,
+}
+
+/// What the operator decides about one model.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct LoadOptions {
+    /// None: weights stay as the files store them.
+    pub quantize: Option<Quantize>,
+}
+
 #[derive(Clone)]
 pub struct Settings {
     /// Threads a step may use, the engine's own included. On a machine that others use too, fewer than its cores.

@@ -9,7 +9,7 @@ use crate::observe::metrics::Metrics;
 pub fn run(place: &Place) -> Outcome {
     let config = place.config()?;
     glassgate_runtime::set_threads(config.gateway.engine.threads);
-    let models = Models::start(&config.gateway.engine, Arc::new(Metrics::new()))?;
+    let models = Models::start(&config.gateway.engine, place.intake(&config), Arc::new(Metrics::new()))?;
     let mut broken = Vec::new();
     for (name, outcome) in models.load(&config.models) {
         match outcome {

@@ -5,6 +5,7 @@ mod client;
 mod demo;
 mod feedback;
 mod keys;
+mod models;
 mod routes;
 pub mod serve;
 mod spend;
@@ -20,6 +21,8 @@ use rusqlite::Connection;
 use crate::accounting::ledger::sqlite;
 use crate::config::{Config, Overrides};
 use crate::data_dir::DataDir;
+use crate::models::hub::Hub;
+use crate::models::{Downloads, Intake, vet};
 use crate::ports::{Clock as _, SystemClock};
 
 /// A serving gateway for language models that shows everything it does.
@@ -54,6 +57,9 @@ struct Place {
     /// Where ledger, keys and traces are kept, instead of the configuration's `storage.data_dir`
     #[arg(long, global = true, env = "GLASSGATE_DATA_DIR", value_name = "FOLDER")]
     data_dir: Option<PathBuf>,
+    /// More folders in which models are looked for, before those of the configuration; separated by ':'
+    #[arg(long, global = true, env = "MODEL_PATH", value_name = "FOLDERS", value_delimiter = ':')]
+    model_path: Vec<PathBuf>,
 }
 
 #[derive(Subcommand)]
@@ -88,6 +94,13 @@ enum Command {
         #[command(subcommand)]
         command: routes::RoutesCommand,
     },
+    /// Download models from the Hugging Face hub (HF_TOKEN, HF_ENDPOINT), and list those that are here
+    Models {
+        #[command(flatten)]
+        place: Place,
+        #[command(subcommand)]
+        command: models::ModelsCommand,
+    },
     /// Show what was spent, from the ledger
     Spend {
         #[command(flatten)]
@@ -119,6 +132,9 @@ enum Command {
         #[arg(long)]
         json: bool,
     },
+    /// Read a model's tokenizer and chat template under limits on memory and time, for the process that starts this one
+    #[command(name = vet::COMMAND, hide = true)]
+    VetModel { path: PathBuf },
     /// Print completions for a shell, to be sourced
     Completions { shell: clap_complete::Shell },
 }
@@ -133,10 +149,12 @@ pub fn run() -> ExitCode {
         Command::Check { place } => check::run(&place),
         Command::Keys { place, command } => keys::run(&place, command),
         Command::Routes { place, command } => routes::run(&place, command),
+        Command::Models { place, command } => models::run(&place, command),
         Command::Spend { place, options } => spend::run(&place, &options),
         Command::Demo { place, options } => demo::run(&place, &options),
         Command::Feedback { place, options } => feedback::run(&place, &options),
         Command::Trace { place, id, json } => trace::run(&place, &id, json),
+        Command::VetModel { path } => vet::limited(&path),
         Command::Completions { shell } => {
             clap_complete::generate(shell, &mut Cli::command(), "glassgate", &mut std::io::stdout());
             Ok(())
@@ -152,10 +170,22 @@ pub fn run() -> ExitCode {
 }
 
 impl Place {
+    fn overrides(&self) -> Overrides {
+        let data_dir = self.data_dir.clone();
+        // An empty variable is as good as none.
+        let model_roots = self.model_path.iter().filter(|folder| !folder.as_os_str().is_empty()).cloned().collect();
+        Overrides { data_dir, model_roots, program: std::env::current_exe().ok(), ..Overrides::default() }
+    }
+
     fn config(&self) -> Result<Config, String> {
-        let overrides = Overrides { data_dir: self.data_dir.clone(), ..Overrides::default() };
-        Config::load(&self.config, &overrides)
+        Config::load(&self.config, &self.overrides())
             .map_err(|problems| format!("the configuration cannot be used:\n{problems}"))
+    }
+
+    /// For commands that look at models and download none.
+    fn intake(&self, config: &Config) -> Intake {
+        let hub = Hub::from_environment(config.gateway.data_dir.join("hub"));
+        Intake { hub, downloads: Downloads::Refused, vetted_by: self.overrides().program }
     }
 
     fn data_dir(&self) -> Result<DataDir, String> {

@@ -34,7 +34,7 @@ pub fn run(place: &Place, command: RoutesCommand) -> Outcome {
     let config = place.config()?;
     glassgate_runtime::set_threads(config.gateway.engine.threads);
     // Loaded as `serve` would load them: a model that cannot serve changes the answer.
-    let models = Models::start(&config.gateway.engine, Arc::new(Metrics::new()))?;
+    let models = Models::start(&config.gateway.engine, place.intake(&config), Arc::new(Metrics::new()))?;
     let loaded = models.load(&config.models);
     let key_id = match key {
         Some(key) => {

@@ -18,7 +18,8 @@ use crate::config::{AccessLogTo, Config, Overrides};
 use crate::data_dir::{DataDir, Run, write_secret};
 use crate::dispatch::upstream::Upstreams;
 use crate::exchange::Observer;
-use crate::models::Models;
+use crate::models::hub::Hub;
+use crate::models::{Downloads, Intake, Models};
 use crate::observe::access_log::AccessLog;
 use crate::observe::metrics::Metrics;
 use crate::observe::spans::Origin;
@@ -29,7 +30,7 @@ use crate::server;
 use crate::shadow::Shadows;
 
 pub(super) fn run(place: &Place, listen: Option<SocketAddr>, admin: Option<SocketAddr>) -> Outcome {
-    let overrides = Overrides { data_dir: place.data_dir.clone(), listen, admin };
+    let overrides = Overrides { listen, admin, ..place.overrides() };
     let config = Config::load(&place.config, &overrides)
         .map_err(|problems| format!("the configuration cannot be used:\n{problems}"))?;
     // Before any other thread exists: candle reads its thread counts from the environment, once.
@@ -92,7 +93,9 @@ pub fn build(
     let by_key = by_key.map_err(|error| format!("{}: {error}", data_dir.ledger().display()))?;
     let spent = SpentBefore { day, by_key };
 
-    let models = Models::start(&config.gateway.engine, metrics.clone())?;
+    let hub = Hub::from_environment(data_dir.hub());
+    let intake = Intake { hub, downloads: Downloads::Allowed, vetted_by: overrides.program.clone() };
+    let models = Models::start(&config.gateway.engine, intake, metrics.clone())?;
     let loaded = models.load(&config.models);
     if loaded.values().all(Result::is_err) && config.upstreams.is_empty() {
         let why: Vec<String> = loaded

@@ -23,7 +23,9 @@ pub use gateway::{
 pub use prices::PricesConfig;
 use problem::Problems;
 use reader::Source;
-pub use routes::{CacheRule, ModelConfig, ModelSource, RouteConfig, ShadowRule, Timeouts, Unit, UpstreamConfig};
+pub use routes::{
+    CacheRule, ModelConfig, ModelSource, Quantize, RouteConfig, ShadowRule, Timeouts, Unit, UpstreamConfig,
+};
 pub use traces::{OtlpConfig, SinkKind, TraceSink};
 
 /// Everything the three files say.
@@ -50,6 +52,10 @@ pub struct Overrides {
     pub data_dir: Option<PathBuf>,
     pub listen: Option<SocketAddr>,
     pub admin: Option<SocketAddr>,
+    /// Searched before those that the file names.
+    pub model_roots: Vec<PathBuf>,
+    /// The running program, which looks at models in a child of its own.
+    pub program: Option<PathBuf>,
 }
 
 impl Config {
@@ -103,6 +109,7 @@ impl Config {
         if let Some(data_dir) = &overrides.data_dir {
             gateway.data_dir.clone_from(data_dir);
         }
+        gateway.model_roots.splice(..0, overrides.model_roots.iter().cloned());
         gateway.data = overrides.listen.unwrap_or(gateway.data);
         gateway.admin = overrides.admin.unwrap_or(gateway.admin);
         if !gateway.admin.ip().is_loopback() {

@@ -10,6 +10,7 @@ use super::problem::did_you_mean;
 use super::reader::{At, Section};
 use super::secret::Secret;
 use crate::exchange::EMBEDDED;
+use crate::models::hub::{Reference, SCHEME};
 
 /// A server that speaks OpenAI's dialect.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -37,8 +38,10 @@ impl UpstreamConfig {
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum ModelSource {
-    /// The folder, found in one of the model roots.
-    Folder(PathBuf),
+    /// The folder or `.gguf` file, found in one of the model roots.
+    Local(PathBuf),
+    /// Downloaded when it is first needed.
+    Hub(Reference),
     Upstream {
         upstream: String,
         /// What the model is called there.
@@ -48,26 +51,33 @@ pub enum ModelSource {
 }
 
 impl ModelSource {
-    pub fn folder(&self) -> Option<&Path> {
-        match self {
-            ModelSource::Folder(folder) => Some(folder),
-            ModelSource::Upstream { .. } => None,
-        }
+    /// Whether the embedded runtime serves it.
+    pub fn is_embedded(&self) -> bool {
+        !matches!(self, ModelSource::Upstream { .. })
     }
 }
 
 impl std::fmt::Display for ModelSource {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
-            ModelSource::Folder(folder) => write!(f, "{}", folder.display()),
+            ModelSource::Local(path) => write!(f, "{}", path.display()),
+            ModelSource::Hub(reference) => write!(f, "{reference}"),
             ModelSource::Upstream { upstream, name, .. } => write!(f, "{name} at {upstream}"),
         }
     }
 }
 
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Quantize {
+    Q8_0,
+    Q4K,
+}
+
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ModelConfig {
     pub source: ModelSource,
+    /// What the embedded runtime makes of the weights while it reads them.
+    pub quantize: Option<Quantize>,
     /// Whether clients may ask for it by its own name.
     pub public: bool,
     pub output_max: u32,
@@ -154,8 +164,10 @@ pub(super) fn routes(root: Section<'_, '_>, folder: &Path, model_roots: &[PathBu
     let mut models = BTreeMap::new();
     for (name, section) in root.sections("models") {
         check_name(&section, &name, "model");
+        let source = model_source(&section, &name.value, &upstreams, model_roots);
         let model = ModelConfig {
-            source: model_source(&section, &name.value, &upstreams, model_roots),
+            quantize: quantize(&section, &source),
+            source,
             public: section.boolean("public").unwrap_or(false),
             output_max: section.integer("output_max", 1..=1_000_000).map_or(OUTPUT_MAX, |n| n as u32),
         };
@@ -291,15 +303,40 @@ fn model_source(
         section.problem(format!("`{}`: `name` and `context` belong to a model of an `upstream`", section.name()));
     }
     match source {
-        Some(source) => ModelSource::Folder(find_model(section, &source, model_roots).unwrap_or_default()),
+        Some(source) if source.value.starts_with(SCHEME) => match Reference::parse(&source.value) {
+            Ok(reference) => ModelSource::Hub(reference),
+            Err(why) => {
+                section.problem_at(source.at, format!("`{}.source`: {why}", section.name()));
+                ModelSource::Local(PathBuf::new())
+            }
+        },
+        Some(source) => ModelSource::Local(find_model(section, &source, model_roots).unwrap_or_default()),
         None => {
             section.problem(format!(
-                "`{}` needs a `source` (a folder in one of the model roots) or an `upstream`",
+                "`{}` needs a `source` (a folder or .gguf file in one of the model roots, or hf://…) or an `upstream`",
                 section.name()
             ));
-            ModelSource::Folder(PathBuf::new())
+            ModelSource::Local(PathBuf::new())
         }
     }
+}
+
+/// `quantize`, or the names that Hugging Face libraries have for the same.
+fn quantize(section: &Section<'_, '_>, source: &ModelSource) -> Option<Quantize> {
+    let word = section.word("quantize", &["q8_0", "q4_k"]).map(|word| match word {
+        "q4_k" => Quantize::Q4K,
+        _ => Quantize::Q8_0,
+    });
+    let eight = section.boolean("load_in_8bit").unwrap_or(false).then_some(Quantize::Q8_0);
+    let four = section.boolean("load_in_4bit").unwrap_or(false).then_some(Quantize::Q4K);
+    let asked: Vec<Quantize> = [word, eight, four].into_iter().flatten().collect();
+    if asked.iter().any(|other| *other != asked[0]) {
+        section.problem(format!("`{}` asks for 8 bits and for 4: keep one of them", section.name()));
+    }
+    if !asked.is_empty() && !source.is_embedded() {
+        section.problem(format!("`{}`: only a model with a `source` can be quantised here", section.name()));
+    }
+    asked.first().copied()
 }
 
 fn shadow_rule(section: Section<'_, '_>, models: &BTreeMap<String, ModelConfig>) -> Option<ShadowRule> {
@@ -377,28 +414,32 @@ fn check_name(section: &Section<'_, '_>, name: &At<String>, kind: &str) {
     }
 }
 
-/// Finds a model's folder below the roots, and nowhere else.
+/// A folder in Hugging Face layout, or a GGUF file.
+fn is_model(path: &Path) -> bool {
+    path.join("config.json").is_file()
+        || path.extension().is_some_and(|extension| extension == "gguf") && path.is_file()
+}
+
+/// Finds a model below the roots, and nowhere else.
 fn find_model(section: &Section<'_, '_>, source: &At<String>, roots: &[PathBuf]) -> Option<PathBuf> {
     let relative = Path::new(&source.value);
     if relative.components().any(|part| !matches!(part, std::path::Component::Normal(_))) {
         section.problem_at(
             source.at,
             format!(
-                "`{}.source` must be the name of a folder inside a model root, not \"{}\"",
+                "`{}.source` must be the name of a folder or .gguf file inside a model root, not \"{}\"",
                 section.name(),
                 source.value
             ),
         );
         return None;
     }
-    let found = roots.iter().map(|root| root.join(relative)).find(|folder| folder.join("config.json").is_file());
+    let found = roots.iter().map(|root| root.join(relative)).find(|path| is_model(path));
     if found.is_none() {
         let known: Vec<String> = roots
             .iter()
             .flat_map(|root| std::fs::read_dir(root).into_iter().flatten())
-            .filter_map(|entry| {
-                entry.ok().filter(|entry| entry.path().join("config.json").is_file())?.file_name().into_string().ok()
-            })
+            .filter_map(|entry| entry.ok().filter(|entry| is_model(&entry.path()))?.file_name().into_string().ok())
             .collect();
         let roots = roots.iter().map(|root| root.display().to_string()).collect::<Vec<_>>().join(", ");
         section.problem_at(

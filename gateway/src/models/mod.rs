@@ -1,5 +1,8 @@
 //! Model versions: loaded once, kept while a configuration names them, shared by every route that uses them.
 
+pub mod hub;
+pub mod vet;
+
 use std::collections::{BTreeMap, HashMap};
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -8,18 +11,40 @@ use std::time::Instant;
 use glassgate_runtime as runtime;
 use parking_lot::Mutex;
 
-use crate::config::{EngineConfig, ModelConfig};
+use crate::config::{EngineConfig, ModelConfig, ModelSource, Quantize};
 use crate::dispatch::embedded::Embedded;
 use crate::observe::metrics::{EngineStep, Metrics};
+use hub::Hub;
 
 /// What became of each model of a configuration.
 pub type Loaded = BTreeMap<String, Result<Arc<Embedded>, String>>;
 
+/// How models come in.
+#[derive(Clone, Debug)]
+pub struct Intake {
+    pub hub: Hub,
+    pub downloads: Downloads,
+    /// This program, whose child looks at a model's text first. `None`: nobody does.
+    pub vetted_by: Option<PathBuf>,
+}
+
+/// Whether a model that is not here yet is fetched.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Downloads {
+    Allowed,
+    /// For commands that only look.
+    Refused,
+}
+
+/// Name, source, and how it is kept.
+type Known = (String, String, Option<Quantize>);
+
 pub struct Models {
     runtime: runtime::Runtime,
     metrics: Arc<Metrics>,
-    /// Models in service, by name and folder: a reload that does not touch them does not load them again.
-    loaded: Mutex<HashMap<(String, PathBuf), Arc<Embedded>>>,
+    intake: Intake,
+    /// Models in service: a reload that does not touch them does not load them again.
+    loaded: Mutex<HashMap<Known, Arc<Embedded>>>,
 }
 
 impl Models {
@@ -27,7 +52,7 @@ impl Models {
     ///
     /// # Errors
     /// In words for the operator.
-    pub fn start(config: &EngineConfig, metrics: Arc<Metrics>) -> Result<Models, String> {
+    pub fn start(config: &EngineConfig, intake: Intake, metrics: Arc<Metrics>) -> Result<Models, String> {
         let settings = runtime::Settings {
             threads: config.threads,
             kv_bytes: usize::try_from(config.kv_bytes).unwrap_or(usize::MAX),
@@ -36,7 +61,7 @@ impl Models {
             ..runtime::Settings::default()
         };
         let runtime = runtime::Runtime::start(settings).map_err(|error| error.to_string())?;
-        Ok(Models { runtime, metrics, loaded: Mutex::default() })
+        Ok(Models { runtime, metrics, intake, loaded: Mutex::default() })
     }
 
     /// Loads what is not loaded yet. Models that cannot be loaded do not keep the others from serving.
@@ -44,14 +69,17 @@ impl Models {
         let mut loaded = self.loaded.lock();
         models
             .iter()
-            .filter_map(|(name, config)| Some((name, config.source.folder()?)))
-            .map(|(name, folder)| {
-                let known = (name.clone(), folder.to_owned());
+            .filter(|(_, config)| config.source.is_embedded())
+            .map(|(name, config)| {
+                let known = (name.clone(), config.source.to_string(), config.quantize);
                 if let Some(model) = loaded.get(&known) {
                     return (name.clone(), Ok(model.clone()));
                 }
                 let began = Instant::now();
-                let outcome = match self.runtime.load(name, folder) {
+                let opened = self.path(&config.source).and_then(|path| {
+                    self.runtime.load(name, &path, &options(config.quantize)).map_err(|error| error.to_string())
+                });
+                let outcome = match opened {
                     Ok(model) => {
                         tracing::info!(model = %name, digest = &model.digest()[..12.min(model.digest().len())], context = model.context(), seconds = began.elapsed().as_secs_f64(), "model is ready");
                         self.metrics.runtime_load(name, began.elapsed());
@@ -61,12 +89,29 @@ impl Models {
                     }
                     Err(error) => {
                         tracing::error!(model = %name, %error, "model cannot be loaded; the others serve");
-                        Err(error.to_string())
+                        Err(error)
                     }
                 };
                 (name.clone(), outcome)
             })
             .collect()
+    }
+
+    /// Where the model's files are, by now, and worth a look.
+    fn path(&self, source: &ModelSource) -> Result<PathBuf, String> {
+        let Intake { hub, downloads, vetted_by } = &self.intake;
+        let path = match (source, downloads) {
+            (ModelSource::Local(path), _) => path.clone(),
+            (ModelSource::Hub(reference), Downloads::Allowed) => hub.fetch(reference)?,
+            (ModelSource::Hub(reference), Downloads::Refused) => hub
+                .kept(reference)
+                .ok_or_else(|| format!("{reference} is not here yet: glassgate models pull {reference}"))?,
+            (ModelSource::Upstream { upstream, .. }, _) => return Err(format!("is at {upstream}")),
+        };
+        if let Some(program) = vetted_by {
+            vet::vet(program, &path)?;
+        }
+        Ok(path)
     }
 
     /// Says which of the models that should serve do.
@@ -77,8 +122,9 @@ impl Models {
     /// Forgets models that no configuration names any more; requests that still run on them end in peace.
     pub fn retain(&self, models: &BTreeMap<String, ModelConfig>) {
         let mut loaded = self.loaded.lock();
-        loaded.retain(|(name, source), _| {
-            models.get(name).and_then(|config| config.source.folder()) == Some(source.as_path())
+        loaded.retain(|(name, source, quantize), _| {
+            let config = models.get(name).filter(|config| config.quantize == *quantize);
+            config.is_some_and(|config| config.source.to_string() == *source)
         });
     }
 
@@ -94,6 +140,14 @@ impl Models {
             );
         }
     }
+}
+
+fn options(quantize: Option<Quantize>) -> runtime::LoadOptions {
+    let quantize = quantize.map(|quantize| match quantize {
+        Quantize::Q8_0 => runtime::Quantize::Q8_0,
+        Quantize::Q4K => runtime::Quantize::Q4K,
+    });
+    runtime::LoadOptions { quantize }
 }
 
 /// The engine's steps as metrics.

@@ -1,6 +1,6 @@
 //! The numbers one model shares between its engine and whoever asks: written by the engine thread, read anywhere.
 
-use crate::report::ModelReport;
+use crate::report::{ModelReport, WeightKind};
 use std::{
     sync::atomic::{AtomicU32, AtomicU64, Ordering::Relaxed},
     time::Duration,
@@ -22,6 +22,8 @@ pub(crate) struct Stats {
     /// Microseconds between two sequences leaving a full engine, smoothed.
     pub pace_micros: AtomicU64,
     pub weights_bytes: u64,
+    pub weights: Vec<WeightKind>,
+    pub exceptions: Vec<String>,
     pub kv_bytes: u64,
     pub load_seconds: f64,
 }
@@ -41,6 +43,8 @@ impl Stats {
             failures: AtomicU64::new(0),
             pace_micros: AtomicU64::new(0),
             weights_bytes,
+            weights: Vec::new(),
+            exceptions: Vec::new(),
             kv_bytes,
             load_seconds: load.as_secs_f64(),
         }
@@ -75,6 +79,8 @@ impl Stats {
             steps: self.steps.load(Relaxed),
             failures: self.failures.load(Relaxed),
             weights_bytes: self.weights_bytes,
+            weights: self.weights.clone(),
+            exceptions: self.exceptions.clone(),
             kv_bytes: self.kv_bytes,
             load_seconds: self.load_seconds,
         }

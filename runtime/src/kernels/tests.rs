@@ -26,13 +26,30 @@ fn tensor(seed: u64, rows: usize, columns: usize) -> Tensor {
     Tensor::from_vec(numbers(seed, rows * columns), (rows, columns), &Device::Cpu).expect("a tensor")
 }
 
+/// Blocks get random bits and reasonable scales.
 fn raw(seed: u64, kind: Kind, rows: usize, columns: usize) -> Raw {
-    let bytes = numbers(seed, rows * columns).into_iter().flat_map(|x| match kind {
-        Kind::F32 => x.to_le_bytes().to_vec(),
-        Kind::F16 => half::f16::from_f32(x).to_le_bytes().to_vec(),
-        Kind::Bf16 => bf16::from_f32(x).to_le_bytes().to_vec(),
-    });
-    Raw { kind, rows, columns, bytes: bytes.collect() }
+    let (numbers, bits) = (numbers(seed, rows * columns), numbers(!seed, 2 * rows * columns));
+    let mut bytes: Vec<u8> = match kind {
+        Kind::F32 => numbers.iter().flat_map(|x| x.to_le_bytes()).collect(),
+        Kind::F16 => numbers.iter().flat_map(|&x| half::f16::from_f32(x).to_le_bytes()).collect(),
+        Kind::Bf16 => numbers.iter().flat_map(|&x| bf16::from_f32(x).to_le_bytes()).collect(),
+        _ => bits[..rows * kind.row_bytes(columns).expect("whole blocks")]
+            .iter()
+            .map(|x| (x * 5e6) as i32 as u8)
+            .collect(),
+    };
+    let places: &[usize] = match kind {
+        Kind::F32 | Kind::F16 | Kind::Bf16 => &[],
+        Kind::Q8_0 | Kind::Q4_0 => &[0],
+        Kind::Q4K | Kind::Q5K => &[0, 2],
+        Kind::Q6K => &[208],
+    };
+    for (block, scale) in bytes.chunks_exact_mut(kind.block_bytes()).zip(&numbers) {
+        for &place in places {
+            block[place..place + 2].copy_from_slice(&half::f16::from_f32(scale / 100.0).to_le_bytes());
+        }
+    }
+    Raw { kind, rows, columns, bytes }
 }
 
 fn flat(tensor: &Tensor) -> Vec<f32> {
@@ -49,8 +66,15 @@ fn assert_close(got: &Tensor, want: &Tensor, share: f32) {
     }
 }
 
+const KINDS: [Kind; 8] = [Kind::F32, Kind::F16, Kind::Bf16, Kind::Q8_0, Kind::Q4_0, Kind::Q4K, Kind::Q5K, Kind::Q6K];
+
 fn kinds() -> impl Strategy<Value = Kind> {
-    prop_oneof![Just(Kind::F32), Just(Kind::F16), Just(Kind::Bf16)]
+    proptest::sample::select(KINDS.as_slice())
+}
+
+/// How far the products may be from the reference's, as a share of the largest: blocks meet inputs rounded to int8.
+fn tolerance(kind: Kind) -> f32 {
+    if kind.block_len() == 1 { 1e-5 } else { 1e-2 }
 }
 
 /// Sequences of different lengths, each with some new tokens at its end, over scattered blocks.
@@ -122,21 +146,24 @@ proptest! {
 
     #[test]
     fn linear_and_embed_equal_the_reference(
-        rows in 1usize..40, inputs in 1usize..20, outputs in 1usize..300, kind in kinds(), seed: u64,
+        rows in 1usize..40, blocks in 1usize..5, outputs in 1usize..300, kind in kinds(), other in kinds(), seed: u64,
     ) {
-        let inputs = 16 * inputs;
+        let inputs = blocks * kind.block_len().max(other.block_len()).max(16);
         let x = tensor(seed, rows, inputs);
         let split = outputs / 3;
-        let parts = [raw(seed ^ 1, kind, split, inputs), raw(seed ^ 2, kind, outputs - split, inputs)];
+        let parts = [raw(seed ^ 1, kind, split, inputs), raw(seed ^ 2, other, outputs - split, inputs)];
         let packed = Packed::stack(&parts).expect("packed");
         let plain = packed.unpacked().expect("unpacked");
-        let kept = if kind == Kind::Bf16 { DType::BF16 } else { DType::F32 };
-        prop_assert_eq!(packed.data.dtype(), kept);
         let direct: Vec<f32> = parts.iter()
-            .flat_map(|part| part.bytes.chunks(part.kind.bytes()).map(|b| part.kind.widen(b)).collect::<Vec<_>>())
+            .flat_map(|part| {
+                let mut numbers = vec![0f32; part.rows * inputs];
+                part.kind.widen(&part.bytes, &mut numbers);
+                numbers
+            })
             .collect();
         prop_assert_eq!(flat(&plain), direct);
-        assert_close(&cpu::linear(&x, &packed).expect("y"), &reference::linear(&x, &plain).expect("y"), 1e-5);
+        let want = reference::linear(&x, &plain).expect("y");
+        assert_close(&cpu::linear(&x, &packed).expect("y"), &want, tolerance(kind).max(tolerance(other)));
         let ids: Vec<u32> = (0..rows).map(|row| (row * 7 % outputs) as u32).collect();
         let want = reference::embed(&ids, &plain).expect("rows");
         prop_assert_eq!(flat(&cpu::embed(Arc::from(ids), &packed).expect("rows")), flat(&want));
@@ -144,10 +171,11 @@ proptest! {
 
     #[test]
     fn a_row_of_linear_has_the_same_bits_in_any_batch(
-        rows in 2usize..20, inputs in 1usize..20, outputs in 1usize..300, kind in kinds(), seed: u64,
+        rows in 2usize..20, blocks in 1usize..5, outputs in 1usize..300, kind in kinds(), seed: u64,
     ) {
-        let x = tensor(seed, rows, 16 * inputs);
-        let packed = Packed::stack(&[raw(seed ^ 1, kind, outputs, 16 * inputs)]).expect("packed");
+        let inputs = blocks * kind.block_len().max(16);
+        let x = tensor(seed, rows, inputs);
+        let packed = Packed::stack(&[raw(seed ^ 1, kind, outputs, inputs)]).expect("packed");
         let together = flat(&cpu::linear(&x, &packed).expect("y"));
         for row in 0..rows {
             let alone = flat(&cpu::linear(&x.narrow(0, row, 1).and_then(|x| x.force_contiguous()).expect("a row"), &packed).expect("y"));
@@ -234,17 +262,19 @@ proptest! {
     }
 }
 
-/// Every instruction set that this machine has gives the same numbers up to rounding, not only the one it would choose.
+/// Every instruction set that this machine has gives the same numbers, not only the one it would choose: up to rounding
+/// for plain weights, bit for bit for blocks.
 #[test]
 fn all_instruction_sets_agree() {
     for (rows, outputs) in [(1, 200), (2, 33), (3, 64), (9, 17)] {
-        let x = numbers(5, rows * 64);
-        for kind in [Kind::F32, Kind::Bf16] {
-            let packed = Packed::stack(&[raw(6, kind, outputs, 64)]).expect("packed");
-            let want = flat(&cpu::linear(&tensor(5, rows, 64), &packed).expect("y"));
+        let x = numbers(5, rows * 512);
+        for kind in KINDS {
+            let packed = Packed::stack(&[raw(6, kind, outputs, 512)]).expect("packed");
+            let want = flat(&cpu::linear(&tensor(5, rows, 512), &packed).expect("y"));
             for (name, got) in cpu::linear_on_each(&x, &packed).expect("y") {
                 for (x, y) in got.iter().zip(&want) {
-                    assert!((x - y).abs() < 1e-4, "{name}: {x}, expected {y}");
+                    let same = if kind.block_len() == 1 { (x - y).abs() < 1e-4 } else { x.to_bits() == y.to_bits() };
+                    assert!(same, "{kind:?}, {name}: {x}, expected {y}");
                 }
             }
         }
@@ -271,6 +301,7 @@ fn operands_that_do_not_fit_are_errors_and_not_panics() {
     assert!(cpu::linear(&tensor(1, 32, 3).t().expect("a view"), &packed).is_err());
     assert!(cpu::embed(Arc::from([20]), &packed).is_err());
     assert!(Packed::stack(&[]).is_err());
+    assert!(Packed::stack(&[Raw { kind: Kind::Q8_0, rows: 1, columns: 48, bytes: vec![0; 51] }]).is_err());
     assert!(Packed::stack(&[raw(1, Kind::F32, 4, 3)]).is_err());
     let heads = Heads { q: 2, kv: 1, dim: 16 };
     let (pools, _) = filled_pools(heads, DType::F32);
@@ -299,6 +330,15 @@ fn not_a_number_is_never_swallowed() {
     let width = heads.q * heads.dim;
     assert!(out[..width].iter().chain(&out[2 * width..]).all(|x| x.is_finite()));
     assert!(out[width..width + heads.dim].iter().all(|x| x.is_nan()));
+    for (kind, bad) in
+        [(Kind::Q8_0, f32::NAN), (Kind::Q4K, f32::NAN), (Kind::Q8_0, f32::INFINITY), (Kind::Q6K, f32::INFINITY)]
+    {
+        let mut x = numbers(3, 2 * 512);
+        x[600] = bad;
+        let x = Tensor::from_vec(x, (2, 512), &Device::Cpu).expect("x");
+        let y = flat(&cpu::linear(&x, &Packed::stack(&[raw(4, kind, 20, 512)]).expect("packed")).expect("y"));
+        assert!(y[..20].iter().all(|y| y.is_finite()) && y[20..].iter().all(|y| y.is_nan()));
+    }
     for activation in [Activation::Silu, Activation::GeluTanh] {
         let gate_up = Tensor::new(&[[f32::NAN, 1.0]], &Device::Cpu).expect("x");
         assert!(flat(&cpu::gate_mul(&gate_up, activation).expect("gated"))[0].is_nan());

@@ -9,14 +9,14 @@ use crate::{
     kernels::{
         batch::StepBatch,
         cpu::{
-            Activation, Heads, Packed, Part, Raw, add, add_normed, embed, gate_mul, kv_write, linear, paged_attention,
-            qk_norm, rms_norm, rope, softcap,
+            Activation, Heads, Kind, Packed, Part, Raw, add, add_normed, embed, gate_mul, kv_write, linear,
+            paged_attention, qk_norm, rms_norm, rope, softcap,
         },
     },
     weights::{Tensors, WeightError},
 };
 use candle_core::{Device, Result, Tensor};
-use std::sync::Arc;
+use std::{collections::BTreeMap, sync::Arc};
 
 pub(crate) struct Decoder {
     heads: Heads,
@@ -126,11 +126,21 @@ impl Decoder {
 
     /// Bytes of weights and tables held in memory.
     pub fn bytes(&self) -> usize {
-        let tensor = |t: &Tensor| t.elem_count() * t.dtype().size_in_bytes();
-        let head = if Arc::ptr_eq(&self.embed, &self.head) { 0 } else { self.head.bytes() };
-        let ropes: usize = self.ropes.iter().map(|(cos, sin)| tensor(cos) + tensor(sin)).sum();
-        let layers: usize = self.layers.iter().map(Layer::bytes).sum();
-        layers + self.embed.bytes() + head + ropes + tensor(&self.norm)
+        let matrices: usize = self.kinds().values().sum();
+        let ropes: usize = self.ropes.iter().map(|(cos, sin)| tensor_bytes(cos) + tensor_bytes(sin)).sum();
+        let vectors: usize = self.layers.iter().map(Layer::vector_bytes).sum();
+        matrices + vectors + ropes + tensor_bytes(&self.norm)
+    }
+
+    /// Bytes of the matrices, by the kind in which they are kept.
+    pub fn kinds(&self) -> BTreeMap<Kind, usize> {
+        let layers = self.layers.iter().flat_map(Layer::matrices).map(|dense| &dense.weights);
+        let head = (!Arc::ptr_eq(&self.embed, &self.head)).then_some(&*self.head);
+        let mut kinds = BTreeMap::new();
+        for band in layers.chain([&*self.embed]).chain(head).flat_map(|matrix| &matrix.bands) {
+            *kinds.entry(band.kind()).or_default() += band.bytes();
+        }
+        kinds
     }
 }
 
@@ -139,13 +149,21 @@ fn scaled(x: Tensor, scale: f32) -> Result<Tensor> {
     if scale == 1.0 { Ok(x) } else { x.affine(f64::from(scale), 0.0) }
 }
 
+fn tensor_bytes(tensor: &Tensor) -> usize {
+    tensor.elem_count() * tensor.dtype().size_in_bytes()
+}
+
 impl Layer {
-    fn bytes(&self) -> usize {
+    /// Norms and biases.
+    fn vector_bytes(&self) -> usize {
         let norms = [&self.attention_in, &self.attention_out_norm, &self.mlp_in, &self.mlp_out_norm];
-        let norms = norms.into_iter().flatten().chain(self.qk_norm.iter().flat_map(|(q, k)| [q, k]));
-        let norms: usize = norms.map(|norm| norm.elem_count() * norm.dtype().size_in_bytes()).sum();
-        let matrices = [&self.qkv, &self.attention_out, &self.gate_up, &self.down];
-        norms + matrices.map(Dense::bytes).iter().sum::<usize>()
+        let qk_norms = self.qk_norm.iter().flat_map(|(q, k)| [q, k]);
+        let biases = self.matrices().into_iter().flat_map(|dense| &dense.bias);
+        norms.into_iter().flatten().chain(qk_norms).chain(biases).map(tensor_bytes).sum()
+    }
+
+    fn matrices(&self) -> [&Dense; 4] {
+        [&self.qkv, &self.attention_out, &self.gate_up, &self.down]
     }
 }
 

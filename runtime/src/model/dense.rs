@@ -18,8 +18,4 @@ impl Dense {
         }
         Ok(y)
     }
-
-    pub fn bytes(&self) -> usize {
-        self.weights.bytes() + self.bias.as_ref().map_or(0, |bias| bias.elem_count() * bias.dtype().size_in_bytes())
-    }
 }

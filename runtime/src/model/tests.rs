@@ -4,8 +4,9 @@ use super::{decoder::Decoder, spec::ModelSpec};
 use crate::{
     engine::forward::{Forward, Llm},
     kernels::batch::{BLOCK_TOKENS, StepBatch},
-    settings::KvDtype,
-    weights::{folder, safetensors::Checkpoint},
+    kernels::cpu::{Kind, Raw},
+    settings::{KvDtype, Quantize},
+    weights::{Tensors, WeightError, folder, quantize::Quantized, safetensors::Checkpoint},
 };
 use candle_core::{Device, Tensor};
 use std::{collections::HashMap, path::PathBuf};
@@ -134,4 +135,65 @@ fn greedy_ids_equal_transformers() {
             assert!(differing == 0, "{name} {kv:?}: {differing} continuations differ");
         }
     }
+}
+
+/// As much bf16 as is asked for, made on demand.
+struct Endless;
+
+impl Tensors for Endless {
+    fn matrix(&self, _: &str, rows: usize, columns: usize) -> Result<Raw, WeightError> {
+        let bytes = (0..2 * rows * columns).map(|i| if i % 2 == 0 { i as u8 } else { 0x3C }).collect();
+        Ok(Raw { kind: Kind::Bf16, rows, columns, bytes })
+    }
+    fn vector(&self, _: &str, len: usize) -> Result<Tensor, WeightError> {
+        Ok(Tensor::zeros(len, candle_core::DType::F32, &Device::Cpu)?)
+    }
+    fn files(&self) -> Vec<PathBuf> {
+        Vec::new()
+    }
+}
+
+/// Bytes of memory that this process has (`VmRSS`) or has had at most (`VmHWM`).
+#[cfg(target_os = "linux")]
+fn memory(what: &str) -> usize {
+    let status = std::fs::read_to_string("/proc/self/status").expect("status");
+    let line = status.lines().find(|line| line.starts_with(what)).expect("a line");
+    line.split_whitespace().nth(1).and_then(|kib| kib.parse::<usize>().ok()).expect("KiB") * 1024
+}
+
+/// A model of 100 MB in bf16. Meant for a process of its own, as nextest gives it.
+#[test]
+#[cfg(target_os = "linux")]
+fn quantising_while_loading_needs_little_more_memory_than_its_result() {
+    let config = serde_json::json!({
+        "architectures": ["LlamaForCausalLM"], "model_type": "llama", "vocab_size": 512, "hidden_size": 1024,
+        "intermediate_size": 3072, "num_hidden_layers": 4, "num_attention_heads": 8, "num_key_value_heads": 8,
+        "rms_norm_eps": 1e-5, "rope_theta": 10000.0, "max_position_embeddings": 64, "tie_word_embeddings": true,
+        "eos_token_id": 2, "hidden_act": "silu",
+    });
+    let spec = ModelSpec::from_config(&config).expect("a supported model");
+    for (to, exceptions) in [(Quantize::Q8_0, 0), (Quantize::Q4K, 0)] {
+        let before = memory("VmRSS");
+        let source = Quantized::new(&Endless, to);
+        let decoder = Decoder::load(&spec, &source, 64).expect("decoder");
+        assert_eq!(source.exceptions().len(), exceptions);
+        let peak = memory("VmHWM") - before;
+        // gate_up is stacked of two: as read, as blocks, and packed.
+        let largest = 2 * 1024 * 3072 * 2;
+        assert!(decoder.bytes() < 60 << 20, "{} bytes", decoder.bytes());
+        assert!(peak < decoder.bytes() + 3 * largest, "{peak} bytes of memory for {} of weights", decoder.bytes());
+    }
+}
+
+#[test]
+fn matrices_that_cannot_be_quantised_as_asked_are_named() {
+    let quantized = Quantized::new(&Endless, Quantize::Q4K);
+    let kind = |name: &str, columns| quantized.matrix(name, 16, columns).expect("a matrix").kind;
+    assert_eq!(kind("wide", 512), Kind::Q4K);
+    assert_eq!(kind("narrow", 896), Kind::Q8_0);
+    assert_eq!(kind("odd", 48), Kind::Bf16);
+    assert_eq!(kind("lm_head.weight", 512), Kind::Q8_0);
+    let exceptions = quantized.exceptions();
+    assert_eq!(exceptions.len(), 2);
+    assert!(exceptions[0].starts_with("narrow: is q8_0") && exceptions[1].starts_with("odd: stays bf16"));
 }

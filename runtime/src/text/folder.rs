@@ -1,7 +1,7 @@
-//! A model folder's text side: tokenizer and chat template.
+//! A model's text side, tokenizer and chat template, from its folder or its GGUF file.
 
-use super::{Message, TemplateError, TextError, template::Template, tokenizer::Tokenizer};
-use crate::weights::{WeightError, folder};
+use super::{Message, TemplateError, TextError, template::Template, tokenizer::Tokenizer, vocabulary};
+use crate::weights::{WeightError, folder, gguf::Vocabulary};
 use serde_json::{Map, Value};
 use std::path::{Path, PathBuf};
 
@@ -12,7 +12,7 @@ const TEMPLATE: &str = "chat_template.jinja";
 
 pub(crate) struct TextSide {
     tokenizer: Tokenizer,
-    /// None: the folder brings no chat template.
+    /// None: the model brings no chat template.
     template: Option<Template>,
 }
 
@@ -22,8 +22,7 @@ impl TextSide {
         [TOKENIZER, CONFIG, TEMPLATE].map(|name| folder.join(name)).into()
     }
 
-    /// `vocab`: how many ids the model knows. A template is tried on a short conversation, so that one that cannot work
-    /// is found now.
+    /// `vocab`: how many ids the model knows.
     pub fn read(folder: &Path, vocab: usize) -> Result<TextSide, WeightError> {
         let path = folder.join(TOKENIZER);
         let json = folder::read_text(&path)?.ok_or_else(|| WeightError::new(&path, "is missing"))?;
@@ -36,14 +35,27 @@ impl TextSide {
             path = folder.join(TEMPLATE);
             source = Some(text);
         }
-        // What marks turns must not be something that a user can type; the guard knows special tokens only.
-        let typed = tokenizer.plain_added().find(|token| source.as_ref().is_some_and(|source| source.contains(token)));
-        if let Some(token) = typed {
-            let why = format!("`{token}` marks turns in the chat template and is not declared special");
-            return Err(WeightError::new(&folder.join(TOKENIZER), why));
+        TextSide::new(tokenizer, source, &special_tokens(&config)).map_err(|why| WeightError::new(&path, why))
+    }
+
+    /// The text side of the GGUF file `path`.
+    pub fn from_vocabulary(path: &Path, vocabulary: &Vocabulary, vocab: usize) -> Result<TextSide, WeightError> {
+        let bad = |why: String| WeightError::new(path, why);
+        let json = vocabulary::tokenizer_json(vocabulary).map_err(bad)?;
+        let tokenizer = Tokenizer::new(&json, vocab).map_err(|why| bad(format!("its vocabulary {why}")))?;
+        let text = |id: u32| Value::from(vocabulary.tokens[id as usize].as_str());
+        let special = vocabulary.named.iter().map(|&(name, id)| (name.to_owned(), text(id))).collect();
+        TextSide::new(tokenizer, vocabulary.template.clone(), &special).map_err(bad)
+    }
+
+    /// A template is tried on a short conversation, so that one that cannot work is found now.
+    fn new(mut tokenizer: Tokenizer, source: Option<String>, special: &Map<String, Value>) -> Result<TextSide, String> {
+        // What marks turns must not be something that a user can type.
+        if let Some(source) = &source {
+            tokenizer.guard_markers_in(source)?;
         }
-        let bad = |error: TemplateError| WeightError::new(&path, format!("its chat template does not work: {error}"));
-        let template = source.map(|source| Template::new(source, &special_tokens(&config))).transpose().map_err(bad)?;
+        let bad = |error: TemplateError| format!("its chat template does not work: {error}");
+        let template = source.map(|source| Template::new(source, special)).transpose().map_err(bad)?;
         let text = TextSide { tokenizer, template };
         if text.template.is_some() {
             let hello = Message { role: "user".to_owned(), content: "Hello".to_owned() };

@@ -6,6 +6,7 @@ mod guard;
 mod strftime;
 mod template;
 pub(crate) mod tokenizer;
+mod vocabulary;
 
 /// One turn of a conversation.
 #[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]

@@ -19,10 +19,15 @@ pub(crate) struct Template {
 }
 
 const NAME: &str = "chat";
+/// Several times the longest that is known.
+const SOURCE_BYTES_MAX: usize = 128 << 10;
 
 impl Template {
     /// Compiles the template. `special`: the special tokens that it may name.
     pub fn new(source: String, special: &Map<String, serde_json::Value>) -> Result<Template, TemplateError> {
+        if source.len() > SOURCE_BYTES_MAX {
+            return Err(TemplateError(format!("it has {} bytes (at most {SOURCE_BYTES_MAX})", source.len())));
+        }
         let mut environment = Environment::new();
         environment.set_fuel(Some(FUEL));
         // As the Python side configures Jinja.

@@ -1,4 +1,4 @@
-//! The folder's `tokenizer.json`: text → ids as the Python side gives them, and each id's bytes for the way back.
+//! A model's `tokenizer.json`: text → ids as the Python side gives them, and each id's bytes for the way back.
 
 use super::{
     TextError,
@@ -9,7 +9,7 @@ use std::{
     panic::{AssertUnwindSafe, catch_unwind},
     sync::Arc,
 };
-use tokenizers::{DecoderWrapper, Tokenizer as Inner};
+use tokenizers::{AddedToken, DecoderWrapper, Tokenizer as Inner};
 
 pub(crate) struct Tokenizer {
     /// Reads control tokens in the text as such.
@@ -19,7 +19,6 @@ pub(crate) struct Tokenizer {
     /// (text, id) of every control token, longest first: at one place the longest wins.
     control: Vec<(String, u32)>,
     control_texts: Vec<String>,
-    plain_added: Vec<String>,
     bytes: Arc<TokenBytes>,
 }
 
@@ -35,37 +34,29 @@ impl Tokenizer {
         };
         inner.with_truncation(None).map_err(|error| format!("has odd truncation: {error}"))?;
         inner.with_padding(None);
-        if !matches!(inner.get_decoder(), Some(DecoderWrapper::ByteLevel(_))) {
-            return Err("its decoder is not supported (supported: ByteLevel)".to_owned());
-        }
+        let spelling = Spelling::of(inner.get_decoder())
+            .ok_or("its decoder is not supported (supported: ByteLevel, ByteFallback)")?;
         let highest = inner.get_vocab(true).into_values().max();
         let Some(highest) = highest else { return Err("has no tokens".to_owned()) };
         if highest as usize >= vocab {
             return Err(format!("has token id {highest}, config.json says vocab_size {vocab}"));
         }
 
-        let mut control: Vec<(String, u32)> = inner
+        let control: Vec<(String, u32)> = inner
             .get_added_tokens_decoder()
             .into_iter()
             .filter(|(_, token)| token.special && !token.content.is_empty())
             .map(|(id, token)| (token.content, id))
             .collect();
-        control.sort_unstable_by(|a, b| b.0.len().cmp(&a.0.len()).then(a.cmp(b)));
         let is_control = |id| control.iter().any(|&(_, other)| other == id);
         let bytes = TokenBytes::new((0..=highest).map(|id| match inner.id_to_token(id) {
-            Some(token) if !is_control(id) => byte_level(&token),
+            Some(token) if !is_control(id) => spelling.bytes(&token),
             _ => Vec::new(),
         }));
         let mut plain = inner.clone();
         plain.set_encode_special_tokens(true);
-        let plain_added = inner
-            .get_added_tokens_decoder()
-            .into_values()
-            .filter(|token| !token.special && token.content.trim().chars().count() > 1)
-            .map(|token| token.content)
-            .collect();
-        let control_texts = control.iter().map(|(text, _)| text.clone()).collect();
-        let tokenizer = Tokenizer { inner, plain, control, control_texts, plain_added, bytes: Arc::new(bytes) };
+        let mut tokenizer = Tokenizer { inner, plain, control, control_texts: Vec::new(), bytes: Arc::new(bytes) };
+        tokenizer.order_control();
 
         let probe = catch_unwind(AssertUnwindSafe(|| tokenizer.encode("Probe 1 가 <|x|>\n")));
         match probe {
@@ -75,9 +66,26 @@ impl Tokenizer {
         }
     }
 
-    /// Added tokens that are ordinary text to the tokenizer. Those of a letter or none say nothing about turns.
-    pub fn plain_added(&self) -> impl Iterator<Item = &str> {
-        self.plain_added.iter().map(String::as_str)
+    /// Takes added tokens that are not declared special, but that the chat template writes, for control tokens in what a
+    /// caller says. Those of a letter or none say nothing about turns. A model may still say them: they have their text.
+    pub fn guard_markers_in(&mut self, template: &str) -> Result<(), String> {
+        let added = self.inner.get_added_tokens_decoder();
+        let markers = added.into_iter().filter(|(_, token)| {
+            !token.special && token.content.trim().chars().count() > 1 && template.contains(token.content.as_str())
+        });
+        for (id, token) in markers {
+            let special = AddedToken { special: true, ..token.clone() };
+            self.plain.add_special_tokens([special]).map_err(|error| format!("cannot guard a marker: {error}"))?;
+            self.control.push((token.content, id));
+        }
+        self.order_control();
+        Ok(())
+    }
+
+    /// Longest first; of equal length by text, so that the order does not depend on a map's.
+    fn order_control(&mut self) {
+        self.control.sort_unstable_by(|a, b| b.0.len().cmp(&a.0.len()).then_with(|| a.cmp(b)));
+        self.control_texts = self.control.iter().map(|(text, _)| text.clone()).collect();
     }
 
     /// What every token stands for, for the engine.
@@ -152,6 +160,44 @@ impl Tokenizer {
         }
         let encoding = tokenizer.encode_fast(text, false).map_err(|error| TextError(error.to_string()))?;
         Ok(encoding.get_ids().to_vec())
+    }
+}
+
+/// How tokens are written down.
+#[derive(Clone, Copy)]
+enum Spelling {
+    /// A character for each byte.
+    ByteLevel,
+    /// As text with ▁ for a space; what has no token of its own as bytes `<0x00>` to `<0xFF>`.
+    ByteFallback,
+}
+
+impl Spelling {
+    fn of(decoder: Option<&DecoderWrapper>) -> Option<Spelling> {
+        match decoder? {
+            DecoderWrapper::ByteLevel(_) => Some(Spelling::ByteLevel),
+            DecoderWrapper::Sequence(steps) => {
+                let steps = steps.get_decoders();
+                // What else it may do, such as dropping the first space of a text, is for whole texts, not for streams.
+                steps
+                    .iter()
+                    .any(|step| matches!(step, DecoderWrapper::ByteFallback(_)))
+                    .then_some(Spelling::ByteFallback)
+            }
+            _ => None,
+        }
+    }
+
+    fn bytes(self, token: &str) -> Vec<u8> {
+        match self {
+            Spelling::ByteLevel => byte_level(token),
+            Spelling::ByteFallback => match token.strip_prefix("<0x").and_then(|rest| rest.strip_suffix('>')) {
+                Some(digits) if digits.len() == 2 => {
+                    u8::from_str_radix(digits, 16).map_or_else(|_| token.as_bytes().to_vec(), |byte| vec![byte])
+                }
+                _ => token.replace('\u{2581}', " ").into_bytes(),
+            },
+        }
     }
 }
 

@@ -1,6 +1,8 @@
 //! From files to owned numbers. A file is read, never trusted: whatever it claims is checked before it is believed.
 
 pub(crate) mod folder;
+pub(crate) mod gguf;
+pub(crate) mod quantize;
 pub(crate) mod safetensors;
 
 use crate::kernels::cpu::Raw;

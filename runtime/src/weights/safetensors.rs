@@ -101,7 +101,7 @@ impl Checkpoint {
             .file
             .read_exact_at(&mut bytes, entry.start)
             .map_err(|error| bad(format!("tensor `{name}` cannot be read: {error}")))?;
-        if bytes.chunks_exact(kind.bytes()).any(|number| !kind.widen(number).is_finite()) {
+        if !kind.all_finite(&bytes) {
             return Err(bad(format!("tensor `{name}` holds numbers that are not finite")));
         }
         Ok((kind, bytes))
@@ -116,7 +116,8 @@ impl Tensors for Checkpoint {
 
     fn vector(&self, name: &str, len: usize) -> Result<Tensor, WeightError> {
         let (kind, bytes) = self.read(name, &[len as u64])?;
-        let numbers: Vec<f32> = bytes.chunks_exact(kind.bytes()).map(|number| kind.widen(number)).collect();
+        let mut numbers = vec![0f32; len];
+        kind.widen(&bytes, &mut numbers);
         Ok(Tensor::from_vec(numbers, len, &Device::Cpu)?)
     }
 

@@ -1,7 +1,7 @@
 //! The same request gives the same bits, whatever happens around it.
 
-use crate::support::{Answer, ask, chat, collect, endless, greedy, serve, settings};
-use glassgate_runtime::{KvDtype, Model, Request, SamplingParams, Settings, Sink, StepRecord};
+use crate::support::{Answer, ask, chat, collect, endless, greedy, serve, serve_as, settings};
+use glassgate_runtime::{KvDtype, LoadOptions, Model, Quantize, Request, SamplingParams, Settings, Sink, StepRecord};
 use std::sync::{Arc, Mutex};
 
 const QUESTIONS: [&str; 6] = [
@@ -30,8 +30,8 @@ fn essence(answer: Answer) -> (String, Vec<Vec<u32>>) {
     (answer.text, answer.tokens)
 }
 
-async fn alone(settings: Settings) -> Vec<(String, Vec<Vec<u32>>)> {
-    let (_runtime, model) = serve(settings, "glimmer-2");
+async fn alone(settings: Settings, options: LoadOptions) -> Vec<(String, Vec<Vec<u32>>)> {
+    let (_runtime, model) = serve_as(settings, "glimmer-2", options);
     let mut answers = Vec::new();
     for request in requests(&model) {
         answers.push(essence(ask(&model, request).await));
@@ -50,9 +50,9 @@ impl Sink for Gate {
 }
 
 /// All requests at once, among strangers that come and go.
-async fn crowded(settings: Settings) -> Vec<(String, Vec<Vec<u32>>)> {
+async fn crowded(settings: Settings, options: LoadOptions) -> Vec<(String, Vec<Vec<u32>>)> {
     let gate = Arc::new(Gate::default());
-    let (_runtime, model) = serve(Settings { sink: Some(gate.clone()), ..settings }, "glimmer-2");
+    let (_runtime, model) = serve_as(Settings { sink: Some(gate.clone()), ..settings }, "glimmer-2", options);
     let closed = gate.0.lock().expect("not poisoned");
     let stranger =
         |n: u32| model.generate(endless(chat(&model, &"x 1 ".repeat(n as usize)), 5 + 7 * n)).expect("accepted");
@@ -77,28 +77,41 @@ async fn crowded(settings: Settings) -> Vec<(String, Vec<Vec<u32>>)> {
     answers
 }
 
+async fn in_every_way(base: Settings, options: LoadOptions) {
+    let want = alone(base.clone(), options).await;
+    assert_eq!(crowded(base.clone(), options).await, want, "batched");
+    for chunk in [1, 7, 32, usize::MAX] {
+        let chunked = Settings { prefill_chunk: chunk, step_tokens: usize::MAX, ..base.clone() };
+        assert_eq!(alone(chunked.clone(), options).await, want, "chunks of {chunk}");
+        assert_eq!(crowded(chunked, options).await, want, "batched in chunks of {chunk}");
+    }
+    let narrow = Settings { step_tokens: 9, running_max: 8, ..base };
+    assert_eq!(crowded(narrow, options).await, want, "nine tokens a step");
+}
+
 #[tokio::test]
 async fn answers_are_identical_alone_batched_with_strangers_and_in_chunks_of_any_size() {
     for kv_dtype in [KvDtype::F32, KvDtype::Bf16] {
-        let base = Settings { kv_dtype, ..settings() };
-        let want = alone(base.clone()).await;
-        assert_eq!(crowded(base.clone()).await, want, "{kv_dtype:?}, batched");
-        for chunk in [1, 7, 32, usize::MAX] {
-            let chunked = Settings { prefill_chunk: chunk, step_tokens: usize::MAX, ..base.clone() };
-            assert_eq!(alone(chunked.clone()).await, want, "{kv_dtype:?}, chunks of {chunk}");
-            assert_eq!(crowded(chunked).await, want, "{kv_dtype:?}, batched in chunks of {chunk}");
-        }
-        let narrow = Settings { step_tokens: 9, running_max: 8, ..base };
-        assert_eq!(crowded(narrow).await, want, "{kv_dtype:?}, nine tokens a step");
+        in_every_way(Settings { kv_dtype, ..settings() }, LoadOptions::default()).await;
+    }
+}
+
+#[tokio::test]
+async fn so_are_the_answers_of_quantised_models() {
+    for quantize in [Quantize::Q8_0, Quantize::Q4K] {
+        in_every_way(settings(), LoadOptions { quantize: Some(quantize) }).await;
     }
 }
 
 #[tokio::test]
 async fn answers_are_identical_with_more_threads() {
-    let want = alone(settings()).await;
-    let shared = Settings { threads: 2, ..settings() };
-    assert_eq!(alone(shared.clone()).await, want);
-    assert_eq!(crowded(shared).await, want);
+    for quantize in [None, Some(Quantize::Q8_0), Some(Quantize::Q4K)] {
+        let options = LoadOptions { quantize };
+        let want = alone(settings(), options).await;
+        let shared = Settings { threads: 2, ..settings() };
+        assert_eq!(alone(shared.clone(), options).await, want);
+        assert_eq!(crowded(shared, options).await, want);
+    }
 }
 
 #[tokio::test]

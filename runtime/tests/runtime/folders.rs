@@ -1,36 +1,10 @@
 //! A folder is never trusted: whatever is wrong with it is said clearly, names the file, and kills nobody.
 
-use crate::support::{ask, chat, folder, greedy, settings};
-use glassgate_runtime::{LoadError, Message, Model, Runtime};
+use crate::support::{Temporary, ask, chat, folder, greedy, letters, settings};
+use glassgate_runtime::{LoadError, LoadOptions, Message, Model, Runtime};
 use proptest::prelude::*;
 use serde_json::{Value, json};
-use std::{
-    path::{Path, PathBuf},
-    sync::atomic::{AtomicU32, Ordering},
-};
-
-/// A folder of a test's own, gone with it.
-struct Temporary(PathBuf);
-
-impl Temporary {
-    fn new() -> Temporary {
-        static NEXT: AtomicU32 = AtomicU32::new(0);
-        let name = format!("glassgate-folder-{}-{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed));
-        let path = std::env::temp_dir().join(name);
-        std::fs::create_dir_all(&path).expect("a temporary folder");
-        Temporary(path)
-    }
-
-    fn write(&self, name: &str, bytes: impl AsRef<[u8]>) {
-        std::fs::write(self.0.join(name), bytes).expect("written");
-    }
-}
-
-impl Drop for Temporary {
-    fn drop(&mut self) {
-        let _ = std::fs::remove_dir_all(&self.0);
-    }
-}
+use std::path::Path;
 
 const WEIGHTS: &str = "model.safetensors";
 
@@ -83,14 +57,8 @@ impl Tiny {
         if !tied {
             add("lm_head.weight", &[VOCAB, hidden]);
         }
-        let letters = (0..256u32).map(|byte| match byte {
-            0x21..=0x7E | 0xA1..=0xAC | 0xAE..=0xFF => char::from_u32(byte).expect("a character"),
-            0..=0x20 => char::from_u32(0x100 + byte).expect("a character"),
-            0x7F..=0xA0 => char::from_u32(0x121 + byte - 0x7F).expect("a character"),
-            _ => '\u{143}',
-        });
         let vocab: serde_json::Map<String, Value> =
-            letters.zip(0..).map(|(letter, id): (char, u32)| (letter.to_string(), id.into())).collect();
+            letters().zip(0..).map(|(letter, id): (char, u32)| (letter.to_string(), id.into())).collect();
         let special = |id: usize, content: &str| json!({"id": id, "content": content, "special": true, "single_word": false, "lstrip": false, "rstrip": false, "normalized": false});
         Tiny {
             config: json!({
@@ -152,7 +120,7 @@ fn runtime() -> Runtime {
 }
 
 fn load(runtime: &Runtime, folder: &Path) -> Result<Model, LoadError> {
-    runtime.load("tiny", folder)
+    runtime.load("tiny", folder, &LoadOptions::default())
 }
 
 /// The load fails, blames this file, and says this.
@@ -351,10 +319,6 @@ fn tokenizers_and_templates_that_cannot_work_are_found_out() {
     tiny.tokenizer["decoder"] = json!({"type": "WordPiece", "prefix": "##", "cleanup": true});
     assert_blamed(&tiny.write().0, "tokenizer.json", "decoder");
 
-    // A marker of turns that a user could type.
-    let mut tiny = Tiny::new("F32", true);
-    tiny.tokenizer["added_tokens"][0]["special"] = false.into();
-    assert_blamed(&tiny.write().0, "tokenizer.json", "<|start|>");
     let mut tiny = Tiny::new("F32", true);
     tiny.tokenizer["model"]["vocab"]["extra"] = json!(VOCAB);
     assert_blamed(&tiny.write().0, "tokenizer.json", "vocab_size");
@@ -392,7 +356,7 @@ fn tokenizers_and_templates_that_cannot_work_are_found_out() {
 #[tokio::test]
 async fn a_bad_folder_does_not_disturb_a_model_that_serves() {
     let runtime = runtime();
-    let good = runtime.load("glimmer-2", &folder("glimmer-2")).expect("the bundled model");
+    let good = runtime.load("glimmer-2", &folder("glimmer-2"), &LoadOptions::default()).expect("the bundled model");
     let bad = Tiny::new("F32", true).write();
     bad.write(WEIGHTS, b"garbage");
     assert!(load(&runtime, &bad.0).is_err());

@@ -1,13 +1,14 @@
 //! Models come and go; answers under way are kept.
 
 use crate::support::{MODELS, ask, chat, collect, endless, folder, glimmer, greedy, serve, settings, settled};
-use glassgate_runtime::{Event, FinishReason, Message, Refusal, Request, Runtime};
+use glassgate_runtime::{Event, FinishReason, LoadOptions, Message, Refusal, Request, Runtime};
 use std::time::Duration;
 
 #[tokio::test]
 async fn two_models_serve_at_once_and_the_report_tells_them_apart() {
     let runtime = Runtime::start(settings()).expect("valid settings");
-    let models = MODELS.map(|name| runtime.load(name, &folder(name)).expect("the bundled model"));
+    let models =
+        MODELS.map(|name| runtime.load(name, &folder(name), &LoadOptions::default()).expect("the bundled model"));
     let generations: Vec<_> =
         (0..8).map(|n| models[n % 2].generate(greedy(chat(&models[n % 2], "12+34"), 16)).expect("accepted")).collect();
     for generation in generations {
@@ -28,8 +29,8 @@ async fn two_models_serve_at_once_and_the_report_tells_them_apart() {
 #[tokio::test]
 async fn a_dropped_model_finishes_its_answers_and_frees_its_memory() {
     let runtime = Runtime::start(settings()).expect("valid settings");
-    let old = runtime.load("old", &folder("glimmer-1")).expect("the bundled model");
-    let new = runtime.load("new", &folder("glimmer-2")).expect("the bundled model");
+    let old = runtime.load("old", &folder("glimmer-1"), &LoadOptions::default()).expect("the bundled model");
+    let new = runtime.load("new", &folder("glimmer-2"), &LoadOptions::default()).expect("the bundled model");
     let want = ask(&old, greedy(chat(&old, "Count down from 20 to 9"), 60)).await;
     let under_way = old.generate(greedy(chat(&old, "Count down from 20 to 9"), 60)).expect("accepted");
     drop(old);

@@ -5,7 +5,11 @@
 mod cancel;
 mod equality;
 mod folders;
+mod gguf;
+mod gguf_file;
 mod goldens;
+mod hostile;
 mod lifecycle;
+mod quantised;
 mod refusals;
 mod support;

@@ -1,7 +1,7 @@
 //! What cannot be answered is refused at the door, with the numbers that say why.
 
 use crate::support::{ask, chat, collect, endless, folder, glimmer, greedy, serve, settings, settled};
-use glassgate_runtime::{Failure, Refusal, Request, Runtime, SamplingParams, Settings, StartError};
+use glassgate_runtime::{Failure, LoadOptions, Refusal, Request, Runtime, SamplingParams, Settings, StartError};
 use std::time::{Duration, Instant};
 
 #[tokio::test]
@@ -100,6 +100,10 @@ fn settings_that_cannot_work_are_refused_by_name() {
         }
     }
     let runtime = Runtime::start(Settings { kv_bytes: 100, ..settings() }).expect("a valid number");
-    let error = runtime.load("glimmer-2", &folder("glimmer-2")).err().expect("no room for one block").to_string();
+    let error = runtime
+        .load("glimmer-2", &folder("glimmer-2"), &LoadOptions::default())
+        .err()
+        .expect("no room for one block")
+        .to_string();
     assert!(error.contains("kv_bytes") && error.contains("config.json"), "{error}");
 }

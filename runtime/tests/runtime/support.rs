@@ -1,15 +1,56 @@
 //! What the tests share: the bundled models, a runtime with a test's own settings, and whole answers.
 
 use glassgate_runtime::{
-    Class, Event, Failure, FinishReason, Generation, KvDtype, Message, Model, Request, Runtime, SamplingParams,
-    Settings, Timeline,
+    Class, Event, Failure, FinishReason, Generation, KvDtype, LoadOptions, Message, Model, Request, Runtime,
+    SamplingParams, Settings, Timeline,
 };
-use std::path::PathBuf;
+use std::{
+    path::PathBuf,
+    sync::atomic::{AtomicU32, Ordering},
+};
 
 pub const MODELS: [&str; 2] = ["glimmer-1", "glimmer-2"];
 
 pub fn folder(name: &str) -> PathBuf {
     [env!("CARGO_MANIFEST_DIR"), "..", "models", name].iter().collect()
+}
+
+/// A file that `tests/formats/make.py` wrote.
+pub fn fixture(name: &str) -> PathBuf {
+    [env!("CARGO_MANIFEST_DIR"), "tests", "formats", name].iter().collect()
+}
+
+/// A folder of a test's own, gone with it.
+pub struct Temporary(pub PathBuf);
+
+impl Temporary {
+    pub fn new() -> Temporary {
+        static NEXT: AtomicU32 = AtomicU32::new(0);
+        let name = format!("glassgate-folder-{}-{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed));
+        let path = std::env::temp_dir().join(name);
+        std::fs::create_dir_all(&path).expect("a temporary folder");
+        Temporary(path)
+    }
+
+    pub fn write(&self, name: &str, bytes: impl AsRef<[u8]>) {
+        std::fs::write(self.0.join(name), bytes).expect("written");
+    }
+}
+
+impl Drop for Temporary {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_dir_all(&self.0);
+    }
+}
+
+/// How byte-level tokenizers write down the 256 bytes.
+pub fn letters() -> impl Iterator<Item = char> {
+    (0..256u32).map(|byte| match byte {
+        0x21..=0x7E | 0xA1..=0xAC | 0xAE..=0xFF => char::from_u32(byte).expect("a character"),
+        0..=0x20 => char::from_u32(0x100 + byte).expect("a character"),
+        0x7F..=0xA0 => char::from_u32(0x121 + byte - 0x7F).expect("a character"),
+        _ => '\u{143}',
+    })
 }
 
 pub fn golden_text() -> serde_json::Value {
@@ -23,8 +64,12 @@ pub fn settings() -> Settings {
 }
 
 pub fn serve(settings: Settings, name: &str) -> (Runtime, Model) {
+    serve_as(settings, name, LoadOptions::default())
+}
+
+pub fn serve_as(settings: Settings, name: &str, options: LoadOptions) -> (Runtime, Model) {
     let runtime = Runtime::start(settings).expect("valid settings");
-    let model = runtime.load(name, &folder(name)).expect("the bundled model");
+    let model = runtime.load(name, &folder(name), &options).expect("the bundled model");
     (runtime, model)
 }
 

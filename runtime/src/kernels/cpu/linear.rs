@@ -1,134 +1,154 @@
-//! y = x · Wᵀ and the embedding lookup, over packed weights of two bytes (or four) a number, in f32.
+//! y = x · Wᵀ and the embedding lookup over packed weights. Plain weights (two bytes or four a number) are computed on
+//! in f32 here, blocks in `quantised`.
 //!
 //! Every output is one running sum over the inputs in order. How many rows and tiles share a pass only decides which
 //! sums are in registers together, so the bits of a row are the same for any batch.
 
 use super::{
-    packed::{LINE, Packed, Weight, index},
-    rows::{Tiles, fill_parts, fill_tiles},
+    packed::{Line, Packed, Store, Weight},
+    quantised,
+    rounded::{Inputs32, Inputs256, rounded},
+    rows::{Columns, Tiles, fill_parts, fill_tiles},
     simd::{Job, LANES, Lanes, run},
-    view::{Stored, f32s, stored},
+    sweep::{On, Sweep, sweep},
+    view::f32s,
 };
-use candle_core::{CpuStorage, CustomOp1, CustomOp2, Layout, Result, Shape, Tensor, bail};
-use std::{ops::Range, sync::Arc};
+use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape, Tensor, bail};
+use std::{marker::PhantomData, sync::Arc};
 
 /// `x`: `[T, inputs]` f32 → `[T, outputs]` f32.
 pub(crate) fn linear(x: &Tensor, weights: &Packed) -> Result<Tensor> {
-    x.apply_op2_no_bwd(&weights.data, &Linear { outputs: weights.outputs, inputs: weights.inputs })
+    x.apply_op1_no_bwd(&Linear(weights))
 }
 
 /// The rows of the packed table that `ids` name: `[T, inputs]` f32.
 pub(crate) fn embed(ids: Arc<[u32]>, table: &Packed) -> Result<Tensor> {
-    table.data.apply_op1_no_bwd(&Embed { ids, outputs: table.outputs, inputs: table.inputs })
+    if let Some(id) = ids.iter().find(|&&id| id as usize >= table.outputs) {
+        bail!("embed: id {id} for a table of {}", table.outputs);
+    }
+    let mut rows = vec![0f32; ids.len() * table.inputs];
+    let work = rows.len();
+    fill_parts(&mut rows, table.inputs, work, |t, row| table.row(ids[t] as usize, row))?;
+    Tensor::from_vec(rows, (ids.len(), table.inputs), &candle_core::Device::Cpu)
 }
 
-struct Linear {
-    outputs: usize,
-    inputs: usize,
-}
+struct Linear<'a>(&'a Packed);
 
-impl CustomOp2 for Linear {
+impl CustomOp1 for Linear<'_> {
     fn name(&self) -> &'static str {
         "linear"
     }
 
-    fn cpu_fwd(&self, x: &CpuStorage, xl: &Layout, w: &CpuStorage, wl: &Layout) -> Result<(CpuStorage, Shape)> {
-        let x = f32s(x, xl, "linear")?;
-        let rows = x.len() / self.inputs;
-        if xl.dims() != [rows, self.inputs] {
-            bail!("linear: input {:?} for a width of {}", xl.dims(), self.inputs);
+    fn cpu_fwd(&self, x: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
+        let weights = self.0;
+        let x = f32s(x, layout, "linear")?;
+        let rows = x.len() / weights.inputs;
+        if layout.dims() != [rows, weights.inputs] {
+            bail!("linear: input {:?} for a width of {}", layout.dims(), weights.inputs);
         }
-        let mut y = vec![0f32; rows * self.outputs];
-        match stored(w, wl, "linear")? {
-            Stored::F32(w) => multiply(x, w, &mut y, self.inputs, self.outputs)?,
-            Stored::Bf16(w) => multiply(x, w, &mut y, self.inputs, self.outputs)?,
+        let mut y = vec![0f32; rows * weights.outputs];
+        let input = Input::new(x, weights)?;
+        for band in &weights.bands {
+            let y = Columns { numbers: &mut y, width: weights.outputs, columns: band.outputs.clone() };
+            match &band.store {
+                Store::F32(lines) => multiply(x, lines, weights.inputs, y)?,
+                Store::Bf16(lines) => multiply(x, lines, weights.inputs, y)?,
+                Store::Q8_0(cells) => quantised::multiply(&input.by32, cells, input.cells::<64>(), y)?,
+                Store::Q4_0(cells) => quantised::multiply(&input.by32, cells, input.cells::<64>(), y)?,
+                Store::Q4K(cells) => quantised::multiply(&input.by256, cells, input.cells::<256>(), y)?,
+                Store::Q5K(cells) => quantised::multiply(&input.by256, cells, input.cells::<256>(), y)?,
+                Store::Q6K(cells) => quantised::multiply(&input.by256, cells, input.cells::<256>(), y)?,
+            }
         }
-        Ok((CpuStorage::F32(y), (rows, self.outputs).into()))
+        Ok((CpuStorage::F32(y), (rows, weights.outputs).into()))
     }
 }
 
-fn multiply<W: Weight>(x: &[f32], w: &[W], y: &mut [f32], inputs: usize, outputs: usize) -> Result<()> {
-    let work = x.len() * outputs;
-    let (lines, _) = w.as_chunks::<LINE>();
+/// Rounded as the weights need it, once for all bands.
+struct Input {
+    by32: Vec<[Inputs32; 2]>,
+    by256: Vec<Inputs256>,
+    inputs: usize,
+}
+
+impl Input {
+    fn new(x: &[f32], weights: &Packed) -> Result<Input> {
+        let inputs = weights.inputs;
+        let any = |len| weights.bands.iter().any(|band| band.kind().block_len() == len);
+        Ok(Input {
+            by32: if any(32) { rounded(x, inputs)? } else { Vec::new() },
+            by256: if any(256) { rounded(x, inputs)? } else { Vec::new() },
+            inputs,
+        })
+    }
+
+    fn cells<const INPUTS: usize>(&self) -> usize {
+        self.inputs.div_ceil(INPUTS)
+    }
+}
+
+fn multiply<W: Weight>(x: &[f32], lines: &[Line<W>], inputs: usize, y: Columns<'_>) -> Result<()> {
+    let outputs = y.columns.len();
     if lines.len() != outputs.div_ceil(LANES) * inputs / 2 || !inputs.is_multiple_of(2 * STEP) {
         bail!("linear: {} lines of packed weights for {inputs} inputs and {outputs} outputs", lines.len());
     }
-    fill_tiles(y, outputs, work, |range, tiles| run(Multiply { x, lines, inputs, range, tiles }))
+    fill_tiles(y, x.len() * outputs, |tiles| run(Multiply { x, lines, inputs, tiles }))
 }
 
 /// Lines between two bounds checks.
 const STEP: usize = 4;
 
 /// The tiles of one thread.
-pub(super) struct Multiply<'a, 't, W> {
-    pub x: &'a [f32],
-    pub lines: &'a [[W; LINE]],
-    pub inputs: usize,
-    pub range: Range<usize>,
-    pub tiles: &'a mut Tiles<'t>,
+struct Multiply<'a, 't, W> {
+    x: &'a [f32],
+    lines: &'a [Line<W>],
+    inputs: usize,
+    tiles: &'a mut Tiles<'t>,
 }
 
 impl<W: Weight> Job for Multiply<'_, '_, W> {
     #[inline(always)]
-    fn run<L: Lanes>(mut self) {
+    fn run<L: Lanes>(self) {
         let rows = self.x.len() / self.inputs;
+        let job = On::<L, _>(self, PhantomData);
         // One row alone needs many tiles at once to hide the latency of its additions; several rows reuse each loaded
         // line. Both shapes are limited by how many registers the instruction set has.
         match (L::WIDE, rows) {
-            (true, 1) => self.all_rows::<L, 1, 8>(),
-            (true, 2 | 3) => self.all_rows::<L, 2, 4>(),
-            (true, _) => self.all_rows::<L, 4, 4>(),
-            (false, 1) => self.all_rows::<L, 1, 4>(),
-            (false, _) => self.all_rows::<L, 4, 1>(),
+            (true, 1) => sweep::<_, 1, 8>(job),
+            (true, 2 | 3) => sweep::<_, 2, 4>(job),
+            (true, _) => sweep::<_, 4, 4>(job),
+            (false, 1) => sweep::<_, 1, 4>(job),
+            (false, _) => sweep::<_, 4, 1>(job),
         }
     }
 }
 
-impl<W: Weight> Multiply<'_, '_, W> {
+impl<L: Lanes, W: Weight> Sweep for On<L, Multiply<'_, '_, W>> {
     #[inline(always)]
-    fn all_rows<L: Lanes, const M: usize, const N: usize>(&mut self) {
-        let rows = self.x.len() / self.inputs;
-        let mut tile = self.range.start;
-        while tile + N <= self.range.end {
-            self.column::<L, M, N>(tile, rows);
-            tile += N;
-        }
-        while tile < self.range.end {
-            self.column::<L, M, 1>(tile, rows);
-            tile += 1;
-        }
+    fn rows(&self) -> usize {
+        self.0.x.len() / self.0.inputs
     }
-
     #[inline(always)]
-    fn column<L: Lanes, const M: usize, const N: usize>(&mut self, tile: usize, rows: usize) {
-        let mut row = 0;
-        while row + M <= rows {
-            self.block::<L, M, N>(row, tile);
-            row += M;
-        }
-        while row < rows {
-            self.block::<L, 1, N>(row, tile);
-            row += 1;
-        }
+    fn tiles(&self) -> &Tiles<'_> {
+        self.0.tiles
     }
-
-    /// M rows times N tiles.
     #[inline(always)]
-    fn block<L: Lanes, const M: usize, const N: usize>(&mut self, row: usize, tile: usize) {
-        let steps = self.inputs / (2 * STEP);
+    fn block<const M: usize, const N: usize>(&mut self, row: usize, tile: usize) {
+        let Multiply { x, lines, inputs, ref mut tiles } = self.0;
+        let steps = inputs / (2 * STEP);
         let x: [&[[[f32; 2]; STEP]]; M] = std::array::from_fn(|m| {
-            let row = &self.x[(row + m) * self.inputs..][..self.inputs];
+            let row = &x[(row + m) * inputs..][..inputs];
             &row.as_chunks::<2>().0.as_chunks::<STEP>().0[..steps]
         });
-        let w: [&[[[W; LINE]; STEP]]; N] =
-            std::array::from_fn(|n| &self.lines[(tile + n) * self.inputs / 2..].as_chunks::<STEP>().0[..steps]);
+        let w: [&[[Line<W>; STEP]]; N] =
+            std::array::from_fn(|n| &lines[(tile + n) * inputs / 2..].as_chunks::<STEP>().0[..steps]);
         let mut sums = [[L::splat(0.0); N]; M];
         for step in 0..steps {
             for i in 0..STEP {
                 let mut first = [L::splat(0.0); N];
                 let mut second = [L::splat(0.0); N];
                 for n in 0..N {
-                    (first[n], second[n]) = W::line(&w[n][step][i]);
+                    (first[n], second[n]) = W::line(&w[n][step][i].0);
                 }
                 for m in 0..M {
                     let [a, b] = x[m][step][i];
@@ -143,66 +163,49 @@ impl<W: Weight> Multiply<'_, '_, W> {
         for (m, sums) in sums.into_iter().enumerate() {
             for (n, sum) in sums.into_iter().enumerate() {
                 sum.store(&mut values);
-                self.tiles.put(row + m, tile + n, &values);
+                tiles.put(row + m, tile + n, &values);
             }
         }
     }
 }
 
-struct Embed {
-    ids: Arc<[u32]>,
-    outputs: usize,
-    inputs: usize,
-}
-
-impl CustomOp1 for Embed {
-    fn name(&self) -> &'static str {
-        "embed"
-    }
-
-    fn cpu_fwd(&self, table: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
-        if let Some(id) = self.ids.iter().find(|&&id| id as usize >= self.outputs) {
-            bail!("embed: id {id} for a table of {}", self.outputs);
-        }
-        let mut rows = vec![0f32; self.ids.len() * self.inputs];
-        match stored(table, layout, "embed")? {
-            Stored::F32(table) => self.look_up(table, &mut rows)?,
-            Stored::Bf16(table) => self.look_up(table, &mut rows)?,
-        }
-        Ok((CpuStorage::F32(rows), (self.ids.len(), self.inputs).into()))
-    }
-}
-
-impl Embed {
-    fn look_up<W: Weight>(&self, table: &[W], rows: &mut [f32]) -> Result<()> {
-        let work = rows.len();
-        fill_parts(rows, self.inputs, work, |t, row| {
-            let id = self.ids[t] as usize;
-            for (input, value) in row.iter_mut().enumerate() {
-                *value = table[index::<W>(id, input, self.inputs)].widen();
-            }
-        })
-    }
-}
-
-/// The product on every instruction set of this machine, by name.
+/// The product on every instruction set of this machine, by name. `weights` are of one kind.
 #[cfg(test)]
 pub(crate) fn linear_on_each(x: &[f32], weights: &Packed) -> Result<Vec<(String, Vec<f32>)>> {
-    use super::simd::{run_exactly_on, run_on_each};
-    let (storage, layout) = weights.data.storage_and_layout();
-    let candle_core::Storage::Cpu(storage) = &*storage else { bail!("not on the CPU") };
-    let mut results = Vec::new();
-    run_on_each(|path| {
-        let mut y = vec![0f32; x.len() / weights.inputs * weights.outputs];
-        let inputs = weights.inputs;
-        let done = fill_tiles(&mut y, weights.outputs, 0, |range, tiles| match stored(storage, layout, "linear") {
-            Ok(Stored::F32(w)) => run_exactly_on(path, Multiply { x, lines: w.as_chunks().0, inputs, range, tiles }),
-            Ok(Stored::Bf16(w)) => run_exactly_on(path, Multiply { x, lines: w.as_chunks().0, inputs, range, tiles }),
-            Err(_) => {}
-        });
-        if done.is_ok() {
-            results.push((format!("{path:?}"), y));
+    use super::{dots, simd};
+    let input = Input::new(x, weights)?;
+    let inputs = weights.inputs;
+    let mut paths = Vec::new();
+    simd::run_on_each(|path| paths.push(path));
+    let product = |each: &(dyn Fn(&mut Tiles<'_>) + Sync)| {
+        let mut numbers = vec![0f32; x.len() / inputs * weights.outputs];
+        let y = Columns { numbers: &mut numbers, width: weights.outputs, columns: 0..weights.outputs };
+        fill_tiles(y, 0, each).map(|()| numbers)
+    };
+    macro_rules! on_each {
+        ($run:path, $paths:expr, $job:expr) => {
+            $paths.iter().map(|&path| Ok((format!("{path:?}"), product(&|tiles| $run(path, $job(tiles)))?))).collect()
+        };
+    }
+    macro_rules! blocks {
+        ($x:expr, $cells:expr, $len:literal) => {
+            on_each!(dots::run_exactly_on, dots::paths(), |tiles| quantised::Multiply {
+                x: &$x,
+                cells: $cells,
+                length: input.cells::<$len>(),
+                tiles
+            })
+        };
+    }
+    match &weights.bands[0].store {
+        Store::F32(lines) => on_each!(simd::run_exactly_on, paths, |tiles| Multiply { x, lines, inputs, tiles }),
+        Store::Bf16(lines) => {
+            on_each!(simd::run_exactly_on, paths, |tiles| Multiply { x, lines, inputs, tiles })
         }
-    });
-    Ok(results)
+        Store::Q8_0(cells) => blocks!(input.by32, cells, 64),
+        Store::Q4_0(cells) => blocks!(input.by32, cells, 64),
+        Store::Q4K(cells) => blocks!(input.by256, cells, 256),
+        Store::Q5K(cells) => blocks!(input.by256, cells, 256),
+        Store::Q6K(cells) => blocks!(input.by256, cells, 256),
+    }
 }

@@ -2,22 +2,29 @@
 
 mod attend;
 mod attention;
+mod blocks;
+mod dots;
 mod elementwise;
 mod exp;
 mod linear;
 mod norms;
 mod packed;
 mod pool;
+mod quantised;
+mod rounded;
 mod rows;
 mod simd;
+mod sweep;
+mod tiles;
 mod view;
 
 pub(crate) use attention::{Heads, Part, Scores, kv_write, paged_attention, pool_shapes};
+pub(crate) use blocks::Kind;
 pub(crate) use elementwise::{Activation, add_bias, gate_mul, rope, softcap};
 pub(crate) use linear::{embed, linear};
 pub(crate) use norms::{add, add_normed, qk_norm, rms_norm};
-pub(crate) use packed::{Kind, Packed, Raw};
-pub(crate) use pool::use_threads;
+pub(crate) use packed::{Packed, Raw};
+pub(crate) use pool::{fill_on_threads, use_threads};
 pub(crate) use simd::kernel_name;
 
 #[cfg(test)]

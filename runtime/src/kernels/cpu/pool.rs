@@ -69,6 +69,23 @@ pub(crate) fn share(items: usize, grain: usize, work: usize, each: impl Fn(Range
     Ok(())
 }
 
+/// Calls `each(index, part)` for every run of `part_len` numbers in `out`, on threads of its own: for work that takes
+/// long and is done once, as packing weights. A panic comes through.
+pub(crate) fn fill_on_threads<T: Send>(out: &mut [T], part_len: usize, each: impl Fn(usize, &mut [T]) + Sync) {
+    let threads = std::thread::available_parallelism().map_or(1, usize::from);
+    let parts = (out.len() / part_len.max(1)).div_ceil(threads).max(1);
+    let each = &each;
+    std::thread::scope(|scope| {
+        for (share, out) in out.chunks_mut((parts * part_len).max(1)).enumerate() {
+            scope.spawn(move || {
+                for (i, part) in out.chunks_mut(part_len).enumerate() {
+                    each(share * parts + i, part);
+                }
+            });
+        }
+    });
+}
+
 struct Pool {
     shared: Arc<Shared>,
     workers: Vec<JoinHandle<()>>,

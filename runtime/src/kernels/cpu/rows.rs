@@ -11,11 +11,11 @@ use std::{marker::PhantomData, ops::Range};
 const TILES_MIN: usize = 8;
 
 /// Calls `each(index, part)` for every run of `part_len` numbers in `out`. `work`: multiply-adds in total.
-pub(crate) fn fill_parts(
-    out: &mut [f32],
+pub(crate) fn fill_parts<T: Send>(
+    out: &mut [T],
     part_len: usize,
     work: usize,
-    each: impl Fn(usize, &mut [f32]) + Sync,
+    each: impl Fn(usize, &mut [T]) + Sync,
 ) -> Result<()> {
     let shared = Shared::new(out);
     share(shared.len / part_len.max(1), 1, work, |range| {
@@ -44,56 +44,72 @@ pub(crate) fn fill_uneven(
     })
 }
 
-/// Calls `each` with ranges of column tiles ([`LANES`] wide, the last one narrower) of the row-major `out`, and with the
-/// right to write to these columns in every row.
-pub(crate) fn fill_tiles(
-    out: &mut [f32],
-    width: usize,
-    work: usize,
-    each: impl Fn(Range<usize>, &mut Tiles<'_>) + Sync,
-) -> Result<()> {
-    let shared = Shared::new(out);
-    share(width.div_ceil(LANES), TILES_MIN, work, |range| {
-        each(range.clone(), &mut Tiles { shared: &shared, width, range });
+/// Some columns of a row-major matrix.
+pub(crate) struct Columns<'a> {
+    pub numbers: &'a mut [f32],
+    /// Of the whole matrix.
+    pub width: usize,
+    pub columns: Range<usize>,
+}
+
+impl Columns<'_> {
+    pub fn rows(&self) -> usize {
+        self.numbers.len() / self.width.max(1)
+    }
+}
+
+/// Calls `each` with tiles of the columns ([`LANES`] wide, the last one narrower), and with the right to write to these
+/// in every row.
+pub(crate) fn fill_tiles(out: Columns<'_>, work: usize, each: impl Fn(&mut Tiles<'_>) + Sync) -> Result<()> {
+    let Columns { numbers, width, columns } = out;
+    let shared = Shared::new(numbers);
+    share(columns.len().div_ceil(LANES), TILES_MIN, work, |range| {
+        each(&mut Tiles { shared: &shared, width, columns: columns.clone(), range });
     })
 }
 
 /// The right to write some column tiles of a matrix.
 pub(crate) struct Tiles<'a> {
-    shared: &'a Shared<'a>,
+    shared: &'a Shared<'a, f32>,
     width: usize,
+    columns: Range<usize>,
     range: Range<usize>,
 }
 
 impl Tiles<'_> {
-    /// Writes one row of one tile; lanes beyond the matrix are dropped.
+    /// Which tiles of the columns.
+    pub fn range(&self) -> Range<usize> {
+        self.range.clone()
+    }
+
+    /// Writes one row of one tile; lanes beyond the columns are dropped.
     pub fn put(&mut self, row: usize, tile: usize, values: &[f32; LANES]) {
         assert!(self.range.contains(&tile), "a tile that belongs to another thread");
-        let column = tile * LANES;
-        let count = LANES.min(self.width - column);
+        let column = self.columns.start + tile * LANES;
+        let count = LANES.min(self.columns.end - column);
         // SAFETY: only this value may write to this tile (`share` gives each to one call), and `self` is borrowed mutably.
         unsafe { self.shared.cells(row * self.width + column, count) }.copy_from_slice(&values[..count]);
     }
 }
 
-struct Shared<'a> {
-    start: *mut f32,
+struct Shared<'a, T> {
+    start: *mut T,
     len: usize,
-    borrow: PhantomData<&'a mut [f32]>,
+    borrow: PhantomData<&'a mut [T]>,
 }
 
 // SAFETY: the only access is `cells`, whose callers above never let two threads hold overlapping cells.
-unsafe impl Sync for Shared<'_> {}
+unsafe impl<T: Send> Sync for Shared<'_, T> {}
 
-impl<'a> Shared<'a> {
-    fn new(numbers: &'a mut [f32]) -> Self {
+impl<'a, T> Shared<'a, T> {
+    fn new(numbers: &'a mut [T]) -> Self {
         Shared { start: numbers.as_mut_ptr(), len: numbers.len(), borrow: PhantomData }
     }
 
     /// # Safety
     /// No other live slice may overlap `at..at + count`.
     #[allow(clippy::mut_from_ref)]
-    unsafe fn cells(&self, at: usize, count: usize) -> &mut [f32] {
+    unsafe fn cells(&self, at: usize, count: usize) -> &mut [T] {
         assert!(at + count <= self.len, "cells outside the matrix");
         // SAFETY: in bounds by the assertion, unaliased by the caller's promise, alive by the borrow.
         unsafe { std::slice::from_raw_parts_mut(self.start.add(at), count) }

@@ -1,0 +1,160 @@
+//! y = x · Wᵀ over quantised weights: integer products of unsigned quants and rounded inputs, scaled into f32.
+//!
+//! With w = d·(q − bias) and x = e·a:  Σ w·x = d·e·(Σ q·a − bias·Σ a). Every output is one running f32 sum over its
+//! blocks in order.
+
+use super::{
+    dots::{DotJob, Dots, run},
+    rounded::{Inputs32, Inputs256},
+    rows::{Columns, Tiles, fill_tiles},
+    simd::LANES,
+    sweep::{On, Sweep, sweep},
+    tiles::{Cell, Large, Quants, Small},
+};
+use candle_core::{Result, bail};
+use std::marker::PhantomData;
+
+/// Cells whose products with rounded inputs of type `X` the kernels know.
+pub(crate) trait Multiplied<X>: Cell {
+    /// M rows (`x`) times N tiles (`w`), cell by cell; lanes as f32.
+    fn block<D: Dots, const M: usize, const N: usize>(x: [&[X]; M], w: [&[Self]; N]) -> [[D::Floats; N]; M];
+}
+
+/// `x`: rounded rows, each as many cells long as a tile of `cells`.
+pub(crate) fn multiply<X: Sync, C: Multiplied<X>>(x: &[X], cells: &[C], length: usize, y: Columns<'_>) -> Result<()> {
+    let tiles = y.columns.len().div_ceil(LANES);
+    if length == 0 || cells.len() != tiles * length || x.len() != y.rows() * length {
+        bail!("linear: {} cells of packed weights for {tiles} tiles of {length}", cells.len());
+    }
+    // An integer product costs about a quarter of one in f32.
+    let work = y.rows() * cells.len() * C::INPUTS * LANES / 4;
+    fill_tiles(y, work, |tiles| run(Multiply { x, cells, length, tiles }))
+}
+
+/// The tiles of one thread.
+pub(super) struct Multiply<'a, 't, X, C> {
+    pub x: &'a [X],
+    pub cells: &'a [C],
+    /// Cells in a row and in a tile.
+    pub length: usize,
+    pub tiles: &'a mut Tiles<'t>,
+}
+
+impl<X, C: Multiplied<X>> DotJob for Multiply<'_, '_, X, C> {
+    #[inline(always)]
+    fn run<D: Dots>(self) {
+        let rows = self.x.len() / self.length;
+        let job = On::<D, _>(self, PhantomData);
+        match (D::WIDE, rows) {
+            (true, 1) => sweep::<_, 1, 4>(job),
+            (true, _) => sweep::<_, 4, 2>(job),
+            (false, 1) => sweep::<_, 1, 2>(job),
+            (false, _) => sweep::<_, 2, 1>(job),
+        }
+    }
+}
+
+impl<D: Dots, X, C: Multiplied<X>> Sweep for On<D, Multiply<'_, '_, X, C>> {
+    #[inline(always)]
+    fn rows(&self) -> usize {
+        self.0.x.len() / self.0.length
+    }
+    #[inline(always)]
+    fn tiles(&self) -> &Tiles<'_> {
+        self.0.tiles
+    }
+    #[inline(always)]
+    fn block<const M: usize, const N: usize>(&mut self, row: usize, tile: usize) {
+        let Multiply { x, cells, length, ref mut tiles } = self.0;
+        let x: [&[X]; M] = std::array::from_fn(|m| &x[(row + m) * length..][..length]);
+        let w: [&[C]; N] = std::array::from_fn(|n| &cells[(tile + n) * length..][..length]);
+        let sums = C::block::<D, M, N>(x, w);
+        let mut values = [0f32; LANES];
+        for (m, sums) in sums.into_iter().enumerate() {
+            for (n, sum) in sums.into_iter().enumerate() {
+                D::store(sum, &mut values);
+                tiles.put(row + m, tile + n, &values);
+            }
+        }
+    }
+}
+
+impl<Q: Quants, const BIAS: i32> Multiplied<[Inputs32; 2]> for Small<Q, BIAS> {
+    #[inline(always)]
+    fn block<D: Dots, const M: usize, const N: usize>(
+        x: [&[[Inputs32; 2]]; M],
+        w: [&[Self]; N],
+    ) -> [[D::Floats; N]; M] {
+        let mut sums = [[D::zeros(); N]; M];
+        for cell in 0..w[0].len() {
+            for half in 0..2 {
+                let mut dots = [[D::splat(0); N]; M];
+                for m in 0..M {
+                    dots[m] = [D::splat(-BIAS * x[m][cell][half].sum); N];
+                }
+                for line in 0..8 {
+                    for n in 0..N {
+                        let quants = w[n][cell].quants.line::<D>(8 * half + line);
+                        for m in 0..M {
+                            dots[m][n] = dots[m][n].dot(quants, x[m][cell][half].quants[line]);
+                        }
+                    }
+                }
+                for n in 0..N {
+                    let scales = D::halves(&w[n][cell].scales[half]);
+                    for m in 0..M {
+                        sums[m][n] = dots[m][n].scaled_onto(sums[m][n], scales, x[m][cell][half].scale);
+                    }
+                }
+            }
+        }
+        sums
+    }
+}
+
+impl<C: Large> Multiplied<Inputs256> for C {
+    #[inline(always)]
+    fn block<D: Dots, const M: usize, const N: usize>(x: [&[Inputs256]; M], w: [&[C]; N]) -> [[D::Floats; N]; M] {
+        let mut sums = [[D::zeros(); N]; M];
+        for cell in 0..w[0].len() {
+            let mut whole = [[D::splat(0); N]; M];
+            for part in 0..256 / C::PART {
+                let mut dots = [[D::splat(0); N]; M];
+                for m in 0..M {
+                    dots[m] = [D::splat(-C::BIAS * x[m][cell].sums[part]); N];
+                }
+                for line in 0..C::PART / 4 {
+                    let line = C::PART / 4 * part + line;
+                    for n in 0..N {
+                        let quants = w[n][cell].line::<D>(line);
+                        for m in 0..M {
+                            dots[m][n] = dots[m][n].dot(quants, x[m][cell].quants[line]);
+                        }
+                    }
+                }
+                for n in 0..N {
+                    let scale = w[n][cell].scale::<D>(part);
+                    for m in 0..M {
+                        whole[m][n] = whole[m][n].add_product(dots[m][n], scale);
+                    }
+                }
+            }
+            for n in 0..N {
+                let d = D::halves(w[n][cell].d());
+                for m in 0..M {
+                    sums[m][n] = whole[m][n].scaled_onto(sums[m][n], d, x[m][cell].scale);
+                }
+                let Some((scale, minima)) = w[n][cell].minima() else { continue };
+                let scale = D::halves(scale);
+                for m in 0..M {
+                    let mut taken = D::splat(0);
+                    for pair in 0..4 {
+                        taken = taken.dot_pairs(&minima[pair], x[m][cell].pairs[pair]);
+                    }
+                    sums[m][n] = taken.scaled_onto(sums[m][n], scale, -x[m][cell].scale);
+                }
+            }
+        }
+        sums
+    }
+}
