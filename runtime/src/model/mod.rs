@@ -5,6 +5,7 @@ pub(crate) mod decoder;
 mod dense;
 #[cfg(test)]
 mod family_tests;
+mod fields;
 pub(crate) mod kv_pools;
 mod rope;
 pub(crate) mod spec;

@@ -2,13 +2,14 @@
 //! families by name; what a family does that we cannot do yet is refused here by key, never ignored.
 
 mod families;
-mod fields;
 mod positions;
 
-use super::rope::RopeSpec;
+use super::{
+    fields::{Fields, token_ids},
+    rope::RopeSpec,
+};
 use crate::kernels::cpu::{Activation, Heads, Scores};
 use families::{FAMILIES, Family, Softcap, Windows};
-use fields::{Fields, token_ids};
 use serde_json::Value;
 
 const LAYERS_MAX: usize = 1 << 10;

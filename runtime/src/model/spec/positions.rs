@@ -1,7 +1,10 @@
 //! The rotary positions that `config.json` asks for: `rope_parameters`, or `rope_scaling` and `rope_theta` in older files.
 
-use super::{families::Family, fields::Fields};
-use crate::model::rope::{RopeSpec, Scaling};
+use super::families::Family;
+use crate::model::{
+    fields::Fields,
+    rope::{RopeSpec, Scaling},
+};
 use serde_json::{Map, Value};
 
 /// Rotary positions of layers that see everything, and of those with a window where these are their own.

@@ -8,7 +8,7 @@ pub(super) struct Fields<'a> {
     read: RefCell<BTreeSet<&'static str>>,
 }
 
-/// Keys that change what a model computes, and the only value that is fine in a family that does not read them.
+/// Keys that change what a decoder computes, and the only value that is fine in a family that does not read them.
 const MATTERS: &[(&str, Neutral)] = &[
     ("quantization_config", Neutral::Absent),
     ("clip_qkv", Neutral::Absent),
