@@ -87,6 +87,7 @@ impl<Q: Quants, const BIAS: i32> Multiplied<[Inputs32; 2]> for Small<Q, BIAS> {
     ) -> [[D::Floats; N]; M] {
         let mut sums = [[D::zeros(); N]; M];
         for cell in 0..w[0].len() {
+            #[allow(clippy::needless_range_loop)] // It counts blocks of both operands, and `clippy` sees one.
             for half in 0..2 {
                 let mut dots = [[D::splat(0); N]; M];
                 for m in 0..M {
@@ -148,8 +149,8 @@ impl<C: Large> Multiplied<Inputs256> for C {
                 let scale = D::halves(scale);
                 for m in 0..M {
                     let mut taken = D::splat(0);
-                    for pair in 0..4 {
-                        taken = taken.dot_pairs(&minima[pair], x[m][cell].pairs[pair]);
+                    for (minima, sums) in minima.iter().zip(x[m][cell].pairs) {
+                        taken = taken.dot_pairs(minima, sums);
                     }
                     sums[m][n] = taken.scaled_onto(sums[m][n], scale, -x[m][cell].scale);
                 }
