@@ -13,6 +13,9 @@
 
 #![cfg_attr(test, allow(clippy::unwrap_used, clippy::expect_used, clippy::panic))]
 
+#[macro_use]
+mod fault;
+
 mod engine;
 mod kernels;
 mod kv;
@@ -27,7 +30,7 @@ mod weights;
 pub use engine::events::{Event, Failure, FinishReason, Generation, Handle, Refusal};
 pub use engine::request::{Class, Request};
 pub use registry::{LoadError, Model, Runtime, StartError};
-pub use report::{ModelReport, Report, Sink, StepRecord, Timeline};
+pub use report::{ModelReport, PrefixReport, Report, Sink, StepRecord, Stuck, Timeline};
 pub use sampling::params::{BadParam, SamplingParams};
 pub use settings::{KvDtype, Settings, set_threads};
 pub use text::{Message, TemplateError, TextError};

@@ -72,6 +72,7 @@ impl Embedded {
             stop: call.request.stop.clone(),
             ignore_eos: call.request.ignore_eos,
             tenant: tenant_number(call.tenant),
+            salt: tenant_salt(call.tenant),
             class: match call.urgency {
                 Urgency::User => runtime::Class::Interactive,
                 Urgency::Nobody => runtime::Class::Shadow,
@@ -158,6 +159,14 @@ fn tenant_number(tenant: &str) -> u64 {
     let mut first = [0; 8];
     first.copy_from_slice(&hash.as_bytes()[..8]);
     u64::from_le_bytes(first)
+}
+
+/// What a tenant's prompts are cached under in the engine: nobody else's are found there.
+fn tenant_salt(tenant: &str) -> [u8; 16] {
+    let hash = blake3::derive_key("glassgate 2026-11 salt of a tenant's prefix cache", tenant.as_bytes());
+    let mut first = [0; 16];
+    first.copy_from_slice(&hash[..16]);
+    first
 }
 
 struct Count(Vec<runtime::Handle>);
