@@ -1,10 +1,9 @@
 //! Copying whole KV blocks within a pool, whatever lies in them.
 
-use crate::kernels::batch::BLOCK_TOKENS;
 use candle_core::{CpuStorage, InplaceOp1, Layout, Result, Tensor, bail};
 use std::sync::Arc;
 
-/// Copies each (from, to) in turn. `pool`: blocks first, each with [`BLOCK_TOKENS`] tokens.
+/// Copies each (from, to) in turn. `pool`: blocks are its first dimension.
 pub(crate) fn copy_blocks(pool: &Tensor, copies: &Arc<[(usize, usize)]>) -> Result<()> {
     pool.inplace_op1(&CopyBlocks(Arc::clone(copies)))
 }
@@ -19,7 +18,7 @@ impl InplaceOp1 for CopyBlocks {
     fn cpu_fwd(&self, pool: &mut CpuStorage, layout: &Layout) -> Result<()> {
         let blocks = layout.dims().first().copied().unwrap_or(0);
         let numbers = layout.shape().elem_count() / blocks.max(1);
-        if !layout.is_contiguous() || layout.start_offset() != 0 || numbers % BLOCK_TOKENS != 0 {
+        if !layout.is_contiguous() || layout.start_offset() != 0 {
             bail!("copy_blocks: a pool of {:?}", layout.dims());
         }
         if self.0.iter().any(|&(from, to)| from.max(to) >= blocks) {
