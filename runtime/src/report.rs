@@ -7,19 +7,19 @@ pub trait Sink: Send + Sync {
     fn step(&self, model: &str, step: &StepRecord);
 }
 
-/// One step of one model. The five durations are disjoint and follow each other.
+/// One step of one model. The durations from `gap` to `emit` are disjoint and follow each other.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct StepRecord {
     /// Since this engine's last step ended, or since work arrived if it was idle: other models' steps and bookkeeping.
     pub gap: Duration,
-    /// When it began, since the model was loaded.
-    pub at: Duration,
     /// Choosing what to run and laying out the batch.
     pub build: Duration,
     pub forward: Duration,
     pub sample: Duration,
     /// Detokenising, scanning for stop strings, handing text to clients.
     pub emit: Duration,
+    /// When it began, since the model was loaded.
+    pub at: Duration,
     /// What it was planned to take, up to the choice of tokens; zero before anything was learnt.
     pub expected: Duration,
     pub prefill_tokens: u32,

@@ -55,6 +55,9 @@ impl Scheduler {
 
     /// Moves the next sequence from waiting to the end of running, if there is one and there is room.
     pub(super) fn admit(&mut self, now: Instant, shadows_too: bool, history: &dyn History, plan: &mut Plan) -> bool {
+        if self.running.len() >= self.limits.running_max && !self.running.iter().any(Entry::is_shadow) {
+            return false;
+        }
         let mut order: Vec<(Order, SequenceId)> = self
             .waiting
             .iter()
