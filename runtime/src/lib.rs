@@ -13,6 +13,9 @@
 
 #![cfg_attr(test, allow(clippy::unwrap_used, clippy::expect_used, clippy::panic))]
 
+#[macro_use]
+mod fault;
+
 mod engine;
 mod kernels;
 mod kv;
@@ -28,7 +31,7 @@ mod weights;
 pub use engine::events::{Event, Failure, FinishReason, Generation, Handle, Refusal};
 pub use engine::request::{Class, Request};
 pub use registry::{LoadError, Model, Runtime, StartError};
-pub use report::{ModelReport, Report, Sink, StepRecord, Timeline, WeightKind};
+pub use report::{ModelReport, PrefixReport, Report, Sink, StepRecord, Stuck, Timeline, WeightKind};
 pub use sampling::params::{BadParam, SamplingParams};
 pub use settings::{KvDtype, LoadOptions, Quantize, Settings, set_threads};
 pub use source::check_text;

@@ -13,7 +13,7 @@ use crate::{
     },
     kernels::{batch::BLOCK_TOKENS, cpu::kernel_name},
     model::{decoder::Decoder, kv_pools::block_bytes, spec::ModelSpec},
-    report::{Report, WeightKind},
+    report::{Report, StepRecord, WeightKind},
     sampling::params::SamplingParams,
     settings::{LoadOptions, Settings},
     source::Source,
@@ -104,6 +104,12 @@ impl Runtime {
         self.serve(name, source, parts, started)
     }
 
+    /// The last steps of the models with this name, oldest first for each: at most 4,096 of one.
+    pub fn steps(&self, model: &str) -> Vec<StepRecord> {
+        let roster = self.0.roster.lock().unwrap_or_else(PoisonError::into_inner);
+        roster.iter().filter(|stats| stats.name == model).flat_map(|stats| stats.records()).collect()
+    }
+
     pub fn report(&self) -> Report {
         let roster = self.0.roster.lock().unwrap_or_else(PoisonError::into_inner);
         Report { models: roster.iter().map(|stats| stats.report()).collect(), kernel: kernel_name() }
@@ -116,6 +122,8 @@ impl Runtime {
             prefill_chunk: settings.prefill_chunk,
             running_max: settings.running_max,
             block_tokens: BLOCK_TOKENS,
+            itl_target: settings.itl_target,
+            preempt_always: settings.preempt_always,
         };
         let vocab = parts.forward.vocab() as u32;
         let mut stats =
@@ -277,6 +285,13 @@ impl Model {
 
     /// Queues a request; never blocks. What can never be answered is refused here.
     pub fn generate(&self, request: Request) -> Result<Generation, Refusal> {
+        let mut choices = self.generate_many(request, 1)?;
+        choices.pop().ok_or(Refusal::Draining)
+    }
+
+    /// As [`Model::generate`], `n` answers to one prompt, which is computed once. The k-th, from 0, samples with the
+    /// request's seed plus k: it is what a request of its own with that seed would give.
+    pub fn generate_many(&self, request: Request, n: u32) -> Result<Vec<Generation>, Refusal> {
         let served = &self.0;
         self.check(&request)?;
         // Copies must not fill the places that users need.
@@ -284,19 +299,25 @@ impl Model {
             Class::Shadow => served.waiting_max.min(SHADOWS_WAITING_MAX),
             Class::Interactive | Class::Batch => served.waiting_max,
         };
-        if !served.stats.enter_queue(places) {
+        if !served.stats.enter_queue(n, places) {
             return Err(Refusal::Overloaded { retry_after: served.stats.retry_after() });
         }
         let submitted = Instant::now();
         let prompt_tokens = request.prompt.len() as u32;
-        let (sequence, events) = Sequence::new(request, submitted);
-        let flags = Arc::clone(&sequence.flags);
-        let command = Command::Submit { id: served.id, sequence: Box::new(sequence) };
-        if served.commands.send(command).is_err() {
-            served.stats.leave_queue();
+        let (choices, generations) = (0..n)
+            .map(|k| {
+                let seed = request.params.seed.wrapping_add(u64::from(k));
+                let params = SamplingParams { seed, ..request.params.clone() };
+                let (sequence, events) = Sequence::new(Request { params, ..request.clone() }, submitted);
+                let flags = Arc::clone(&sequence.flags);
+                (sequence, Generation { events, flags, submitted, prompt_tokens, ended: false })
+            })
+            .unzip();
+        if served.commands.send(Command::Submit { id: served.id, choices }).is_err() {
+            served.stats.leave_entrance(n);
             return Err(Refusal::Draining);
         }
-        Ok(Generation { events, flags, submitted, prompt_tokens, ended: false })
+        Ok(generations)
     }
 
     fn check(&self, request: &Request) -> Result<(), Refusal> {

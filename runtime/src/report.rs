@@ -7,7 +7,7 @@ pub trait Sink: Send + Sync {
     fn step(&self, model: &str, step: &StepRecord);
 }
 
-/// One step of one model. The five durations are disjoint and follow each other.
+/// One step of one model. The durations from `gap` to `emit` are disjoint and follow each other.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct StepRecord {
     /// Since this engine's last step ended, or since work arrived if it was idle: other models' steps and bookkeeping.
@@ -18,12 +18,22 @@ pub struct StepRecord {
     pub sample: Duration,
     /// Detokenising, scanning for stop strings, handing text to clients.
     pub emit: Duration,
+    /// When it began, since the model was loaded.
+    pub at: Duration,
+    /// What it was planned to take, up to the choice of tokens; zero before anything was learnt.
+    pub expected: Duration,
     pub prefill_tokens: u32,
     pub decode_tokens: u32,
+    /// Computed before, and lost with the blocks of a preempted sequence. Not among the two above.
+    pub recomputed_tokens: u32,
+    /// Found in the prefix cache by those that were admitted with this step.
+    pub cached_tokens: u32,
     /// Tokens that were chosen: one for each sequence whose prompt is computed.
     pub sampled_tokens: u32,
     /// Sequences that took part.
     pub sequences: u32,
+    /// Sequences that gave up their blocks for others.
+    pub preempted: u32,
     /// Sequences that hold KV blocks after the step.
     pub running: u32,
     pub waiting: u32,
@@ -50,6 +60,12 @@ pub struct Timeline {
     pub steps: u32,
     /// The largest number of sequences it shared a step with, itself included.
     pub batch_max: u32,
+    /// As `batch_max`, on average over its steps.
+    pub batch_mean: f32,
+    /// Tokens of the prompt that were in the prefix cache when it was admitted.
+    pub cached_tokens: u32,
+    /// How often it gave up its blocks for others.
+    pub preemptions: u32,
     /// Its share of the steps' time, by tokens.
     pub compute: Duration,
 }
@@ -89,6 +105,28 @@ pub struct WeightKind {
     pub bytes: u64,
 }
 
+/// What the prefix cache was good for, since the load.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct PrefixReport {
+    /// Prompt tokens of admitted requests.
+    pub looked_up_tokens: u64,
+    /// Those of them that did not have to be computed.
+    pub found_tokens: u64,
+    /// Those of them that would have been found in a pool twice the size.
+    pub regretted_tokens: u64,
+    /// Blocks that were used for something else while they could still be found.
+    pub evicted_blocks: u64,
+}
+
+/// Why sequences wait and none runs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Stuck {
+    /// Only shadows are here, and users of another model are served.
+    ShadowsWait,
+    /// Nobody fits and nobody runs who could make room. There is no such state: it is a mistake in the engine.
+    NobodyFits,
+}
+
 #[derive(Clone, Debug)]
 pub struct ModelReport {
     pub name: String,
@@ -97,6 +135,15 @@ pub struct ModelReport {
     pub waiting: u32,
     pub kv_blocks_used: u32,
     pub kv_blocks_total: u32,
+    /// Full blocks that are found by what they hold, used ones among them.
+    pub kv_blocks_cached: u32,
+    pub prefix: PrefixReport,
+    /// Sequences that gave up their blocks for others, since the load.
+    pub preemptions: u64,
+    /// Why nothing runs though something waits.
+    pub stuck: Option<Stuck>,
+    /// How long the step under way has been going on.
+    pub in_step: Option<Duration>,
     /// Prompt tokens of admitted requests, since the load.
     pub prompt_tokens: u64,
     /// Sampled tokens since the load.

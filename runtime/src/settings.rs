@@ -1,7 +1,7 @@
 //! What the operator decides about the engine, checked once at start. Nothing here is read again while serving.
 
 use crate::{StartError, report::Sink};
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 /// Keeps candle's own pools small; the kernels' threads are [`Settings::threads`]. To be called first thing in `main`:
 /// candle reads these variables once, at first use, and changing the environment beside other threads is undefined.
@@ -54,12 +54,18 @@ pub struct Settings {
     pub step_tokens: usize,
     /// Most prompt tokens of one sequence in one step: bounds how long a long prompt delays its neighbours' next token.
     pub prefill_chunk: usize,
+    /// How long a step may take while somebody decodes: prompts beside them are read in chunks that keep to it.
+    pub itl_target: Duration,
     /// Most sequences of one model that hold KV blocks at a time.
     pub running_max: usize,
     /// Most sequences of one model that wait for blocks. Beyond it a request is refused as overloaded.
     pub waiting_max: usize,
     /// Told about every step, on the engine thread: must return quickly and never block.
     pub sink: Option<Arc<dyn Sink>>,
+    /// Takes every sequence's blocks away after each token, as if there were never enough: a test of what must not change
+    /// any answer.
+    #[doc(hidden)]
+    pub preempt_always: bool,
 }
 
 impl Default for Settings {
@@ -72,9 +78,11 @@ impl Default for Settings {
             kv_dtype: KvDtype::Bf16,
             step_tokens: 256,
             prefill_chunk: 128,
+            itl_target: Duration::from_millis(50),
             running_max: 64,
             waiting_max: 256,
             sink: None,
+            preempt_always: false,
         }
     }
 }
@@ -97,6 +105,9 @@ impl Settings {
         }
         if self.waiting_max == 0 {
             return bad("waiting_max", "must not be zero");
+        }
+        if self.itl_target.is_zero() {
+            return bad("itl_target", "must not be zero");
         }
         // Every running sequence may decode one token a step; without a rest no prompt would ever advance.
         if self.step_tokens <= self.running_max {

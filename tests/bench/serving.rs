@@ -314,6 +314,8 @@ impl Engine {
             stop: Vec::new(),
             ignore_eos: true,
             tenant: 0,
+            // What is measured is computed: no prompt finds another in the prefix cache.
+            salt: uuid::Uuid::new_v4().into_bytes(),
             class: runtime::Class::Interactive,
             deadline: None,
         }

@@ -34,10 +34,13 @@ impl Embedded {
 
     pub fn start(&self, running: Running, leg: &Leg, call: &Call<'_>) -> Result<Answer, Box<NotStarted>> {
         let measure = &leg.measure;
-        let sequences = measure.prompts.iter().flat_map(|prompt| (0..call.request.n).map(move |k| (prompt, k)));
-        let generations: Result<Vec<_>, _> =
-            sequences.map(|(prompt, k)| self.model.generate(self.sequence(prompt.clone(), k, measure, call))).collect();
-        match generations {
+        let choices = call.request.n;
+        let generations: Result<Vec<_>, _> = measure
+            .prompts
+            .iter()
+            .map(|prompt| self.model.generate_many(self.request(prompt.clone(), measure, call), choices))
+            .collect();
+        match generations.map(|generations| generations.into_iter().flatten().collect::<Vec<_>>()) {
             Ok(generations) => {
                 let handles = generations.iter().map(runtime::Generation::handle).collect();
                 let chunks = Box::new(Stream {
@@ -60,18 +63,15 @@ impl Embedded {
         }
     }
 
-    /// The `k`-th answer to a prompt.
-    fn sequence(&self, prompt: Vec<u32>, k: u32, measure: &Measure, call: &Call<'_>) -> runtime::Request {
-        let mut params = sampling(&call.request.sampling, self.model.defaults());
-        // With one seed for all, all would be the same.
-        params.seed = params.seed.wrapping_add(u64::from(k));
+    fn request(&self, prompt: Vec<u32>, measure: &Measure, call: &Call<'_>) -> runtime::Request {
         runtime::Request {
             prompt,
             max_tokens: u32::try_from(measure.output_max).unwrap_or(u32::MAX),
-            params,
+            params: sampling(&call.request.sampling, self.model.defaults()),
             stop: call.request.stop.clone(),
             ignore_eos: call.request.ignore_eos,
             tenant: tenant_number(call.tenant),
+            salt: tenant_salt(call.tenant),
             class: match call.urgency {
                 Urgency::User => runtime::Class::Interactive,
                 Urgency::Nobody => runtime::Class::Shadow,
@@ -158,6 +158,14 @@ fn tenant_number(tenant: &str) -> u64 {
     let mut first = [0; 8];
     first.copy_from_slice(&hash.as_bytes()[..8]);
     u64::from_le_bytes(first)
+}
+
+/// What a tenant's prompts are cached under in the engine: nobody else's are found there.
+fn tenant_salt(tenant: &str) -> [u8; 16] {
+    let hash = blake3::derive_key("glassgate 2026-11 salt of a tenant's prefix cache", tenant.as_bytes());
+    let mut first = [0; 16];
+    first.copy_from_slice(&hash[..16]);
+    first
 }
 
 struct Count(Vec<runtime::Handle>);

@@ -146,6 +146,9 @@ impl Generation {
             prefill_chunks: 0,
             steps: 0,
             batch_max: 0,
+            batch_mean: 0.0,
+            cached_tokens: 0,
+            preemptions: 0,
             compute: Duration::ZERO,
         };
         Event::Failed { failure: Failure::EngineStopped, timeline }

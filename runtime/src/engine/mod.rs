@@ -35,9 +35,10 @@ pub(crate) enum Command {
         stepper: Box<Stepper>,
         ready: Sender<Result<(), String>>,
     },
+    /// One request: a sequence for each of its choices.
     Submit {
         id: ModelId,
-        sequence: Box<Sequence>,
+        choices: Vec<Sequence>,
     },
     /// No more requests will come; free the model when the last one is answered.
     Retire {
@@ -100,8 +101,8 @@ impl Engine {
         }
         // A request that came in together with the end is answered too.
         for command in self.commands.try_iter() {
-            if let Command::Submit { sequence, .. } = command {
-                sequence.end(sequence::Ending::Finished(events::FinishReason::Cancelled));
+            if let Command::Submit { choices, .. } = command {
+                end_all(choices, || sequence::Ending::Finished(events::FinishReason::Cancelled));
             }
         }
         self.served.clear();
@@ -145,10 +146,10 @@ impl Engine {
                 }
                 let _ = ready.send(outcome);
             }
-            Command::Submit { id, sequence } => match self.served.iter_mut().find(|served| served.id == id) {
-                Some(served) => served.stepper.submit(*sequence),
+            Command::Submit { id, choices } => match self.served.iter_mut().find(|served| served.id == id) {
+                Some(served) => served.stepper.submit(choices),
                 // Only a handle submits, and a model outlives its handles.
-                None => sequence.end(sequence::Ending::Failed(events::Failure::EngineStopped)),
+                None => end_all(choices, || sequence::Ending::Failed(events::Failure::EngineStopped)),
             },
             Command::Retire { id } => {
                 if let Some(served) = self.served.iter_mut().find(|served| served.id == id) {
@@ -167,4 +168,8 @@ impl Engine {
             self.roster.lock().unwrap_or_else(PoisonError::into_inner).retain(|other| !Arc::ptr_eq(other, stats));
         }
     }
+}
+
+fn end_all(choices: Vec<Sequence>, ending: impl Fn() -> sequence::Ending) {
+    choices.into_iter().for_each(|choice| choice.end(ending()));
 }

@@ -23,6 +23,8 @@ pub struct Request {
     pub ignore_eos: bool,
     /// Opaque: requests with the same number share one place in the fair order.
     pub tenant: u64,
+    /// Requests with different salts never share what is computed: opaque, and nobody but its owner's to guess.
+    pub salt: [u8; 16],
     pub class: Class,
     /// Fails the request if it is still queued then. Once admitted it runs to its end.
     pub deadline: Option<Instant>,

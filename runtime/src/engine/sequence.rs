@@ -4,7 +4,7 @@
 use super::{
     events::{Event, Failure, FinishReason, Flags},
     request::Request,
-    scheduler::Ask,
+    scheduler::{Ask, Work},
 };
 use crate::{
     report::Timeline,
@@ -44,10 +44,16 @@ pub(crate) struct Sequence {
     events: mpsc::Sender<Event>,
     admitted: Option<Instant>,
     first_token: Option<Instant>,
-    pub prefill_chunks: u32,
-    pub steps: u32,
-    pub batch_max: u32,
-    pub compute: Duration,
+    /// How many of `tokens` were computed at some time.
+    reached: usize,
+    pub preemptions: u32,
+    cached_tokens: usize,
+    prefill_chunks: u32,
+    steps: u32,
+    batch_max: u32,
+    /// Σ over its steps.
+    batch_sum: u64,
+    compute: Duration,
 }
 
 /// Events beyond one for each token: the ending.
@@ -62,6 +68,7 @@ impl Sequence {
             prompt_tokens: request.prompt.len(),
             max_tokens: request.max_tokens as usize,
             tenant: request.tenant,
+            salt: request.salt,
             class: request.class,
             submitted,
             deadline: request.deadline,
@@ -78,9 +85,13 @@ impl Sequence {
             events,
             admitted: None,
             first_token: None,
+            reached: 0,
+            preemptions: 0,
+            cached_tokens: 0,
             prefill_chunks: 0,
             steps: 0,
             batch_max: 0,
+            batch_sum: 0,
             compute: Duration::ZERO,
         };
         (sequence, receiver)
@@ -90,17 +101,34 @@ impl Sequence {
         self.ask
     }
 
-    pub fn admit(&mut self, now: Instant) {
-        self.admitted = Some(now);
+    /// False: it had been admitted before.
+    pub fn admit(&mut self, now: Instant, cached_tokens: usize) -> bool {
+        let is_first = self.admitted.is_none();
+        if is_first {
+            (self.admitted, self.cached_tokens) = (Some(now), cached_tokens);
+        }
+        is_first
     }
 
     pub fn is_admitted(&self) -> bool {
         self.admitted.is_some()
     }
 
-    /// Tokens of the prompt that lie in `first..first + count`: what is not decoding.
-    pub fn prompt_part(&self, first: usize, count: usize) -> usize {
-        (first + count).min(self.ask.prompt_tokens).saturating_sub(first)
+    /// How many tokens of this work are computed again, belong to the prompt, and were sampled.
+    pub fn parts(&self, work: &Work) -> [usize; 3] {
+        let upto = |end: usize| end.clamp(work.first, work.first + work.count);
+        let (again, prompt) = (upto(self.reached), upto(self.ask.prompt_tokens.max(self.reached)));
+        [again - work.first, prompt - again, work.first + work.count - prompt]
+    }
+
+    /// It took part in a step of `batch` sequences; `share`: of the step's time.
+    pub fn account(&mut self, work: &Work, share: Duration, batch: u32) {
+        self.compute += share;
+        self.steps += 1;
+        self.batch_max = self.batch_max.max(batch);
+        self.batch_sum += u64::from(batch);
+        self.prefill_chunks += u32::from(work.first < self.ask.prompt_tokens);
+        self.reached = self.reached.max(work.first + work.count);
     }
 
     /// The client asked to stop, or is gone.
@@ -163,6 +191,9 @@ impl Sequence {
             prefill_chunks: self.prefill_chunks,
             steps: self.steps,
             batch_max: self.batch_max,
+            batch_mean: self.batch_sum as f32 / self.steps.max(1) as f32,
+            cached_tokens: self.cached_tokens as u32,
+            preemptions: self.preemptions,
             compute: self.compute,
         };
         let event = match ending {

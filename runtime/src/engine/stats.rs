@@ -1,23 +1,48 @@
 //! The numbers one model shares between its engine and whoever asks: written by the engine thread, read anywhere.
 
-use crate::report::{ModelReport, WeightKind};
+use crate::report::{ModelReport, PrefixReport, StepRecord, Stuck, WeightKind};
 use std::{
-    sync::atomic::{AtomicU32, AtomicU64, Ordering::Relaxed},
-    time::Duration,
+    collections::VecDeque,
+    sync::{
+        Mutex, PoisonError,
+        atomic::{
+            AtomicU32, AtomicU64,
+            Ordering::{Relaxed, SeqCst},
+        },
+    },
+    time::{Duration, Instant},
 };
+
+/// Steps that are remembered.
+const STEPS_MAX: usize = 4096;
+
+/// What only the engine thread knows, as of its last step.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Snapshot {
+    pub running: u32,
+    pub blocks_used: u32,
+    pub blocks_cached: u32,
+    pub prefix: PrefixReport,
+    pub stuck: Option<Stuck>,
+    pub step_began: Option<Instant>,
+}
 
 #[derive(Debug)]
 pub(crate) struct Stats {
     pub name: String,
     pub digest: String,
-    pub running: AtomicU32,
-    /// Submitted and not yet admitted: also those that the engine has not seen yet. Raised by the caller's thread.
-    pub waiting: AtomicU32,
-    pub blocks_used: AtomicU32,
+    loaded: Instant,
+    /// Submitted and not yet seen by the engine. Raised by the caller's thread.
+    entering: AtomicU32,
+    /// Those that the engine has seen and that have no blocks.
+    queued: AtomicU32,
+    snapshot: Mutex<Snapshot>,
+    records: Mutex<VecDeque<StepRecord>>,
     pub blocks_total: u32,
     pub prompt_tokens: AtomicU64,
     pub generated_tokens: AtomicU64,
     pub steps: AtomicU64,
+    pub preemptions: AtomicU64,
     pub failures: AtomicU64,
     /// Microseconds between two sequences leaving a full engine, smoothed.
     pub pace_micros: AtomicU64,
@@ -33,13 +58,16 @@ impl Stats {
         Stats {
             name: name.to_owned(),
             digest: digest.to_owned(),
-            running: AtomicU32::new(0),
-            waiting: AtomicU32::new(0),
-            blocks_used: AtomicU32::new(0),
+            loaded: Instant::now(),
+            entering: AtomicU32::new(0),
+            queued: AtomicU32::new(0),
+            snapshot: Mutex::default(),
+            records: Mutex::default(),
             blocks_total: blocks,
             prompt_tokens: AtomicU64::new(0),
             generated_tokens: AtomicU64::new(0),
             steps: AtomicU64::new(0),
+            preemptions: AtomicU64::new(0),
             failures: AtomicU64::new(0),
             pace_micros: AtomicU64::new(0),
             weights_bytes,
@@ -50,30 +78,70 @@ impl Stats {
         }
     }
 
-    /// Takes a place in the queue; false if it is full.
-    pub fn enter_queue(&self, waiting_max: usize) -> bool {
-        self.waiting.fetch_update(Relaxed, Relaxed, |n| ((n as usize) < waiting_max).then_some(n + 1)).is_ok()
+    /// Takes `count` places in the queue, or none if there are fewer.
+    pub fn enter_queue(&self, count: u32, waiting_max: usize) -> bool {
+        let enter = |entering: u32| {
+            let entering = entering.checked_add(count)?;
+            let waiting = u64::from(entering) + u64::from(self.queued.load(SeqCst));
+            (waiting <= waiting_max as u64).then_some(entering)
+        };
+        self.entering.fetch_update(SeqCst, SeqCst, enter).is_ok()
     }
 
-    pub fn leave_queue(&self) {
-        self.waiting.fetch_sub(1, Relaxed);
+    /// The engine has seen `count` of those that entered, and counts them itself. `queued` goes up before `entering` goes
+    /// down: the places are never given to others in between.
+    pub fn leave_entrance(&self, count: u32) {
+        self.entering.fetch_sub(count, SeqCst);
+    }
+
+    /// Sequences without blocks.
+    pub fn waiting(&self) -> u32 {
+        self.entering.load(SeqCst) + self.queued.load(SeqCst)
+    }
+
+    pub fn publish(&self, queued: u32, snapshot: Snapshot) {
+        self.queued.store(queued, SeqCst);
+        *self.snapshot.lock().unwrap_or_else(PoisonError::into_inner) = snapshot;
+    }
+
+    pub fn record(&self, step: StepRecord) {
+        let mut records = self.records.lock().unwrap_or_else(PoisonError::into_inner);
+        if records.len() == STEPS_MAX {
+            records.pop_front();
+        }
+        records.push_back(step);
+    }
+
+    /// The last steps, oldest first.
+    pub fn records(&self) -> Vec<StepRecord> {
+        self.records.lock().unwrap_or_else(PoisonError::into_inner).iter().copied().collect()
+    }
+
+    pub fn since_load(&self, now: Instant) -> Duration {
+        now.saturating_duration_since(self.loaded)
     }
 
     /// When a place in the queue is likely to be free: a quarter of the queue from now.
     pub fn retry_after(&self) -> Duration {
-        let ahead = u64::from(self.waiting.load(Relaxed)) / 4 + 1;
+        let ahead = u64::from(self.waiting()) / 4 + 1;
         let estimate = Duration::from_micros(ahead * self.pace_micros.load(Relaxed));
         estimate.clamp(Duration::from_millis(100), Duration::from_secs(60))
     }
 
     pub fn report(&self) -> ModelReport {
+        let snapshot = *self.snapshot.lock().unwrap_or_else(PoisonError::into_inner);
         ModelReport {
             name: self.name.clone(),
             digest: self.digest.clone(),
-            running: self.running.load(Relaxed),
-            waiting: self.waiting.load(Relaxed),
-            kv_blocks_used: self.blocks_used.load(Relaxed),
+            running: snapshot.running,
+            waiting: self.waiting(),
+            kv_blocks_used: snapshot.blocks_used,
             kv_blocks_total: self.blocks_total,
+            kv_blocks_cached: snapshot.blocks_cached,
+            prefix: snapshot.prefix,
+            preemptions: self.preemptions.load(Relaxed),
+            stuck: snapshot.stuck,
+            in_step: snapshot.step_began.map(|began| began.elapsed()),
             prompt_tokens: self.prompt_tokens.load(Relaxed),
             generated_tokens: self.generated_tokens.load(Relaxed),
             steps: self.steps.load(Relaxed),

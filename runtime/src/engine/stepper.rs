@@ -6,20 +6,20 @@
 use super::{
     events::{Failure, FinishReason},
     forward::Forward,
-    scheduler::{Limits, Plan, Scheduler, SequenceId, Work},
+    scheduler::{History, Limits, Plan, Scheduler, SequenceId, Work},
     sequence::{Ending, Sequence, Vocabulary},
-    stats::Stats,
+    stats::{Snapshot, Stats},
 };
 use crate::{
     kernels::batch::StepBatch,
-    report::{Sink, StepRecord},
+    report::{Sink, StepRecord, Stuck},
 };
 use std::{
     any::Any,
     collections::BTreeMap,
     panic::{AssertUnwindSafe, catch_unwind},
     sync::{Arc, atomic::Ordering::Relaxed},
-    time::{Duration, Instant},
+    time::Instant,
 };
 
 pub(crate) struct Stepper {
@@ -35,6 +35,14 @@ pub(crate) struct Stepper {
     /// When the last step ended, or work arrived at an idle engine.
     since: Instant,
     last_end: Option<Instant>,
+    stuck: Option<Stuck>,
+    step_began: Option<Instant>,
+}
+
+impl History for BTreeMap<SequenceId, Sequence> {
+    fn tokens(&self, id: SequenceId) -> &[u32] {
+        self.get(&id).map_or(&[], |sequence| &sequence.tokens)
+    }
 }
 
 impl Stepper {
@@ -49,6 +57,8 @@ impl Stepper {
             broken: false,
             since: Instant::now(),
             last_end: None,
+            stuck: None,
+            step_began: None,
         }
     }
 
@@ -60,15 +70,21 @@ impl Stepper {
         self.sequences.is_empty()
     }
 
-    pub fn submit(&mut self, sequence: Sequence) {
+    /// One request: a sequence for each of its choices, all with the same prompt.
+    pub fn submit(&mut self, choices: Vec<Sequence>) {
+        let Some(ask) = choices.first().map(Sequence::ask) else { return };
         if self.is_idle() {
             // A night without work is not how long a place takes to come free.
             self.last_end = None;
             self.since = Instant::now();
         }
-        self.scheduler.submit(self.next_id, sequence.ask());
-        self.sequences.insert(self.next_id, sequence);
-        self.next_id += 1;
+        let count = choices.len() as u32;
+        let ids = self.next_id..self.next_id + u64::from(count);
+        self.next_id = ids.end;
+        self.scheduler.submit(ids.start, (ids.start + 1..ids.end).collect(), ask);
+        self.sequences.extend(ids.zip(choices));
+        self.publish();
+        self.stats.leave_entrance(count);
     }
 
     /// One token through the model, to touch what a first request would otherwise wait for.
@@ -93,25 +109,36 @@ impl Stepper {
     pub fn step(&mut self, users_elsewhere: bool, sink: Option<&Arc<dyn Sink>>) -> bool {
         let started = Instant::now();
         self.sweep_cancelled();
-        let plan = self.scheduler.plan(started, users_elsewhere);
-        self.note_queue(&plan, started);
+        let plan = self.scheduler.plan(started, users_elsewhere, &self.sequences);
+        let mut record = StepRecord {
+            gap: started.saturating_duration_since(self.since),
+            at: self.stats.since_load(started),
+            expected: self.scheduler.expected(&plan.work),
+            preempted: plan.preempted.len() as u32,
+            ..StepRecord::default()
+        };
+        self.note_queue(&plan, started, &mut record);
+        self.note_stuck(&plan, users_elsewhere);
         if plan.work.is_empty() {
             self.publish();
             return false;
         }
-        let mut record = StepRecord { gap: started.saturating_duration_since(self.since), ..StepRecord::default() };
+        self.step_began = Some(started);
+        self.publish();
         self.count(&plan, &mut record);
         let outcome = catch_unwind(AssertUnwindSafe(|| self.run(&plan, started, &mut record)));
         if let Err(why) = outcome.unwrap_or_else(|panic| Err(message(&*panic))) {
             tracing::error!(model = %self.stats.name, %why, "a step failed");
             record.failed = self.recover(&plan, &why);
         }
+        self.step_began = None;
         self.stats.steps.fetch_add(1, Relaxed);
         self.publish();
         record.running = self.scheduler.running() as u32;
         record.waiting = self.scheduler.waiting() as u32;
-        record.kv_blocks_used = self.scheduler.blocks_used();
-        record.kv_blocks_total = self.scheduler.blocks_total();
+        record.kv_blocks_used = self.scheduler.pool().used();
+        record.kv_blocks_total = self.scheduler.pool().total();
+        self.stats.record(record);
         self.since = Instant::now();
         if let Some(sink) = sink {
             // Not our code: it must not end the one thread that serves every model.
@@ -136,6 +163,7 @@ impl Stepper {
             self.forward.reset()?;
             self.broken = false;
         }
+        self.forward.copy(&plan.copies)?;
         let batch = self.batch(&plan.work);
         let total = batch.tokens();
         let built = Instant::now();
@@ -149,31 +177,43 @@ impl Stepper {
         let mut rows = logits.chunks_exact_mut(vocab);
         let mut sampled = Vec::with_capacity(plan.work.len());
         for work in &plan.work {
-            let mut token = None;
+            let mut has_token = false;
             if work.samples {
                 let row = rows.next().ok_or("the model gave fewer rows than were asked for")?;
-                token = self.sequences.get_mut(&work.id).map(|sequence| sequence.sample(row));
+                let mut scratch = vec![0.0; if self.scheduler.forks(work.id).is_empty() { 0 } else { vocab }];
+                for &id in self.scheduler.forks(work.id) {
+                    // The same distribution for every choice: sampling changes what it is given.
+                    scratch.copy_from_slice(row);
+                    sampled.extend(self.sequences.get_mut(&id).map(|sequence| (id, sequence.sample(&mut scratch))));
+                }
+                let token = self.sequences.get_mut(&work.id).map(|sequence| sequence.sample(row));
+                has_token = token.as_ref().is_some_and(Result::is_ok);
+                sampled.extend(token.map(|token| (work.id, token)));
             }
-            self.scheduler.advance(work, token.as_ref().is_some_and(Result::is_ok));
-            sampled.push((work, token));
+            self.scheduler.advance(work, has_token, &self.sequences);
         }
         let chosen = Instant::now();
         record.sample = chosen.saturating_duration_since(computed);
 
         let spent = chosen.saturating_duration_since(started);
-        for (work, token) in sampled {
-            self.account(work, spent.mul_f64(work.count as f64 / total as f64), plan.work.len() as u32);
+        self.scheduler.observe(&plan.work, spent);
+        for work in &plan.work {
+            let share = spent.mul_f64(work.count as f64 / total as f64);
+            if let Some(sequence) = self.sequences.get_mut(&work.id) {
+                sequence.account(work, share, plan.work.len() as u32);
+            }
+        }
+        for (id, token) in sampled {
             let ending = match token {
-                None => None,
-                Some(Err(_)) => Some(Ending::Failed(Failure::NotFinite)),
-                Some(Ok(id)) => {
+                Err(_) => Some(Ending::Failed(Failure::NotFinite)),
+                Ok(token) => {
                     self.stats.generated_tokens.fetch_add(1, Relaxed);
                     record.sampled_tokens += 1;
-                    self.sequences.get_mut(&work.id).and_then(|sequence| sequence.emit(id, &self.vocabulary, chosen))
+                    self.sequences.get_mut(&id).and_then(|sequence| sequence.emit(token, &self.vocabulary, chosen))
                 }
             };
             if let Some(ending) = ending {
-                self.end(work.id, ending);
+                self.end(id, ending);
             }
         }
         record.emit = chosen.elapsed();
@@ -199,39 +239,47 @@ impl Stepper {
         }
     }
 
-    fn note_queue(&mut self, plan: &Plan, now: Instant) {
+    fn note_queue(&mut self, plan: &Plan, now: Instant, record: &mut StepRecord) {
         for &id in &plan.expired {
             self.end(id, Ending::Failed(Failure::DeadlineExceeded));
         }
-        for &id in &plan.evicted {
-            self.end(id, Ending::Finished(FinishReason::Cancelled));
-        }
-        for id in &plan.admitted {
+        for id in &plan.preempted {
+            self.stats.preemptions.fetch_add(1, Relaxed);
             if let Some(sequence) = self.sequences.get_mut(id) {
-                sequence.admit(now);
-                self.stats.leave_queue();
-                self.stats.prompt_tokens.fetch_add(sequence.ask().prompt_tokens as u64, Relaxed);
+                sequence.preemptions += 1;
             }
         }
+        for admitted in &plan.admitted {
+            let Some(sequence) = self.sequences.get_mut(&admitted.id) else { continue };
+            if sequence.admit(now, admitted.cached) && admitted.owns_prompt {
+                self.stats.prompt_tokens.fetch_add(sequence.ask().prompt_tokens as u64, Relaxed);
+                record.cached_tokens += admitted.cached as u32;
+            }
+        }
+    }
+
+    /// Says why nothing runs, and says so loudly if it should not be.
+    fn note_stuck(&mut self, plan: &Plan, users_elsewhere: bool) {
+        let stuck = match plan.work.is_empty() && !self.is_idle() {
+            false => None,
+            true if users_elsewhere && !self.has_users() => Some(Stuck::ShadowsWait),
+            true => Some(Stuck::NobodyFits),
+        };
+        if stuck == Some(Stuck::NobodyFits) && self.stuck != stuck {
+            let (waiting, free) = (self.scheduler.waiting(), self.scheduler.pool().free());
+            tracing::error!(model = %self.stats.name, waiting, free, "sequences wait, none runs and none fits");
+        }
+        self.stuck = stuck;
     }
 
     fn count(&self, plan: &Plan, record: &mut StepRecord) {
         record.sequences = plan.work.len() as u32;
         for work in &plan.work {
             let Some(sequence) = self.sequences.get(&work.id) else { continue };
-            let prompt = sequence.prompt_part(work.first, work.count);
-            record.prefill_tokens += prompt as u32;
-            record.decode_tokens += (work.count - prompt) as u32;
-        }
-    }
-
-    fn account(&mut self, work: &Work, share: Duration, batch: u32) {
-        let Some(sequence) = self.sequences.get_mut(&work.id) else { return };
-        sequence.compute += share;
-        sequence.steps += 1;
-        sequence.batch_max = sequence.batch_max.max(batch);
-        if sequence.prompt_part(work.first, work.count) > 0 {
-            sequence.prefill_chunks += 1;
+            let [again, prompt, decoded] = sequence.parts(work).map(|tokens| tokens as u32);
+            record.recomputed_tokens += again;
+            record.prefill_tokens += prompt;
+            record.decode_tokens += decoded;
         }
     }
 
@@ -239,9 +287,13 @@ impl Stepper {
     fn recover(&mut self, plan: &Plan, why: &str) -> u32 {
         let mut failed = 0;
         for work in &plan.work {
-            if self.sequences.contains_key(&work.id) {
-                self.end(work.id, Ending::Failed(Failure::Step(why.to_owned())));
-                failed += 1;
+            // Whoever waits for its prompt would meet the same end.
+            let forks = self.scheduler.forks(work.id).to_vec();
+            for id in std::iter::once(work.id).chain(forks) {
+                if self.sequences.contains_key(&id) {
+                    self.end(id, Ending::Failed(Failure::Step(why.to_owned())));
+                    failed += 1;
+                }
             }
         }
         self.scheduler.rewind();
@@ -255,8 +307,6 @@ impl Stepper {
         let Some(sequence) = self.sequences.remove(&id) else { return };
         if sequence.is_admitted() {
             self.note_pace();
-        } else {
-            self.stats.leave_queue();
         }
         if matches!(ending, Ending::Failed(_)) {
             self.stats.failures.fetch_add(1, Relaxed);
@@ -278,8 +328,16 @@ impl Stepper {
     }
 
     fn publish(&self) {
-        self.stats.running.store(self.scheduler.running() as u32, Relaxed);
-        self.stats.blocks_used.store(self.scheduler.blocks_used(), Relaxed);
+        let pool = self.scheduler.pool();
+        let snapshot = Snapshot {
+            running: self.scheduler.running() as u32,
+            blocks_used: pool.used(),
+            blocks_cached: pool.index().len() as u32,
+            prefix: self.scheduler.prefix(),
+            stuck: self.stuck,
+            step_began: self.step_began,
+        };
+        self.stats.publish(self.scheduler.waiting() as u32, snapshot);
     }
 }
 

@@ -11,7 +11,8 @@ use super::{
     stepper::Stepper,
 };
 use crate::{
-    kernels::batch::StepBatch, report::Timeline, sampling::params::SamplingParams, text::detokenize::TokenBytes,
+    kernels::batch::StepBatch, kv::block_pool::BlockCopy, report::Timeline, sampling::params::SamplingParams,
+    text::detokenize::TokenBytes,
 };
 use std::{
     sync::{
@@ -68,6 +69,14 @@ impl Forward for Fake {
         Ok(logits)
     }
 
+    fn copy(&mut self, copies: &[BlockCopy]) -> Result<(), String> {
+        for copy in copies {
+            let from = copy.from as usize * 32;
+            self.pool.copy_within(from..from + 32, copy.to as usize * 32);
+        }
+        Ok(())
+    }
+
     fn reset(&mut self) -> Result<(), String> {
         self.resets.fetch_add(1, Ordering::SeqCst);
         self.pool.fill(0);
@@ -116,6 +125,10 @@ impl Bench {
     }
 
     fn submit(&self, prompt: &[u32], max_tokens: u32) -> Generation {
+        self.submit_many(prompt, max_tokens, 1).remove(0)
+    }
+
+    fn submit_many(&self, prompt: &[u32], max_tokens: u32, n: u32) -> Vec<Generation> {
         let request = Request {
             prompt: prompt.to_vec(),
             max_tokens,
@@ -124,14 +137,19 @@ impl Bench {
             ignore_eos: false,
             tenant: 0,
             class: Class::Interactive,
+            salt: [0; 16],
             deadline: None,
         };
-        assert!(self.stats.enter_queue(100));
+        assert!(self.stats.enter_queue(n, 100));
         let submitted = Instant::now();
-        let (sequence, events) = Sequence::new(request, submitted);
-        let flags = Arc::clone(&sequence.flags);
-        self.commands.send(Command::Submit { id: 0, sequence: Box::new(sequence) }).expect("the engine runs");
-        Generation { events, flags, submitted, prompt_tokens: prompt.len() as u32, ended: false }
+        let choice = |_| {
+            let (sequence, events) = Sequence::new(request.clone(), submitted);
+            let flags = Arc::clone(&sequence.flags);
+            (sequence, Generation { events, flags, submitted, prompt_tokens: prompt.len() as u32, ended: false })
+        };
+        let (choices, generations) = (0..n).map(choice).unzip();
+        self.commands.send(Command::Submit { id: 0, choices }).expect("the engine runs");
+        generations
     }
 
     fn assert_nothing_leaked(&self) {
@@ -159,7 +177,8 @@ async fn collect(mut generation: Generation) -> (String, Result<FinishReason, Fa
 }
 
 fn limits(step_tokens: usize, prefill_chunk: usize) -> Limits {
-    Limits { step_tokens, prefill_chunk, running_max: 8, block_tokens: 32 }
+    let itl_target = Duration::from_secs(1);
+    Limits { step_tokens, prefill_chunk, running_max: 8, block_tokens: 32, itl_target, preempt_always: false }
 }
 
 /// What the fake answers after a prompt that ends in token 1.
@@ -193,21 +212,23 @@ async fn a_panic_fails_the_requests_of_its_step_and_nobody_elses() {
 /// A half-read prompt that had no place in the bad step is read again from its beginning, and answered.
 #[tokio::test]
 async fn a_sequence_that_sat_the_bad_step_out_goes_on() {
-    let (bench, gate) = Bench::with_permits(limits(9, 8), 0);
+    let (bench, gate) = Bench::with_permits(limits(10, 8), 0);
     let entered = || bench.entered.recv().expect("the engine runs");
     let first = bench.submit(&[1], 1);
     entered();
-    // Both come in while the engine is in its first step, and share the second: eight tokens and one.
+    // They come in while the engine is in its first step, and share the second: eight tokens, one and one.
     let guilty = bench.submit(&[[3; 14].as_slice(), &[PANIC, 1]].concat(), 5);
+    let decoding = bench.submit_many(&[2], 100, 2);
     let waiting = bench.submit(&[[5; 31].as_slice(), &[1]].concat(), 20);
     gate.send(()).expect("the engine runs");
     assert_eq!(collect(first).await.0, circle(1));
+    // Two choices decode, so the third step has no room for the waiting one.
     entered();
-    // This one decodes at once, so the third step has no room for the waiting one.
-    let decoding = bench.submit(&[2], 100);
     drop(gate);
     assert!(matches!(collect(guilty).await.1, Err(Failure::Step(_))));
-    assert!(matches!(collect(decoding).await.1, Err(Failure::Step(_))));
+    for choice in decoding {
+        assert!(matches!(collect(choice).await.1, Err(Failure::Step(_))));
+    }
     let (text, ending, timeline) = collect(waiting).await;
     assert_eq!((text, ending), (circle(20), Ok(FinishReason::Length)));
     // One token before, all 32 in four chunks after.

@@ -1,7 +1,17 @@
-//! Hands out the blocks of a pool. A block is free or in exactly one [`Blocks`].
+//! Hands out the blocks of a pool. A block is free or has owners; it has more than one only if nobody writes to it any
+//! more, or until one of its owners wants to.
+//!
+//! A freed block remembers what it holds until it is used again: those that hold nothing first, then those that were
+//! freed longest ago, and of one sequence its tail before its beginning.
 
-/// Blocks that somebody owns. Not cloneable, and only [`BlockPool::give_back`] takes it: nothing is freed twice.
-#[derive(Debug, PartialEq, Eq)]
+use super::{
+    free_list::FreeList,
+    prefix::{Content, Index, Key},
+};
+
+/// Blocks that somebody owns, perhaps with others. Not cloneable, and only [`BlockPool::give_back`] takes it: nothing is
+/// freed twice.
+#[derive(Debug, Default, PartialEq, Eq)]
 pub(crate) struct Blocks(Vec<u32>);
 
 impl Blocks {
@@ -9,69 +19,159 @@ impl Blocks {
     pub fn numbers(&self) -> &[u32] {
         &self.0
     }
+
+    pub fn len(&self) -> usize {
+        self.0.len()
+    }
+}
+
+/// A block whose contents belong into another one before the next step writes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct BlockCopy {
+    pub from: u32,
+    pub to: u32,
+}
+
+#[derive(Clone, Debug, Default)]
+struct Block {
+    owners: u32,
+    /// What it holds, if it is full and found by its contents.
+    key: Option<Key>,
 }
 
 #[derive(Debug)]
 pub(crate) struct BlockPool {
-    free: Vec<u32>,
-    total: u32,
+    blocks: Vec<Block>,
+    free: FreeList,
+    index: Index,
 }
 
 impl BlockPool {
     pub fn new(total: u32) -> BlockPool {
-        // Low numbers first: a lightly used pool touches little memory.
-        BlockPool { free: (0..total).rev().collect(), total }
+        BlockPool {
+            blocks: vec![Block::default(); total as usize],
+            free: FreeList::full(total),
+            index: Index::new(total as usize),
+        }
     }
 
-    /// `count` blocks, or None if fewer are free.
-    pub fn take(&mut self, count: usize) -> Option<Blocks> {
-        let rest = self.free.len().checked_sub(count)?;
-        let mut taken = self.free.split_off(rest);
-        taken.reverse();
-        Some(Blocks(taken))
+    /// Appends `count` blocks with nothing of use in them. False, and nothing taken: fewer are free.
+    pub fn take(&mut self, into: &mut Blocks, count: usize) -> bool {
+        if (self.free.len() as usize) < count {
+            return false;
+        }
+        for _ in 0..count {
+            let Some(block) = self.free.pop_front() else { return false };
+            let state = &mut self.blocks[block as usize];
+            state.owners = 1;
+            if let Some(key) = state.key.take()
+                && !seeded!(StaleHash)
+            {
+                self.index.evict(key);
+            }
+            into.0.push(block);
+        }
+        true
+    }
+
+    /// Appends the block with these contents, if there is one.
+    pub fn reuse(&mut self, into: &mut Blocks, content: Content) -> bool {
+        let Some(block) = self.index.find(content) else { return false };
+        self.own(block);
+        into.0.push(block);
+        true
+    }
+
+    /// The same blocks for one more owner.
+    pub fn share(&mut self, blocks: &Blocks) -> Blocks {
+        blocks.0.iter().for_each(|&block| self.own(block));
+        Blocks(blocks.0.clone())
+    }
+
+    /// Makes the `at`-th of these blocks the owner's own before it writes there. Some: after this copy. None: no block is
+    /// free for it.
+    pub fn make_own(&mut self, blocks: &mut Blocks, at: usize) -> Option<Option<BlockCopy>> {
+        let from = blocks.0[at];
+        if self.blocks[from as usize].owners == 1 || seeded!(ForkWithoutCopy) {
+            return Some(None);
+        }
+        let mut fresh = Blocks::default();
+        if !self.take(&mut fresh, 1) {
+            return None;
+        }
+        let to = fresh.0[0];
+        blocks.0[at] = to;
+        self.disown(from);
+        Some(Some(BlockCopy { from, to }))
+    }
+
+    /// From now on others find this block by its contents, which are computed and will not change.
+    pub fn publish(&mut self, block: u32, content: Content) {
+        let state = &mut self.blocks[block as usize];
+        if state.key.is_none() && self.index.insert(block, content) {
+            state.key = Some(content.key);
+        }
     }
 
     pub fn give_back(&mut self, blocks: Blocks) {
-        self.free.extend(blocks.0.into_iter().rev());
-        debug_assert!(self.free.len() <= self.total as usize, "more blocks came back than there are");
+        // The tail first, so that it is used first: without the beginning it is worth nothing.
+        for &block in blocks.0.iter().rev() {
+            self.disown(block);
+        }
+    }
+
+    /// What the pool holds is lost. Nobody owns a block.
+    pub fn forget(&mut self) {
+        self.index.clear();
+        *self = BlockPool { index: std::mem::take(&mut self.index), ..BlockPool::new(self.total()) };
     }
 
     pub fn total(&self) -> u32 {
-        self.total
+        self.blocks.len() as u32
+    }
+
+    pub fn free(&self) -> usize {
+        self.free.len() as usize
     }
 
     pub fn used(&self) -> u32 {
-        self.total - self.free.len() as u32
+        self.total() - self.free.len()
+    }
+
+    pub fn index(&self) -> &Index {
+        &self.index
+    }
+
+    fn own(&mut self, block: u32) {
+        let state = &mut self.blocks[block as usize];
+        if state.owners == 0 {
+            self.free.remove(block);
+        }
+        state.owners += 1;
+    }
+
+    fn disown(&mut self, block: u32) {
+        let state = &mut self.blocks[block as usize];
+        state.owners -= 1;
+        if state.owners > 0 && !(seeded!(FreedWhileShared) && state.owners == 1) {
+            return;
+        }
+        match state.key {
+            Some(_) => self.free.push_back(block),
+            None => self.free.push_front(block),
+        }
+    }
+
+    #[cfg(test)]
+    pub fn owners(&self, block: u32) -> u32 {
+        self.blocks[block as usize].owners
+    }
+
+    #[cfg(test)]
+    pub fn is_published(&self, block: u32) -> bool {
+        self.blocks[block as usize].key.is_some()
     }
 }
 
 #[cfg(test)]
-mod tests {
-    use super::BlockPool;
-    use proptest::prelude::*;
-
-    proptest! {
-        #[test]
-        fn every_block_has_at_most_one_owner(moves in proptest::collection::vec((any::<bool>(), 0usize..9), 0..200)) {
-            let mut pool = BlockPool::new(16);
-            let mut owned = Vec::new();
-            for (take, n) in moves {
-                if take {
-                    let before = pool.used();
-                    match pool.take(n) {
-                        Some(blocks) => owned.push(blocks),
-                        None => prop_assert!(before as usize + n > 16 && pool.used() == before),
-                    }
-                } else if !owned.is_empty() {
-                    pool.give_back(owned.swap_remove(n % owned.len()));
-                }
-                let mut held: Vec<u32> = owned.iter().flat_map(|blocks| blocks.numbers().to_vec()).collect();
-                prop_assert_eq!(held.len(), pool.used() as usize);
-                held.sort_unstable();
-                held.dedup();
-                prop_assert_eq!(held.len(), pool.used() as usize);
-                prop_assert!(held.last().is_none_or(|&last| last < 16));
-            }
-        }
-    }
-}
+mod tests;

@@ -1,3 +1,5 @@
-//! Who owns which block of the KV pool. Pure bookkeeping: no tensors, no clock.
+//! Who owns which block of the KV pool, and what full blocks hold. Pure bookkeeping: no tensors, no clock.
 
 pub(crate) mod block_pool;
+mod free_list;
+pub(crate) mod prefix;

@@ -1,6 +1,6 @@
 //! The same request gives the same bits, whatever happens around it.
 
-use crate::support::{Answer, ask, chat, collect, endless, greedy, serve, serve_as, settings};
+use crate::support::{Answer, MODELS, ask, chat, collect, endless, greedy, serve, serve_as, settings};
 use glassgate_runtime::{KvDtype, LoadOptions, Model, Quantize, Request, SamplingParams, Settings, Sink, StepRecord};
 use std::sync::{Arc, Mutex};
 
@@ -30,11 +30,16 @@ fn essence(answer: Answer) -> (String, Vec<Vec<u32>>) {
     (answer.text, answer.tokens)
 }
 
-async fn alone(settings: Settings, options: LoadOptions) -> Vec<(String, Vec<Vec<u32>>)> {
-    let (_runtime, model) = serve_as(settings, "glimmer-2", options);
+const PLAIN: LoadOptions = LoadOptions { quantize: None };
+
+/// One after the other, and nothing found in the cache.
+async fn alone(settings: Settings, name: &str, options: LoadOptions) -> Vec<(String, Vec<Vec<u32>>)> {
+    let (_runtime, model) = serve_as(settings, name, options);
     let mut answers = Vec::new();
-    for request in requests(&model) {
-        answers.push(essence(ask(&model, request).await));
+    for (request, n) in requests(&model).into_iter().zip(1..) {
+        let answer = ask(&model, Request { salt: [n; 16], ..request }).await;
+        assert_eq!(answer.timeline.cached_tokens, 0);
+        answers.push(essence(answer));
     }
     answers
 }
@@ -50,9 +55,9 @@ impl Sink for Gate {
 }
 
 /// All requests at once, among strangers that come and go.
-async fn crowded(settings: Settings, options: LoadOptions) -> Vec<(String, Vec<Vec<u32>>)> {
+async fn crowded(settings: Settings, name: &str, options: LoadOptions) -> Vec<(String, Vec<Vec<u32>>)> {
     let gate = Arc::new(Gate::default());
-    let (_runtime, model) = serve_as(Settings { sink: Some(gate.clone()), ..settings }, "glimmer-2", options);
+    let (_runtime, model) = serve_as(Settings { sink: Some(gate.clone()), ..settings }, name, options);
     let closed = gate.0.lock().expect("not poisoned");
     let stranger =
         |n: u32| model.generate(endless(chat(&model, &"x 1 ".repeat(n as usize)), 5 + 7 * n)).expect("accepted");
@@ -77,29 +82,31 @@ async fn crowded(settings: Settings, options: LoadOptions) -> Vec<(String, Vec<V
     answers
 }
 
-async fn in_every_way(base: Settings, options: LoadOptions) {
-    let want = alone(base.clone(), options).await;
-    assert_eq!(crowded(base.clone(), options).await, want, "batched");
+async fn in_every_way(base: Settings, name: &str, options: LoadOptions) {
+    let want = alone(base.clone(), name, options).await;
+    assert_eq!(crowded(base.clone(), name, options).await, want, "batched");
     for chunk in [1, 7, 32, usize::MAX] {
         let chunked = Settings { prefill_chunk: chunk, step_tokens: usize::MAX, ..base.clone() };
-        assert_eq!(alone(chunked.clone(), options).await, want, "chunks of {chunk}");
-        assert_eq!(crowded(chunked, options).await, want, "batched in chunks of {chunk}");
+        assert_eq!(alone(chunked.clone(), name, options).await, want, "chunks of {chunk}");
+        assert_eq!(crowded(chunked, name, options).await, want, "batched in chunks of {chunk}");
     }
     let narrow = Settings { step_tokens: 9, running_max: 8, ..base };
-    assert_eq!(crowded(narrow, options).await, want, "nine tokens a step");
+    assert_eq!(crowded(narrow, name, options).await, want, "nine tokens a step");
 }
+
+const KV_DTYPES: [KvDtype; 2] = [KvDtype::F32, KvDtype::Bf16];
 
 #[tokio::test]
 async fn answers_are_identical_alone_batched_with_strangers_and_in_chunks_of_any_size() {
-    for kv_dtype in [KvDtype::F32, KvDtype::Bf16] {
-        in_every_way(Settings { kv_dtype, ..settings() }, LoadOptions::default()).await;
+    for (kv_dtype, name) in KV_DTYPES.into_iter().zip(MODELS) {
+        in_every_way(Settings { kv_dtype, ..settings() }, name, PLAIN).await;
     }
 }
 
 #[tokio::test]
 async fn so_are_the_answers_of_quantised_models() {
     for quantize in [Quantize::Q8_0, Quantize::Q4K] {
-        in_every_way(settings(), LoadOptions { quantize: Some(quantize) }).await;
+        in_every_way(settings(), "glimmer-2", LoadOptions { quantize: Some(quantize) }).await;
     }
 }
 
@@ -107,10 +114,94 @@ async fn so_are_the_answers_of_quantised_models() {
 async fn answers_are_identical_with_more_threads() {
     for quantize in [None, Some(Quantize::Q8_0), Some(Quantize::Q4K)] {
         let options = LoadOptions { quantize };
-        let want = alone(settings(), options).await;
+        let want = alone(settings(), "glimmer-2", options).await;
         let shared = Settings { threads: 2, ..settings() };
-        assert_eq!(alone(shared.clone(), options).await, want);
-        assert_eq!(crowded(shared, options).await, want);
+        assert_eq!(alone(shared.clone(), "glimmer-2", options).await, want);
+        assert_eq!(crowded(shared, "glimmer-2", options).await, want);
+    }
+}
+
+#[tokio::test]
+async fn answers_are_identical_when_blocks_are_taken_away_after_every_token() {
+    for kv_dtype in KV_DTYPES {
+        for name in MODELS {
+            let base = Settings { kv_dtype, ..settings() };
+            let want = alone(base.clone(), name, PLAIN).await;
+            let hard = Settings { preempt_always: true, prefill_chunk: 7, ..base.clone() };
+            assert_eq!(alone(hard.clone(), name, PLAIN).await, want, "{name}, {kv_dtype:?}");
+            assert_eq!(crowded(hard, name, PLAIN).await, want, "{name}, {kv_dtype:?}, batched");
+        }
+    }
+}
+
+/// They outgrow the pool together, so some really have to make way.
+#[tokio::test]
+async fn answers_are_identical_in_a_pool_that_is_too_small_for_all_of_them() {
+    for (kv_dtype, block) in KV_DTYPES.into_iter().zip([65_536, 32_768]) {
+        for name in MODELS {
+            let (_runtime, plain) = serve(Settings { kv_dtype, ..settings() }, name);
+            let (runtime, small) = serve(Settings { kv_dtype, kv_bytes: 14 * block, ..settings() }, name);
+            let long = |request| Request { max_tokens: 150, ignore_eos: true, ..request };
+            let all: Vec<_> =
+                requests(&small).into_iter().map(|r| small.generate(long(r)).expect("accepted")).collect();
+            for (generation, request) in all.into_iter().zip(requests(&plain)) {
+                let want = essence(ask(&plain, long(request)).await);
+                assert_eq!(essence(collect(generation).await), want, "{name}, {kv_dtype:?}");
+            }
+            let report = &runtime.report().models[0];
+            assert!(report.preemptions > 0, "{} blocks are enough for all", report.kv_blocks_total);
+        }
+    }
+}
+
+#[tokio::test]
+async fn answers_are_identical_whatever_of_the_prompt_was_found_in_the_cache() {
+    for kv_dtype in KV_DTYPES {
+        for name in MODELS {
+            let (runtime, model) = serve(Settings { kv_dtype, ..settings() }, name);
+            let prompt: Vec<u32> = chat(&model, QUESTIONS[5]).into_iter().cycle().take(129).collect();
+            let request = |salt| Request { salt: [salt; 16], ..seeded(prompt.clone(), 3) };
+            let want = essence(ask(&model, request(0)).await);
+            for (salt, seen, found) in [(1, 0, 0), (2, 32, 32), (3, 63, 32), (4, 96, 96), (5, 129, 128)] {
+                if seen > 0 {
+                    ask(&model, Request { salt: [salt; 16], ..greedy(prompt[..seen].to_vec(), 1) }).await;
+                }
+                let answer = ask(&model, request(salt)).await;
+                assert_eq!(answer.timeline.cached_tokens, found, "{seen} tokens seen before");
+                assert_eq!(essence(answer), want, "{name}, {kv_dtype:?}, {found} tokens found");
+            }
+            // An answer's own tokens are found by the next turn of its conversation.
+            let whole: Vec<u32> = prompt.iter().chain(want.1.iter().flatten()).copied().collect();
+            let turn = ask(&model, greedy(whole.clone(), 5)).await;
+            assert_eq!(turn.timeline.cached_tokens as usize, (whole.len() - 1) / 32 * 32);
+            assert!(runtime.report().models[0].prefix.found_tokens >= 32 + 32 + 96 + 128);
+        }
+    }
+}
+
+#[tokio::test]
+async fn answers_are_identical_as_choices_of_one_prompt() {
+    for kv_dtype in KV_DTYPES {
+        for name in MODELS {
+            for preempt_always in [false, true] {
+                let base = Settings { kv_dtype, ..settings() };
+                let (_runtime, plain) = serve(base.clone(), name);
+                let (runtime, model) = serve(Settings { preempt_always, ..base }, name);
+                for question in [QUESTIONS[0], QUESTIONS[5]] {
+                    let before = runtime.report().models[0].prompt_tokens;
+                    let prompt = chat(&model, question);
+                    let choices = model.generate_many(seeded(prompt.clone(), 40), 5).expect("accepted");
+                    for (choice, seed) in choices.into_iter().zip(40..) {
+                        let want = essence(ask(&plain, seeded(prompt.clone(), seed)).await);
+                        assert_eq!(essence(collect(choice).await), want, "{name}, {kv_dtype:?}, seed {seed}");
+                    }
+                    let read = runtime.report().models[0].prompt_tokens - before;
+                    assert_eq!(read, prompt.len() as u64, "one prompt");
+                    let steps = runtime.steps(name);
+                    assert!(!steps.is_empty() && steps.is_sorted_by_key(|step| step.at));
+                }
+            }
+        }
     }
 }
 

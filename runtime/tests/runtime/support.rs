@@ -96,6 +96,7 @@ pub fn greedy(prompt: Vec<u32>, max_tokens: u32) -> Request {
         stop: Vec::new(),
         ignore_eos: false,
         tenant: 0,
+        salt: [0; 16],
         class: Class::Interactive,
         deadline: None,
     }

@@ -3,6 +3,7 @@
 mod attend;
 mod attention;
 mod blocks;
+mod copy;
 mod dots;
 mod elementwise;
 mod exp;
@@ -20,6 +21,7 @@ mod view;
 
 pub(crate) use attention::{Heads, Part, Scores, kv_write, paged_attention, pool_shapes};
 pub(crate) use blocks::Kind;
+pub(crate) use copy::copy_blocks;
 pub(crate) use elementwise::{Activation, add_bias, gate_mul, rope, softcap};
 pub(crate) use linear::{embed, linear};
 pub(crate) use norms::{add, add_normed, qk_norm, rms_norm};

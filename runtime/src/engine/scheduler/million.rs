@@ -1,0 +1,135 @@
+//! A million steps of random work, and the same with mistakes seeded into the bookkeeping: each must be noticed.
+
+use super::{
+    Limits,
+    simulation::World,
+    tests::{a_large_one_among_small_ones, limits, two_backlogged_tenants},
+};
+use crate::{
+    engine::request::Class,
+    fault::{Fault, seed},
+};
+use std::{panic::catch_unwind, time::Duration};
+
+/// xorshift64*
+struct Random(u64);
+
+impl Random {
+    fn below(&mut self, n: usize) -> usize {
+        self.0 ^= self.0 >> 12;
+        self.0 ^= self.0 << 25;
+        self.0 ^= self.0 >> 27;
+        (self.0.wrapping_mul(0x2545_f491_4f6c_dd1d) >> 33) as usize % n
+    }
+
+    fn one_in(&mut self, n: usize) -> bool {
+        self.below(n) == 0
+    }
+}
+
+#[derive(Default)]
+struct Seen {
+    steps: u64,
+    preemptions: u64,
+    copies: u64,
+    cached_tokens: u64,
+}
+
+/// One pool, one set of limits, and whoever comes.
+fn episode(random: &mut Random, steps: u64, seen: &mut Seen) {
+    let running_max = 1 + random.below(9);
+    let step_tokens = running_max + 1 + random.below(80);
+    let itl_target = Duration::from_millis([8, 1000][random.below(2)]);
+    let limits = Limits {
+        itl_target,
+        preempt_always: random.one_in(10),
+        ..limits(step_tokens, 1 + random.below(80), running_max)
+    };
+    let blocks = 10 + random.below(30);
+    let room = (blocks - 1) * 32;
+    let mut world = World::new(limits, blocks as u32);
+    let mut earlier: Vec<u32> = Vec::new();
+    while world.steps < steps {
+        if world.alive.len() < 16 && random.one_in(3) {
+            let (mut prompt, tenant) = (prompt(random, &earlier), random.below(4) as u64);
+            // Now and then one that needs most of the pool.
+            let most = if random.one_in(20) { room - 60 } else { room.min(260) - 60 };
+            prompt.truncate(most);
+            if most > 260 {
+                prompt.resize(most, 77);
+            }
+            let class = [Class::Interactive, Class::Interactive, Class::Interactive, Class::Batch, Class::Shadow]
+                [random.below(5)];
+            let deadline = random.one_in(5).then(|| Duration::from_millis(random.below(400) as u64));
+            let choices = if random.one_in(6) { 2 + random.below(3) as u64 } else { 1 };
+            world.submit(&prompt, 1 + random.below(60), (tenant, class), deadline, choices);
+        }
+        if random.one_in(30) && !world.alive.is_empty() {
+            let nth = random.below(world.alive.len());
+            let id = world.alive.keys().nth(nth).copied();
+            let gone = id.and_then(|id| world.alive.get(&id).map(|truth| truth.tokens.clone()));
+            earlier = gone.unwrap_or_default();
+            id.into_iter().for_each(|id| world.remove(id));
+        }
+        if random.one_in(3000) {
+            world.rewind();
+        }
+        world.step();
+    }
+    world.drain();
+    seen.steps += world.steps;
+    seen.preemptions += world.preemptions;
+    seen.copies += world.copies;
+    seen.cached_tokens += world.cached_tokens;
+}
+
+/// One of a few beginnings that all tenants use, or what an earlier conversation said; then something else.
+fn prompt(random: &mut Random, earlier: &[u32]) -> Vec<u32> {
+    let mut prompt = match random.below(4) {
+        0 if !earlier.is_empty() => earlier.to_vec(),
+        family => (0..random.below(200) as u32).map(|at| at * 4 + family as u32).collect(),
+    };
+    prompt.truncate(180);
+    if prompt.len() > 32 && random.one_in(4) {
+        // Whole blocks, and nothing of its own.
+        prompt.truncate(prompt.len() / 32 * 32);
+        return prompt;
+    }
+    let own = random.below(50);
+    prompt.extend((0..=own).map(|_| 1000 + random.below(3) as u32));
+    prompt
+}
+
+fn random_worlds(episodes: u64, steps: u64) -> Seen {
+    let (mut random, mut seen) = (Random(0x9e37_79b9_7f4a_7c15), Seen::default());
+    (0..episodes).for_each(|_| episode(&mut random, steps, &mut seen));
+    seen
+}
+
+#[test]
+fn a_million_steps_break_no_promise() {
+    let seen = random_worlds(50, 20_000);
+    assert!(seen.steps >= 1_000_000);
+    // Nothing of what could go wrong was left out.
+    assert!(seen.preemptions > 10_000 && seen.copies > 1000 && seen.cached_tokens > 100_000);
+}
+
+#[test]
+fn every_seeded_mistake_is_noticed() {
+    for fault in Fault::ALL {
+        let outcome = catch_unwind(|| {
+            seed(Some(fault));
+            every_world();
+        });
+        seed(None);
+        assert!(outcome.is_err(), "{fault:?} went unnoticed");
+    }
+    // And it was the mistakes that were noticed.
+    every_world();
+}
+
+fn every_world() {
+    two_backlogged_tenants();
+    a_large_one_among_small_ones();
+    random_worlds(8, 10_000);
+}

@@ -1,0 +1,334 @@
+//! Decides what runs in the next step. Pure: no tensors, no channels, and the time comes in as an argument.
+//!
+//! A sequence has some tokens, of which some are computed; it needs the rest computed and then samples one more. There
+//! are no phases: a prompt, an answer and what is computed again differ only in how many tokens are missing.
+//!
+//! A step: every decoding sequence gets its next token; prompts share what is left of the step, in chunks (`budget`);
+//! then whoever waits is admitted (`admission`). Blocks are taken for the tokens there are, so more is admitted than
+//! could grow to its bound; when blocks run out somebody gives up theirs (`preempt`) and computes its tokens again later,
+//! mostly from the cache. What could not finish even alone is refused before it comes here.
+//!
+//! Several choices for one prompt: one computes it, the others begin as copies of it, sharing its blocks.
+//!
+//! Shadows are apart: nobody waits for their answer. One is admitted and computed only while no other sequence waits or
+//! runs, and gives up its place when somebody needs it, so that it delays others by the step that is under way.
+
+mod admission;
+mod budget;
+mod fairness;
+#[cfg(test)]
+mod million;
+mod preempt;
+#[cfg(test)]
+mod simulation;
+#[cfg(test)]
+mod tests;
+
+use super::request::Class;
+use crate::{
+    kv::{
+        block_pool::{BlockCopy, BlockPool, Blocks},
+        prefix::{Chain, Salt},
+    },
+    report::PrefixReport,
+};
+use budget::{Budget, CostModel, Load};
+use fairness::{OUTPUT_WEIGHT, Tenants};
+use std::time::{Duration, Instant};
+
+pub(crate) type SequenceId = u64;
+
+/// Where the scheduler looks up a sequence's tokens: prompt and output so far.
+pub(crate) trait History {
+    fn tokens(&self, id: SequenceId) -> &[u32];
+}
+
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Limits {
+    pub step_tokens: usize,
+    pub prefill_chunk: usize,
+    pub running_max: usize,
+    pub block_tokens: usize,
+    /// How long a step may take while somebody decodes.
+    pub itl_target: Duration,
+    /// Take every sequence's blocks away after each token: for tests of what must not make a difference.
+    pub preempt_always: bool,
+}
+
+/// What the scheduler needs to know of a request.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Ask {
+    pub prompt_tokens: usize,
+    pub max_tokens: usize,
+    pub tenant: u64,
+    pub salt: Salt,
+    pub class: Class,
+    pub submitted: Instant,
+    pub deadline: Option<Instant>,
+}
+
+/// One step.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(crate) struct Plan {
+    /// Their deadline passed in the queue; they are forgotten.
+    pub expired: Vec<SequenceId>,
+    /// They gave up their blocks and wait again.
+    pub preempted: Vec<SequenceId>,
+    pub admitted: Vec<Admitted>,
+    /// To be made in this order, before the work.
+    pub copies: Vec<BlockCopy>,
+    /// Decoding sequences first.
+    pub work: Vec<Work>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Admitted {
+    pub id: SequenceId,
+    /// Tokens that were found in the cache.
+    pub cached: usize,
+    /// Not a choice that begins as another's copy.
+    pub owns_prompt: bool,
+}
+
+/// Tokens `first..first + count` of one sequence.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Work {
+    pub id: SequenceId,
+    pub first: usize,
+    pub count: usize,
+    /// The last of them is the sequence's last token: sample after it.
+    pub samples: bool,
+}
+
+/// A sequence that waits or runs.
+struct Entry {
+    id: SequenceId,
+    ask: Ask,
+    tokens: usize,
+    computed: usize,
+    /// None while it waits.
+    blocks: Blocks,
+    chain: Chain,
+    /// Choices that begin as copies of this one when its prompt is computed. Until then they wait and run with it.
+    forks: Vec<SequenceId>,
+    /// It had blocks before: its prompt is paid for and its deadline is kept.
+    has_started: bool,
+    /// It gained a token since it got its blocks. Before, they are not taken from it: nothing would ever end.
+    has_progressed: bool,
+}
+
+impl Entry {
+    fn is_shadow(&self) -> bool {
+        self.ask.class == Class::Shadow
+    }
+
+    fn missing(&self) -> usize {
+        self.tokens - self.computed
+    }
+
+    fn work(&self, count: usize) -> Work {
+        Work { id: self.id, first: self.computed, count, samples: count == self.missing() }
+    }
+}
+
+pub(crate) struct Scheduler {
+    limits: Limits,
+    pool: BlockPool,
+    waiting: Vec<Entry>,
+    running: Vec<Entry>,
+    tenants: Tenants,
+    cost: CostModel,
+    prefix: PrefixReport,
+}
+
+impl Scheduler {
+    pub fn new(limits: Limits, blocks: u32) -> Scheduler {
+        Scheduler {
+            limits,
+            pool: BlockPool::new(blocks),
+            waiting: Vec::new(),
+            running: Vec::new(),
+            tenants: Tenants::default(),
+            cost: CostModel::default(),
+            prefix: PrefixReport::default(),
+        }
+    }
+
+    /// Queues a request of one choice or more. The caller has made sure that one fits into the whole pool.
+    pub fn submit(&mut self, id: SequenceId, forks: Vec<SequenceId>, ask: Ask) {
+        // Nobody asked for a shadow: it is not held against its tenant.
+        if ask.class != Class::Shadow {
+            self.tenants.enter(ask.tenant, 1 + forks.len());
+        }
+        self.waiting.push(Entry {
+            id,
+            ask,
+            tokens: ask.prompt_tokens,
+            computed: 0,
+            blocks: Blocks::default(),
+            chain: Chain::new(ask.salt, self.limits.block_tokens),
+            forks,
+            has_started: false,
+            has_progressed: false,
+        });
+    }
+
+    /// `users_elsewhere`: somebody waits for an answer of another model, whose step comes after this one.
+    pub fn plan(&mut self, now: Instant, users_elsewhere: bool, history: &dyn History) -> Plan {
+        let mut plan = Plan { expired: self.expire(now), ..Plan::default() };
+        let shadows_too = !(users_elsewhere || self.has_users()) || seeded!(ShadowBesideUsers);
+        if self.limits.preempt_always {
+            self.preempt_all(&mut plan);
+        }
+        self.grow(shadows_too, &mut plan);
+
+        let may_run = |entry: &Entry| shadows_too || !entry.is_shadow();
+        let decoding = self.running.iter().filter(|entry| may_run(entry) && entry.missing() == 1);
+        plan.work = decoding.map(|entry| entry.work(1)).collect();
+        let left = self.limits.step_tokens - if seeded!(DecodeOutsideBudget) { 0 } else { plan.work.len() };
+        // Out of the scheduler for as long as the budget reads it.
+        let cost = std::mem::take(&mut self.cost);
+        let mut budget = Budget::new(&cost, left, &plan.work, self.limits.itl_target);
+        let mut reading: Vec<&Entry> =
+            self.running.iter().filter(|entry| may_run(entry) && entry.missing() > 1).collect();
+        reading.sort_by_key(|entry| self.order(entry, now));
+        for entry in reading {
+            plan.work.extend(self.chunk(entry, &mut budget));
+        }
+        while budget.is_open() && self.admit(now, shadows_too, history, &mut plan) {
+            let newest = self.running.last();
+            plan.work.extend(newest.and_then(|entry| self.chunk(entry, &mut budget)));
+        }
+        self.cost = cost;
+        plan
+    }
+
+    fn chunk(&self, entry: &Entry, budget: &mut Budget) -> Option<Work> {
+        let count = budget.take(entry.computed, entry.missing().min(self.limits.prefill_chunk));
+        (count > 0).then(|| entry.work(count))
+    }
+
+    /// A step with this work took so long.
+    pub fn observe(&mut self, work: &[Work], took: Duration) {
+        self.cost.observe(Load::of(work), took);
+    }
+
+    /// How long a step with this work should take.
+    pub fn expected(&self, work: &[Work]) -> Duration {
+        Duration::from_secs_f64(self.cost.micros(Load::of(work)) / 1e6)
+    }
+
+    /// The step with this work is done; `sampled`: it gave the sequence, and those that begin as its copies, one more
+    /// token.
+    pub fn advance(&mut self, work: &Work, sampled: bool, history: &dyn History) {
+        let Some(at) = self.running.iter().position(|entry| entry.id == work.id) else { return };
+        let entry = &mut self.running[at];
+        let full = entry.computed / self.limits.block_tokens;
+        entry.computed += work.count;
+        for block in full..entry.computed / self.limits.block_tokens {
+            let content = entry.chain.content(block, history.tokens(work.id));
+            self.pool.publish(entry.blocks.numbers()[block], content);
+        }
+        if !work.samples {
+            return;
+        }
+        entry.tokens += usize::from(sampled);
+        entry.has_progressed = sampled;
+        let forks = std::mem::take(&mut entry.forks);
+        self.charge_output(at, (1 + forks.len()) as u64 * u64::from(sampled));
+        forks.into_iter().for_each(|id| self.fork(at, id));
+    }
+
+    /// A choice begins where the `at`-th running sequence is.
+    fn fork(&mut self, at: usize, id: SequenceId) {
+        let Entry { ask, tokens, computed, ref blocks, ref chain, .. } = self.running[at];
+        let has_place = self.running.len() < self.limits.running_max;
+        let entry = Entry {
+            id,
+            ask,
+            tokens,
+            computed: if has_place { computed } else { 0 },
+            blocks: if has_place { self.pool.share(blocks) } else { Blocks::default() },
+            chain: chain.clone(),
+            forks: Vec::new(),
+            has_started: true,
+            has_progressed: has_place,
+        };
+        if has_place { self.running.push(entry) } else { self.waiting.push(entry) }
+    }
+
+    fn charge_output(&mut self, at: usize, tokens: u64) {
+        let entry = &self.running[at];
+        if !entry.is_shadow() && !seeded!(OutputNotCharged) {
+            self.tenants.charge(entry.ask.tenant, tokens * OUTPUT_WEIGHT);
+        }
+    }
+
+    /// The pool's contents are lost: whoever ran waits, and nothing is found in the cache.
+    pub fn rewind(&mut self) {
+        while let Some(mut entry) = self.running.pop() {
+            self.pool.give_back(std::mem::take(&mut entry.blocks));
+            entry.computed = 0;
+            self.waiting.push(entry);
+        }
+        self.pool.forget();
+    }
+
+    /// The sequence is over, wherever it was. Choices that waited for its prompt go on without it.
+    pub fn remove(&mut self, id: SequenceId) {
+        let has = |entry: &Entry| entry.id == id || entry.forks.contains(&id);
+        let list = if self.running.iter().any(has) { &mut self.running } else { &mut self.waiting };
+        let Some(at) = list.iter().position(has) else { return };
+        let entry = &mut list[at];
+        let ask = entry.ask;
+        let is_lost = entry.blocks.len() == 0 && seeded!(CancelLostInQueue);
+        if entry.id != id {
+            entry.forks.retain(|&fork| fork != id || seeded!(CancelLostInFork));
+        } else if !entry.forks.is_empty() {
+            entry.id = entry.forks.remove(0);
+        } else if !is_lost {
+            let gone = list.remove(at);
+            if !seeded!(LeakOnCancel) {
+                self.pool.give_back(gone.blocks);
+            }
+        }
+        self.leave(ask);
+    }
+
+    fn leave(&mut self, ask: Ask) {
+        if ask.class != Class::Shadow {
+            self.tenants.leave(ask.tenant);
+        }
+    }
+
+    /// Choices that wait for this sequence's prompt.
+    pub fn forks(&self, id: SequenceId) -> &[SequenceId] {
+        self.running.iter().find(|entry| entry.id == id).map_or(&[], |entry| &entry.forks)
+    }
+
+    /// The blocks of a running sequence; none for any other.
+    pub fn table(&self, id: SequenceId) -> &[u32] {
+        self.running.iter().find(|entry| entry.id == id).map_or(&[], |entry| entry.blocks.numbers())
+    }
+
+    /// Whether anybody but shadows waits or runs.
+    pub fn has_users(&self) -> bool {
+        self.running.iter().chain(&self.waiting).any(|entry| !entry.is_shadow())
+    }
+
+    pub fn running(&self) -> usize {
+        self.running.len()
+    }
+
+    pub fn waiting(&self) -> usize {
+        self.waiting.iter().map(|entry| 1 + entry.forks.len()).sum()
+    }
+
+    pub fn pool(&self) -> &BlockPool {
+        &self.pool
+    }
+
+    pub fn prefix(&self) -> PrefixReport {
+        PrefixReport { evicted_blocks: self.pool.index().evicted(), ..self.prefix }
+    }
+}

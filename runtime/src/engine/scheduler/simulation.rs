@@ -1,0 +1,326 @@
+//! The scheduler, the block pool and the prefix cache with a fake model and a fake clock: a world that checks after every
+//! step that what must hold does.
+
+use super::{Ask, History, Limits, Plan, Scheduler, SequenceId, Work, admission::patience, budget::PROMPT_TOKENS_MIN};
+use crate::engine::request::Class;
+use std::{
+    collections::{BTreeMap, HashMap, HashSet},
+    time::{Duration, Instant},
+};
+
+/// What the fake model leaves in the pool for a token: a hash over all tokens up to it, and whose it is.
+type Cell = (u64, u64);
+
+/// The truth about a sequence.
+pub(super) struct Truth {
+    pub ask: Ask,
+    pub tokens: Vec<u32>,
+    /// For each token a hash over all up to it.
+    marks: Vec<u64>,
+    /// None while it waits, or begins as a copy of another.
+    pub computed: Option<usize>,
+    pub was_admitted: bool,
+    has_progressed: bool,
+    /// Choices of one request share this number.
+    group: SequenceId,
+}
+
+impl Truth {
+    fn push(&mut self, token: u32) {
+        let last = self.marks.last().copied().unwrap_or(0x9e37_79b9);
+        self.marks.push((last ^ u64::from(token)).wrapping_mul(0xff51_afd7_ed55_8ccd).rotate_left(29));
+        self.tokens.push(token);
+    }
+
+    fn is_shadow(&self) -> bool {
+        self.ask.class == Class::Shadow
+    }
+
+    fn bound(&self) -> usize {
+        self.ask.prompt_tokens + self.ask.max_tokens
+    }
+}
+
+impl History for BTreeMap<SequenceId, Truth> {
+    fn tokens(&self, id: SequenceId) -> &[u32] {
+        &self[&id].tokens
+    }
+}
+
+/// Nobody but shadows waits longer for admission than its class's patience and this, in a queue as short as a test's.
+const SLACK: Duration = Duration::from_secs(20);
+
+pub(super) struct World {
+    pub scheduler: Scheduler,
+    limits: Limits,
+    pub now: Instant,
+    pub alive: BTreeMap<SequenceId, Truth>,
+    cells: Vec<Cell>,
+    next: SequenceId,
+    pub steps: u64,
+    pub preemptions: u64,
+    pub copies: u64,
+    pub cached_tokens: u64,
+    /// Per tenant, as it should be charged.
+    pub worked: HashMap<u64, u64>,
+}
+
+impl World {
+    pub fn new(limits: Limits, blocks: u32) -> World {
+        World {
+            scheduler: Scheduler::new(limits, blocks),
+            limits,
+            now: Instant::now(),
+            alive: BTreeMap::new(),
+            cells: vec![(0, 0); blocks as usize * limits.block_tokens],
+            next: 0,
+            steps: 0,
+            preemptions: 0,
+            copies: 0,
+            cached_tokens: 0,
+            worked: HashMap::new(),
+        }
+    }
+
+    /// Queues `choices` sequences; the number of the first.
+    pub fn submit(
+        &mut self,
+        prompt: &[u32],
+        max_tokens: usize,
+        (tenant, class): (u64, Class),
+        deadline: Option<Duration>,
+        choices: u64,
+    ) -> SequenceId {
+        let ask = Ask {
+            prompt_tokens: prompt.len(),
+            max_tokens,
+            tenant,
+            salt: u128::from(tenant).to_le_bytes(),
+            class,
+            submitted: self.now,
+            deadline: deadline.map(|patience| self.now + patience),
+        };
+        let first = self.next;
+        self.next += choices;
+        for id in first..self.next {
+            let (tokens, marks) = Default::default();
+            let mut truth =
+                Truth { ask, tokens, marks, computed: None, was_admitted: false, has_progressed: false, group: first };
+            prompt.iter().for_each(|&token| truth.push(token));
+            self.alive.insert(id, truth);
+        }
+        self.scheduler.submit(first, (first + 1..self.next).collect(), ask);
+        first
+    }
+
+    pub fn remove(&mut self, id: SequenceId) {
+        let Some(gone) = self.alive.remove(&id) else { return };
+        let heirs: Vec<SequenceId> = self.scheduler.forks(id).to_vec();
+        self.scheduler.remove(id);
+        // The first choice that waited for its prompt goes on in its place.
+        if let Some(heir) = heirs.first().and_then(|id| self.alive.get_mut(id)) {
+            heir.computed = gone.computed;
+        }
+    }
+
+    pub fn rewind(&mut self) {
+        self.scheduler.rewind();
+        self.cells.fill((0, 0));
+        self.alive.values_mut().for_each(|truth| truth.computed = None);
+        assert_eq!(self.scheduler.pool().used(), 0, "blocks are still owned");
+    }
+
+    /// One step; every sequence runs to its bound.
+    pub fn step(&mut self) -> Plan {
+        self.steps += 1;
+        let plan = self.scheduler.plan(self.now, false, &self.alive);
+        self.take_note(&plan);
+        self.copies += plan.copies.len() as u64;
+        for copy in &plan.copies {
+            let block = self.limits.block_tokens;
+            let from = copy.from as usize * block;
+            self.cells.copy_within(from..from + block, copy.to as usize * block);
+        }
+        self.check_blocks();
+        self.check_work(&plan);
+        for work in &plan.work {
+            self.compute(work);
+        }
+        let took = self.duration(&plan.work);
+        self.scheduler.observe(&plan.work, took);
+        self.now += took;
+        for work in &plan.work {
+            self.advance(work);
+        }
+        plan
+    }
+
+    /// 4 ms, 200 µs for each token, 1 µs for each thousand keys.
+    fn duration(&self, work: &[Work]) -> Duration {
+        let micros: usize = work.iter().map(|work| 200 * work.count + work.count * work.first / 1000).sum();
+        Duration::from_micros(4000 + micros as u64)
+    }
+
+    fn take_note(&mut self, plan: &Plan) {
+        for id in &plan.expired {
+            let truth = self.alive.remove(id).expect("an expired sequence was alive");
+            assert!(!truth.was_admitted && truth.ask.deadline.is_some_and(|deadline| deadline <= self.now));
+        }
+        let is_late = |truth: &&Truth| !truth.was_admitted && truth.ask.deadline.is_some_and(|d| d <= self.now);
+        assert!(!self.alive.values().any(|truth| is_late(&truth)), "a deadline passed unnoticed");
+        for id in &plan.preempted {
+            let truth = self.alive.get_mut(id).expect("a preempted sequence is alive");
+            assert!(truth.has_progressed || truth.is_shadow(), "preempted before its blocks were of any use");
+            assert!(truth.computed.take().is_some(), "preempted while it waited");
+            self.preemptions += 1;
+        }
+        for admitted in &plan.admitted {
+            let truth = self.alive.get_mut(&admitted.id).expect("an admitted sequence is alive");
+            assert!(truth.computed.is_none());
+            assert!(admitted.cached < truth.tokens.len(), "nothing is left to compute");
+            if !truth.was_admitted && !truth.is_shadow() {
+                let waited = self.now - truth.ask.submitted;
+                let bound = patience(truth.ask.class).expect("not a shadow") + SLACK;
+                assert!(waited <= bound, "a {:?} request waited for {waited:?}", truth.ask.class);
+            }
+            if admitted.owns_prompt {
+                truth.computed = Some(admitted.cached);
+                truth.has_progressed = false;
+                if !truth.was_admitted && !truth.is_shadow() {
+                    *self.worked.entry(truth.ask.tenant).or_default() += (truth.tokens.len() - admitted.cached) as u64;
+                }
+                self.cached_tokens += admitted.cached as u64;
+            }
+            truth.was_admitted = true;
+        }
+    }
+
+    fn check_work(&self, plan: &Plan) {
+        let mut budget = self.limits.step_tokens;
+        let mut seen = HashSet::new();
+        let is_busy = self.alive.values().any(|truth| !truth.is_shadow());
+        let (mut read, mut is_awaited) = (0, false);
+        for work in &plan.work {
+            assert!(seen.insert(work.id), "a sequence comes twice");
+            let truth = self.alive.get(&work.id).expect("a sequence that is over has work");
+            assert_eq!(Some(work.first), truth.computed, "not where the last step ended");
+            let tokens = truth.tokens.len();
+            assert!(work.count >= 1 && work.count <= self.limits.prefill_chunk && work.first + work.count <= tokens);
+            assert_eq!(work.samples, work.first + work.count == tokens);
+            budget = budget.checked_sub(work.count).expect("more tokens than the step's budget");
+            assert!(!(truth.is_shadow() && is_busy), "a shadow shares a step with somebody who waits for an answer");
+            for block in
+                work.first / self.limits.block_tokens..=(work.first + work.count - 1) / self.limits.block_tokens
+            {
+                let block = self.scheduler.table(work.id)[block];
+                let pool = self.scheduler.pool();
+                assert!(pool.owners(block) == 1 && !pool.is_published(block), "a shared block would be written to");
+            }
+            let is_new = plan.admitted.iter().any(|admitted| admitted.id == work.id);
+            if tokens - work.first > 1 || is_new {
+                read += work.count;
+            } else {
+                is_awaited = true;
+            }
+        }
+        let decoding = |truth: &Truth| {
+            truth.has_progressed && truth.computed.is_some_and(|computed| computed + 1 == truth.tokens.len())
+        };
+        for (id, _) in self.alive.iter().filter(|(_, truth)| decoding(truth) && !(truth.is_shadow() && is_busy)) {
+            assert!(seen.contains(id), "a decoding sequence was left out");
+        }
+        if is_awaited && read > PROMPT_TOKENS_MIN {
+            let expected = self.scheduler.expected(&plan.work);
+            assert!(expected <= self.limits.itl_target + Duration::from_micros(50), "{expected:?} is too long a step");
+        }
+        let nothing = plan.work.is_empty() && plan.expired.is_empty();
+        assert!(!nothing || self.alive.is_empty(), "deadlock with {} sequences", self.alive.len());
+    }
+
+    fn check_blocks(&self) {
+        let pool = self.scheduler.pool();
+        let mut owners = vec![(0, None); pool.total() as usize];
+        let mut known = self.scheduler.waiting();
+        for (id, truth) in &self.alive {
+            let table = self.scheduler.table(*id);
+            if table.is_empty() {
+                continue;
+            }
+            known += 1 + self.scheduler.forks(*id).len();
+            for &block in table {
+                let (count, group) = &mut owners[block as usize];
+                *count += 1;
+                let related = group.replace(truth.group).is_none_or(|other| other == truth.group);
+                assert!(related || pool.is_published(block), "strangers share a block that is still written to");
+            }
+        }
+        assert_eq!(known, self.alive.len(), "a sequence was lost, or was not forgotten");
+        let mut used = 0;
+        for (block, (count, _)) in owners.iter().enumerate() {
+            assert_eq!(pool.owners(block as u32), *count, "block {block} has other owners than it thinks");
+            used += u32::from(*count > 0);
+        }
+        assert_eq!((pool.used(), pool.free()), (used, (pool.total() - used) as usize), "a block is lost or free twice");
+        assert!(self.scheduler.running() <= self.limits.running_max);
+    }
+
+    /// What the model does: it reads every earlier token's cell, and writes its own.
+    fn compute(&mut self, work: &Work) {
+        let truth = &self.alive[&work.id];
+        let table = self.scheduler.table(work.id);
+        let slot = |at: usize| {
+            table[at / self.limits.block_tokens] as usize * self.limits.block_tokens + at % self.limits.block_tokens
+        };
+        // All of them at the beginning and at the end, where something could have changed since the last look.
+        let is_first = !truth.has_progressed || work.count > 1;
+        let is_last = truth.tokens.len() + 1 >= truth.bound();
+        let from = if is_first || is_last { 0 } else { work.first.saturating_sub(2) };
+        for at in from..work.first {
+            assert_eq!(self.cells[slot(at)], (truth.marks[at], truth.ask.tenant), "another's or a lost token at {at}");
+        }
+        for at in work.first..work.first + work.count {
+            self.cells[slot(at)] = (truth.marks[at], truth.ask.tenant);
+        }
+    }
+
+    fn advance(&mut self, work: &Work) {
+        let forks = if work.samples { self.scheduler.forks(work.id).to_vec() } else { Vec::new() };
+        let computed = work.first + work.count;
+        for &id in std::iter::once(&work.id).chain(&forks) {
+            let truth = self.alive.get_mut(&id).expect("alive");
+            truth.computed = Some(computed);
+            if work.samples {
+                let mark = truth.marks[truth.marks.len() - 1];
+                truth.push((mark.wrapping_mul(2 * id + 1) >> 60) as u32);
+                truth.has_progressed = true;
+                if !truth.is_shadow() {
+                    *self.worked.entry(truth.ask.tenant).or_default() += 2;
+                }
+            }
+        }
+        self.scheduler.advance(work, work.samples, &self.alive);
+        for id in forks {
+            if self.scheduler.table(id).is_empty() {
+                self.alive.get_mut(&id).expect("alive").computed = None;
+            }
+            self.end_if_full(id);
+        }
+        self.end_if_full(work.id);
+    }
+
+    fn end_if_full(&mut self, id: SequenceId) {
+        if self.alive[&id].tokens.len() == self.alive[&id].bound() {
+            self.remove(id);
+        }
+    }
+
+    /// Steps until nothing is left.
+    pub fn drain(&mut self) {
+        while !self.alive.is_empty() {
+            self.step();
+        }
+        assert_eq!(self.scheduler.pool().used(), 0, "blocks are left over");
+        assert_eq!((self.scheduler.running(), self.scheduler.waiting()), (0, 0));
+        assert!(self.scheduler.tenants.all().all(|tenant| tenant.active == 0), "a tenant is remembered as active");
+    }
+}
