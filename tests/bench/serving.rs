@@ -265,7 +265,8 @@ impl Engine {
         runtime::set_threads(threads);
         let settings = runtime::Settings { threads, ..runtime::Settings::default() };
         let runtime = runtime::Runtime::start(settings).unwrap();
-        let model = runtime.load("glimmer-2", &root.join("models/glimmer-2")).unwrap();
+        let model =
+            runtime.load("glimmer-2", &root.join("models/glimmer-2"), &runtime::LoadOptions::default()).unwrap();
         let message = runtime::Message { role: "user".into(), content: PROMPT.into() };
         let prompt = model.tokenize(&model.prompt(&[message]).unwrap()).unwrap();
         Engine {

@@ -138,12 +138,10 @@ fn fit(x: &[f32; 32]) -> (f32, f32) {
             qx_sum += q * x;
         }
         let determinant = 32.0 * qq_sum - q_sum * q_sum;
-        if determinant <= 0.0 {
-            continue;
-        }
         let mut scale = (32.0 * qx_sum - q_sum * x_sum) / determinant;
         let mut minimum = (q_sum * qx_sum - qq_sum * x_sum) / determinant;
-        if minimum < 0.0 {
+        // A constant has no line through it; a negative minimum cannot be stored. Some quant is never zero.
+        if determinant <= 0.0 || minimum < 0.0 {
             (scale, minimum) = (qx_sum / qq_sum, 0.0);
         }
         let error: f32 = x.iter().zip(&quants).map(|(x, q)| (scale * q - minimum - x).powi(2)).sum();

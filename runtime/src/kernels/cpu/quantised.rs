@@ -88,22 +88,25 @@ impl<Q: Quants, const BIAS: i32> Multiplied<[Inputs32; 2]> for Small<Q, BIAS> {
         let mut sums = [[D::zeros(); N]; M];
         for cell in 0..w[0].len() {
             for half in 0..2 {
+                // Found once, so that the loop over lines has no bounds to check.
+                let x: [&Inputs32; M] = std::array::from_fn(|m| &x[m][cell][half]);
+                let w: [&Self; N] = std::array::from_fn(|n| &w[n][cell]);
                 let mut dots = [[D::splat(0); N]; M];
                 for m in 0..M {
-                    dots[m] = [D::splat(-BIAS * x[m][cell][half].sum); N];
+                    dots[m] = [D::splat(-BIAS * x[m].sum); N];
                 }
                 for line in 0..8 {
                     for n in 0..N {
-                        let quants = w[n][cell].quants.line::<D>(8 * half + line);
+                        let quants = w[n].quants.line::<D>(8 * half + line);
                         for m in 0..M {
-                            dots[m][n] = dots[m][n].dot(quants, x[m][cell][half].quants[line]);
+                            dots[m][n] = dots[m][n].dot(quants, x[m].quants[line]);
                         }
                     }
                 }
                 for n in 0..N {
-                    let scales = D::halves(&w[n][cell].scales[half]);
+                    let scales = D::halves(&w[n].scales[half]);
                     for m in 0..M {
-                        sums[m][n] = dots[m][n].scaled_onto(sums[m][n], scales, x[m][cell][half].scale);
+                        sums[m][n] = dots[m][n].scaled_onto(sums[m][n], scales, x[m].scale);
                     }
                 }
             }
@@ -117,41 +120,43 @@ impl<C: Large> Multiplied<Inputs256> for C {
     fn block<D: Dots, const M: usize, const N: usize>(x: [&[Inputs256]; M], w: [&[C]; N]) -> [[D::Floats; N]; M] {
         let mut sums = [[D::zeros(); N]; M];
         for cell in 0..w[0].len() {
+            let x: [&Inputs256; M] = std::array::from_fn(|m| &x[m][cell]);
+            let w: [&C; N] = std::array::from_fn(|n| &w[n][cell]);
             let mut whole = [[D::splat(0); N]; M];
             for part in 0..256 / C::PART {
                 let mut dots = [[D::splat(0); N]; M];
                 for m in 0..M {
-                    dots[m] = [D::splat(-C::BIAS * x[m][cell].sums[part]); N];
+                    dots[m] = [D::splat(-C::BIAS * x[m].sums[part]); N];
                 }
                 for line in 0..C::PART / 4 {
                     let line = C::PART / 4 * part + line;
                     for n in 0..N {
-                        let quants = w[n][cell].line::<D>(line);
+                        let quants = w[n].line::<D>(line);
                         for m in 0..M {
-                            dots[m][n] = dots[m][n].dot(quants, x[m][cell].quants[line]);
+                            dots[m][n] = dots[m][n].dot(quants, x[m].quants[line]);
                         }
                     }
                 }
                 for n in 0..N {
-                    let scale = w[n][cell].scale::<D>(part);
+                    let scale = w[n].scale::<D>(part);
                     for m in 0..M {
                         whole[m][n] = whole[m][n].add_product(dots[m][n], scale);
                     }
                 }
             }
             for n in 0..N {
-                let d = D::halves(w[n][cell].d());
+                let d = D::halves(w[n].d());
                 for m in 0..M {
-                    sums[m][n] = whole[m][n].scaled_onto(sums[m][n], d, x[m][cell].scale);
+                    sums[m][n] = whole[m][n].scaled_onto(sums[m][n], d, x[m].scale);
                 }
-                let Some((scale, minima)) = w[n][cell].minima() else { continue };
+                let Some((scale, minima)) = w[n].minima() else { continue };
                 let scale = D::halves(scale);
                 for m in 0..M {
                     let mut taken = D::splat(0);
-                    for pair in 0..4 {
-                        taken = taken.dot_pairs(&minima[pair], x[m][cell].pairs[pair]);
+                    for (minima, sums) in minima.iter().zip(x[m].pairs) {
+                        taken = taken.dot_pairs(minima, sums);
                     }
-                    sums[m][n] = taken.scaled_onto(sums[m][n], scale, -x[m][cell].scale);
+                    sums[m][n] = taken.scaled_onto(sums[m][n], scale, -x[m].scale);
                 }
             }
         }
