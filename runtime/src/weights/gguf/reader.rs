@@ -73,7 +73,7 @@ impl<'a> Reader<'a> {
         if fits && count <= ITEMS_MAX {
             Ok(count)
         } else {
-            Err(format!("claims {count} {what}, more than it can hold"))
+            Err(format!("is truncated or damaged: it claims {count} {what}, more than it can hold"))
         }
     }
 

@@ -106,9 +106,9 @@ fn line(reader: &mut Reader<'_>) -> Because<Line> {
     }
     let shape = (0..dimensions).map(|_| reader.u64("tensor table")).collect::<Because<Vec<u64>>>()?;
     // The file counts from the fastest dimension.
-    let (columns, rows) = match shape.as_slice() {
-        &[columns] => (columns, 1),
-        &[columns, rows] => (columns, rows),
+    let (columns, rows) = match *shape.as_slice() {
+        [columns] => (columns, 1),
+        [columns, rows] => (columns, rows),
         _ => return Err(format!("tensor `{name}` of shape {shape:?} is neither a vector nor a matrix")),
     };
     let kind = kind(reader.u32("tensor table")?).map_err(|why| format!("tensor `{name}` {why}"))?;
