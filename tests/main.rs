@@ -30,6 +30,7 @@ mod oracle;
 mod panics;
 mod readme;
 mod shadow;
+mod steered;
 mod tidy;
 mod token_ids;
 mod traces;

@@ -8,12 +8,14 @@
 //! - `kernels`: what the decoder is made of, on the CPU
 //! - `weights`: safetensors into owned, packed memory
 //! - `text`: chat template, tokenizer, incremental detokenizer
+//! - `grammar`: which tokens may come next, for answers that must keep to a schema
 //! - `sampling`: logits → the next token; stop strings
 //! - `report`: what the engine tells; plain structs
 
 #![cfg_attr(test, allow(clippy::unwrap_used, clippy::expect_used, clippy::panic))]
 
 mod engine;
+mod grammar;
 mod kernels;
 mod kv;
 mod model;
@@ -26,8 +28,12 @@ mod weights;
 
 pub use engine::events::{Event, Failure, FinishReason, Generation, Handle, Refusal};
 pub use engine::request::{Class, Request};
-pub use registry::{LoadError, Model, Runtime, StartError};
+pub use grammar::{BadGrammar, Constraint, Grammar};
+pub use registry::{LoadError, Model, Runtime, ScoreError, StartError};
 pub use report::{ModelReport, Report, Sink, StepRecord, Timeline};
-pub use sampling::params::{BadParam, SamplingParams};
+pub use sampling::{
+    logprobs::Logprobs,
+    params::{BadParam, SamplingParams},
+};
 pub use settings::{KvDtype, Settings, set_threads};
 pub use text::{Message, TemplateError, TextError};

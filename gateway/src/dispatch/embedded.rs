@@ -9,10 +9,12 @@ use crate::accounting::core::Usage;
 use crate::accounting::row::UsageSource;
 use crate::accounting::settlement::Running;
 use crate::answer::{Answer, Chunk, Chunks, End, Ended, EngineTimes, Finish, Part};
-use crate::api::openai::request::Sampling;
+use crate::api::openai::asked::Asked;
+use crate::api::openai::logprobs::{Place, Token, render};
+use crate::api::openai::request::{Op, Sampling};
 use crate::dispatch::{Call, NotStarted, Urgency};
 use crate::observe::metrics::Metrics;
-use crate::ports::{Meter, Prompt, Tokenize};
+use crate::ports::{Form, Meter, Prepared, Prompt, Tokenize};
 use crate::refusal::Refusal;
 use crate::routing::{Leg, Measure};
 
@@ -34,22 +36,29 @@ impl Embedded {
 
     pub fn start(&self, running: Running, leg: &Leg, call: &Call<'_>) -> Result<Answer, Box<NotStarted>> {
         let measure = &leg.measure;
+        let asked = match call.request.asked() {
+            Ok(asked) => asked,
+            Err(refusal) => return Err(Box::new(NotStarted { running, refusal })),
+        };
         let sequences = measure.prompts.iter().flat_map(|prompt| (0..call.request.n).map(move |k| (prompt, k)));
-        let generations: Result<Vec<_>, _> =
-            sequences.map(|(prompt, k)| self.model.generate(self.sequence(prompt.clone(), k, measure, call))).collect();
+        let generations: Result<Vec<_>, _> = sequences
+            .map(|(prompt, k)| self.model.generate(self.sequence(prompt.clone(), k, measure, &asked, call)))
+            .collect();
         match generations {
             Ok(generations) => {
                 let handles = generations.iter().map(runtime::Generation::handle).collect();
                 let chunks = Box::new(Stream {
                     sequences: generations
                         .into_iter()
-                        .map(|generation| Sequence { generation, has_ended: false, ending: None })
+                        .map(|generation| Sequence { generation, told_chars: 0, has_ended: false, ending: None })
                         .collect(),
                     turn: 0,
                     input: measure.input,
                     tells_tokens: call.request.return_token_ids,
+                    op: call.request.op,
+                    form: asked.form.as_ref().map(|(field, _)| *field),
                     failed: None,
-                    model: self.model.name().to_owned(),
+                    model: self.model.clone(),
                     metrics: self.metrics.clone(),
                 });
                 let running = Some(running.measured_by(Arc::new(Count(handles))));
@@ -61,8 +70,19 @@ impl Embedded {
     }
 
     /// The `k`-th answer to a prompt.
-    fn sequence(&self, prompt: Vec<u32>, k: u32, measure: &Measure, call: &Call<'_>) -> runtime::Request {
+    fn sequence(
+        &self,
+        prompt: Vec<u32>,
+        k: u32,
+        measure: &Measure,
+        asked: &Asked,
+        call: &Call<'_>,
+    ) -> runtime::Request {
         let mut params = sampling(&call.request.sampling, self.model.defaults());
+        params.logit_bias = asked.logit_bias.clone();
+        // Nobody reads what a shadow says, and these change no token.
+        params.logprobs = asked.logprobs.filter(|_| call.urgency == Urgency::User);
+        params.grammar = measure.form.as_ref().and_then(|form| form.downcast_ref::<runtime::Grammar>()).cloned();
         // With one seed for all, all would be the same.
         params.seed = params.seed.wrapping_add(u64::from(k));
         runtime::Request {
@@ -105,6 +125,10 @@ impl Embedded {
                 param: "prompt".into(),
                 why: format!("has the token id {id}, and the model has {vocab}"),
             },
+            runtime::Refusal::UnknownBias { id, vocab } => Refusal::BadParam {
+                param: "logit_bias".into(),
+                why: format!("has the token id {id}, and the model has {vocab}"),
+            },
             // We bound the answer ourselves: this would be our mistake.
             runtime::Refusal::NothingToGenerate => {
                 tracing::error!(model = self.model.name(), %refusal, "the engine was asked for the impossible");
@@ -131,6 +155,17 @@ impl Tokenize for Embedded {
         self.model.tokenize(&text).map_err(|error| format!("cannot be tokenised: {error}"))
     }
 
+    fn prepare(&self, form: &Form) -> Result<Prepared, String> {
+        let constraint = match form.clone() {
+            Form::JsonSchema(schema) => runtime::Constraint::JsonSchema(schema),
+            Form::Regex(regex) => runtime::Constraint::Regex(regex),
+            Form::Choice(choices) => runtime::Constraint::Choice(choices),
+            Form::Lark(grammar) => runtime::Constraint::Lark(grammar),
+        };
+        let grammar = self.model.grammar(&constraint);
+        grammar.map(|grammar| Arc::new(grammar) as Prepared).map_err(|error| error.to_string())
+    }
+
     fn context(&self) -> u64 {
         u64::from(self.model.context())
     }
@@ -149,6 +184,7 @@ fn sampling(asked: &Sampling, defaults: &runtime::SamplingParams) -> runtime::Sa
         presence_penalty: or(asked.presence_penalty, defaults.presence_penalty),
         // Without a seed every request draws its own: repeating a prompt should not repeat its answer.
         seed: asked.seed.map_or_else(|| uuid::Uuid::new_v4().as_u64_pair().0, |seed| seed as u64),
+        ..runtime::SamplingParams::default()
     }
 }
 
@@ -171,6 +207,8 @@ impl Meter for Count {
 /// One choice.
 struct Sequence {
     generation: runtime::Generation,
+    /// Characters of the tokens whose log-probabilities were told.
+    told_chars: usize,
     has_ended: bool,
     ending: Option<(runtime::FinishReason, runtime::Timeline)>,
 }
@@ -183,17 +221,31 @@ struct Stream {
     /// Every prompt once: that several answers compute it again is our own affair.
     input: u64,
     tells_tokens: bool,
+    op: Op,
+    /// The field that asks for a form.
+    form: Option<&'static str>,
     failed: Option<Refusal>,
-    model: String,
+    model: runtime::Model,
     metrics: Arc<Metrics>,
 }
 
 impl Stream {
-    fn part(&self, index: usize, text: String, mut tokens: Vec<u32>) -> Chunk {
+    fn part(&mut self, index: usize, text: String, mut tokens: Vec<u32>, logprobs: &[runtime::Logprobs]) -> Chunk {
         if !self.tells_tokens {
             tokens.clear();
         }
-        Chunk::Part(Part { tokens, ..Part::text(index as u32, text) })
+        let places: Vec<Place> = logprobs.iter().map(|told| self.place(told)).collect();
+        let logprobs = render(self.op, &places, &mut self.sequences[index].told_chars);
+        Chunk::Part(Part { tokens, logprobs, ..Part::text(index as u32, text) })
+    }
+
+    fn place(&self, told: &runtime::Logprobs) -> Place {
+        let token = |id: u32, logprob: f32| match self.model.control_token(id) {
+            Some(name) => Token { bytes: None, name: name.to_owned(), logprob },
+            None => Token { bytes: Some(self.model.token_bytes(id).to_vec()), name: String::new(), logprob },
+        };
+        let top = told.top.iter().map(|&(id, logprob)| token(id, logprob)).collect();
+        Place { chosen: token(told.id, told.logprob), top }
     }
 
     /// The end of all, once each has ended.
@@ -204,7 +256,7 @@ impl Stream {
                 output += u64::from(sequence.generation.produced());
                 continue;
             };
-            self.metrics.runtime_queue(&self.model, timeline.queue());
+            self.metrics.runtime_queue(self.model.name(), timeline.queue());
             output += u64::from(timeline.output_tokens);
             was_admitted |= timeline.admitted.is_some();
             times.queue = times.queue.max(timeline.queue());
@@ -242,9 +294,9 @@ impl Stream {
     }
 
     /// One failed: the others have no use any more.
-    fn fail(&mut self, index: usize, timeline: Option<runtime::Timeline>) {
-        self.metrics.runtime_failure(&self.model);
-        self.failed = Some(Refusal::EngineFailed);
+    fn fail(&mut self, index: usize, refusal: Refusal, timeline: Option<runtime::Timeline>) {
+        self.metrics.runtime_failure(self.model.name());
+        self.failed = Some(refusal);
         self.end_one(index, timeline.map(|timeline| (runtime::FinishReason::Cancelled, timeline)));
         self.cancel();
     }
@@ -265,23 +317,34 @@ impl Chunks for Stream {
                 continue;
             };
             match event {
-                Some(runtime::Event::Text { text, tokens }) => {
+                Some(runtime::Event::Text { text, tokens, logprobs }) => {
                     self.turn = (index + 1) % count;
-                    return Poll::Ready(self.part(index, text, tokens));
+                    return Poll::Ready(self.part(index, text, tokens, &logprobs));
                 }
-                Some(runtime::Event::Finished { reason, tokens, timeline }) => {
+                Some(runtime::Event::Finished { reason, tokens, mut logprobs, timeline }) => {
                     self.end_one(index, Some((reason, timeline)));
+                    // A stop string is no part of the answer, as little as an end token.
+                    if reason == runtime::FinishReason::Stop {
+                        logprobs.clear();
+                    }
                     // The end token makes no text.
-                    if self.tells_tokens && !tokens.is_empty() {
-                        return Poll::Ready(self.part(index, String::new(), tokens));
+                    if (self.tells_tokens && !tokens.is_empty()) || !logprobs.is_empty() {
+                        return Poll::Ready(self.part(index, String::new(), tokens, &logprobs));
                     }
                 }
                 Some(runtime::Event::Failed { failure, timeline }) => {
-                    tracing::error!(model = %self.model, %failure, "a sequence failed in the engine");
-                    self.fail(index, Some(timeline));
+                    tracing::error!(model = self.model.name(), %failure, "a sequence failed in the engine");
+                    let refusal = match (failure, self.form) {
+                        // It can be compiled and still be more than a step may cost.
+                        (runtime::Failure::Grammar(why), Some(field)) => {
+                            Refusal::BadParam { param: field.into(), why: format!("could not be followed: {why}") }
+                        }
+                        _ => Refusal::EngineFailed,
+                    };
+                    self.fail(index, refusal, Some(timeline));
                 }
                 // The engine promises a last event; without one it is gone.
-                None => self.fail(index, None),
+                None => self.fail(index, Refusal::EngineFailed, None),
             }
         }
         match self.sequences.iter().all(|sequence| sequence.has_ended) {

@@ -146,13 +146,14 @@ impl Stepper {
         record.forward = computed.saturating_duration_since(built);
 
         let vocab = self.forward.vocab();
-        let mut rows = logits.chunks_exact_mut(vocab);
+        let mut rest = logits.as_mut_slice();
         let mut sampled = Vec::with_capacity(plan.work.len());
         for work in &plan.work {
             let mut token = None;
-            if work.samples {
-                let row = rows.next().ok_or("the model gave fewer rows than were asked for")?;
-                token = self.sequences.get_mut(&work.id).map(|sequence| sequence.sample(row));
+            if let Some(sequence) = self.sequences.get_mut(&work.id) {
+                let rows = rest.split_off_mut(..sequence.rows(work) * vocab);
+                let rows = rows.ok_or("the model gave fewer rows than were asked for")?;
+                token = sequence.read(work, rows, vocab);
             }
             self.scheduler.advance(work, token.as_ref().is_some_and(Result::is_ok));
             sampled.push((work, token));
@@ -164,8 +165,11 @@ impl Stepper {
         for (work, token) in sampled {
             self.account(work, spent.mul_f64(work.count as f64 / total as f64), plan.work.len() as u32);
             let ending = match token {
-                None => None,
-                Some(Err(_)) => Some(Ending::Failed(Failure::NotFinite)),
+                None => {
+                    let scored = self.sequences.get(&work.id).is_some_and(Sequence::is_scored);
+                    scored.then_some(Ending::Finished(FinishReason::Stop))
+                }
+                Some(Err(failure)) => Some(Ending::Failed(failure)),
                 Some(Ok(id)) => {
                     self.stats.generated_tokens.fetch_add(1, Relaxed);
                     record.sampled_tokens += 1;
@@ -185,7 +189,8 @@ impl Stepper {
         for work in work {
             if let Some(sequence) = self.sequences.get(&work.id) {
                 let ids = &sequence.tokens[work.first..work.first + work.count];
-                batch.push(ids, work.first, self.scheduler.table(work.id), work.samples);
+                batch.push(ids, work.first, self.scheduler.table(work.id), false);
+                batch.select_last(sequence.rows(work));
             }
         }
         batch

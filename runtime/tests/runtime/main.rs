@@ -8,4 +8,5 @@ mod folders;
 mod goldens;
 mod lifecycle;
 mod refusals;
+mod steered;
 mod support;
