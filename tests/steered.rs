@@ -189,14 +189,18 @@ fn answers_keep_to_the_form_that_was_asked_for() {
 fn forms_that_cannot_be_kept_to_are_refused_with_their_field_and_reason() {
     let gateway = glimmer_2();
     let schema = |schema: Value| json!({"response_format": {"type": "json_schema", "json_schema": {"name": "x", "schema": schema}}});
-    let bomb = "((a{1,1000}){1,1000}){1,1000}";
+    // It can be compiled, and is more than one token may cost: more ways to go on than the limit.
+    let ways: Vec<String> = (0..1_200).map(|way| format!("\"a{way}\"")).collect();
+    let bomb = format!("start: \"x\" way\nway: {}", ways.join(" | "));
+    let nested = "(".repeat(500) + "a" + &")".repeat(500);
     for (form, param, why) in [
         (schema(json!({"type": "strin"})), "response_format", "strin"),
         (schema(json!({"type": "integer", "minimum": 5, "maximum": 4})), "response_format", "minimum (5)"),
         (schema(json!({"$ref": "file:///etc/passwd"})), "response_format", "ref"),
         (schema(json!("object")), "response_format", "must be an object"),
         (json!({"guided_regex": "(a"}), "guided_regex", "unclosed group"),
-        (json!({"structured_outputs": {"regex": bomb}}), "structured_outputs", "too many"),
+        (json!({"structured_outputs": {"regex": nested}}), "structured_outputs", "nested deeper"),
+        (json!({"structured_outputs": {"grammar": bomb}}), "structured_outputs", "could not be followed"),
         (json!({"guided_grammar": "start: nothing"}), "guided_grammar", "unknown name"),
         (json!({"guided_choice": []}), "guided_choice", "at least one"),
         (json!({"tools": [{"type": "function", "function": {"name": "f"}}]}), "tools", "cannot call tools"),

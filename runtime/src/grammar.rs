@@ -220,16 +220,17 @@ impl Grammars {
     }
 }
 
-/// What the compiler says, at a length for a client: the first line, and the last, where an expression's fault is named.
+/// What the compiler says, at a length for a client: its first line, and the one that names an expression's fault.
 fn complaint(error: &impl fmt::Display) -> BadGrammar {
     let text = error.to_string();
-    let mut lines = text.lines().map(str::trim).filter(|line| !line.is_empty() && !line.starts_with('<'));
+    let mut lines = text.lines().map(str::trim);
     let first = lines.next().unwrap_or_default();
     // Its name for a grammar that cannot go on from its beginning.
     if first.starts_with("NoExtension") {
         return BadGrammar("allows no text".to_owned());
     }
-    let whole = lines.next_back().map_or(first.to_owned(), |last| format!("{first} {last}"));
+    let fault = lines.find(|line| line.starts_with("error:"));
+    let whole = fault.map_or(first.to_owned(), |fault| format!("{first} {fault}"));
     BadGrammar(whole[..whole.floor_char_boundary(COMPLAINT_BYTES_MAX)].to_owned())
 }
 

@@ -43,7 +43,7 @@ places = told.choices[0].logprobs.content
 joined = b"".join(bytes(place.bytes) for place in places).decode()
 check("every token is told with its probability", joined == told.choices[0].message.content and all(len(p.top_logprobs) == 2 for p in places))
 
-lists = client.completions.create(model="assistant", prompt="Count: 1 2", max_tokens=4, temperature=0, logprobs=1)
+lists = client.completions.create(model="assistant", prompt="Count: 1 2 3", max_tokens=4, temperature=0, logprobs=1)
 check("a text completion tells its tokens in lists", "".join(lists.choices[0].logprobs.tokens) == lists.choices[0].text)
 
 schema = {"type": "object", "properties": {"n": {"type": "integer", "minimum": 0, "maximum": 9}}, "required": ["n"], "additionalProperties": False}

@@ -50,11 +50,18 @@ impl Embedded {
                 let chunks = Box::new(Stream {
                     sequences: generations
                         .into_iter()
-                        .map(|generation| Sequence { generation, told_chars: 0, has_ended: false, ending: None })
+                        .map(|generation| Sequence {
+                            generation,
+                            told_chars: 0,
+                            has_told: false,
+                            has_ended: false,
+                            ending: None,
+                        })
                         .collect(),
                     turn: 0,
                     input: measure.input,
                     tells_tokens: call.request.return_token_ids,
+                    tells_logprobs: asked.logprobs.is_some() && call.urgency == Urgency::User,
                     op: call.request.op,
                     form: asked.form.as_ref().map(|(field, _)| *field),
                     failed: None,
@@ -209,6 +216,7 @@ struct Sequence {
     generation: runtime::Generation,
     /// Characters of the tokens whose log-probabilities were told.
     told_chars: usize,
+    has_told: bool,
     has_ended: bool,
     ending: Option<(runtime::FinishReason, runtime::Timeline)>,
 }
@@ -221,6 +229,7 @@ struct Stream {
     /// Every prompt once: that several answers compute it again is our own affair.
     input: u64,
     tells_tokens: bool,
+    tells_logprobs: bool,
     op: Op,
     /// The field that asks for a form.
     form: Option<&'static str>,
@@ -235,8 +244,16 @@ impl Stream {
             tokens.clear();
         }
         let places: Vec<Place> = logprobs.iter().map(|told| self.place(told)).collect();
-        let logprobs = render(self.op, &places, &mut self.sequences[index].told_chars);
+        let is_due = !places.is_empty() || self.owes_logprobs(index);
+        let sequence = &mut self.sequences[index];
+        sequence.has_told |= is_due;
+        let logprobs = is_due.then(|| render(self.op, &places, &mut sequence.told_chars)).flatten();
         Chunk::Part(Part { tokens, logprobs, ..Part::text(index as u32, text) })
+    }
+
+    /// Who asks is told something, if only that there was no token.
+    fn owes_logprobs(&self, index: usize) -> bool {
+        self.tells_logprobs && !self.sequences[index].has_told
     }
 
     fn place(&self, told: &runtime::Logprobs) -> Place {
@@ -328,7 +345,8 @@ impl Chunks for Stream {
                         logprobs.clear();
                     }
                     // The end token makes no text.
-                    if (self.tells_tokens && !tokens.is_empty()) || !logprobs.is_empty() {
+                    let has_tokens = self.tells_tokens && !tokens.is_empty();
+                    if has_tokens || !logprobs.is_empty() || self.owes_logprobs(index) {
                         return Poll::Ready(self.part(index, String::new(), tokens, &logprobs));
                     }
                 }

@@ -43,6 +43,11 @@ impl Token {
     }
 }
 
+/// The number that is written as this one is: JSON values hold doubles, and would show digits that a float never had.
+fn shortest(number: f32) -> f64 {
+    number.to_string().parse().unwrap_or(f64::from(number))
+}
+
 #[derive(Serialize)]
 struct Chat {
     content: Vec<ChatPlace>,
@@ -80,9 +85,6 @@ struct Text {
 /// The `logprobs` of a choice, or of a piece of one. `offset`: characters of the answer's tokens before this piece; a
 /// text completion tells where each of its tokens begins.
 pub fn render(op: Op, places: &[Place], offset: &mut usize) -> Option<Box<RawValue>> {
-    if places.is_empty() {
-        return None;
-    }
     // Strings and numbers into memory: this has no way to fail.
     match op {
         Op::Chat => {
@@ -101,7 +103,12 @@ pub fn render(op: Op, places: &[Place], offset: &mut usize) -> Option<Box<RawVal
             }
             // The chosen one is among them, also where it was none of the likeliest.
             let top = |place: &Place| {
-                place.top.iter().chain([&place.chosen]).map(|token| (name(token), token.logprob().into())).collect()
+                place
+                    .top
+                    .iter()
+                    .chain([&place.chosen])
+                    .map(|token| (name(token), shortest(token.logprob()).into()))
+                    .collect()
             };
             let text = Text {
                 tokens: places.iter().map(|place| name(&place.chosen)).collect(),
@@ -145,7 +152,7 @@ mod tests {
                     {"token": " b", "logprob": -0.25, "bytes": [32, 98]}]},
             ], "refusal": null})
         );
-        assert!(render(Op::Chat, &[], &mut 0).is_none());
+        assert_eq!(render(Op::Chat, &[], &mut 0).unwrap().get(), r#"{"content":[],"refusal":null}"#);
     }
 
     #[test]
