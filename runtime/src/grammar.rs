@@ -47,7 +47,7 @@ const KEPT_MAX: usize = 32;
 /// The compiler walks down schemas; a level takes a few kilobytes.
 const STACK_BYTES: usize = 16 << 20;
 /// The compiler's complaints quote what they are about.
-const COMPLAINT_BYTES_MAX: usize = 300;
+const COMPLAINT_CHARS_MAX: usize = 300;
 /// At most this much between two parts of a JSON value. With more, a model that loses its way writes spaces to the end.
 const JSON_SPACE: &str = " ?";
 
@@ -231,7 +231,7 @@ fn complaint(error: &impl fmt::Display) -> BadGrammar {
     }
     let fault = lines.find(|line| line.starts_with("error:"));
     let whole = fault.map_or(first.to_owned(), |fault| format!("{first} {fault}"));
-    BadGrammar(whole[..whole.floor_char_boundary(COMPLAINT_BYTES_MAX)].to_owned())
+    BadGrammar(whole.chars().take(COMPLAINT_CHARS_MAX).collect())
 }
 
 /// Our vocabulary for llguidance. It never forces tokens, so it never needs the tokenizer's own way to cut a text.
