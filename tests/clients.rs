@@ -24,7 +24,7 @@ fn the_official_python_client_streams_asks_and_reads_errors() {
         .expect("the venv has a python");
     let (stdout, stderr) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
     assert!(output.status.success(), "{stdout}\n{stderr}");
-    assert!(stdout.trim_end().ends_with("12 checks passed"), "{stdout}");
+    assert!(stdout.trim_end().ends_with("16 checks passed"), "{stdout}");
     let denied = gateway.metric("gateway_limit_decisions_total", &["kind=\"budget\"", "decision=\"denied\""]);
     assert_eq!(denied, 1.0, "it took `x-should-retry: false` at its word");
 }

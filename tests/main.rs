@@ -32,6 +32,7 @@ mod panics;
 mod readme;
 mod shadow;
 mod sources;
+mod steered;
 mod tidy;
 mod token_ids;
 mod traces;

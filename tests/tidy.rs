@@ -127,8 +127,17 @@ const RULES: &[Rule] = &[
         violation: "use crate::engine::sequence::Sequence;",
     },
     Rule {
-        name: "sampling and text know no tensors and no executor",
-        binds: |path| path.starts_with("runtime/src/sampling/") || path.starts_with("runtime/src/text/"),
+        name: "only grammar names llguidance",
+        binds: |path| path.starts_with("runtime/src/") && path != "runtime/src/grammar.rs",
+        forbidden: &["llguidance", "toktrie"],
+        violation: "use llguidance::Matcher;",
+    },
+    Rule {
+        name: "sampling, grammar and text know no tensors and no executor",
+        binds: |path| {
+            let folders = ["runtime/src/sampling/", "runtime/src/text/"];
+            path == "runtime/src/grammar.rs" || folders.iter().any(|folder| path.starts_with(folder))
+        },
         forbidden: &["candle", "tokio", "crate::engine"],
         violation: "use candle_core::Tensor;",
     },

@@ -1,5 +1,7 @@
 //! The small traits that stages share. They keep what decides free of what acts: a test passes its own.
 
+use std::any::Any;
+use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
@@ -91,11 +93,32 @@ impl Prompt {
     }
 }
 
+/// The form that an answer must have.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Form {
+    /// JSON of this schema.
+    JsonSchema(String),
+    /// Text that this expression matches as a whole.
+    Regex(String),
+    Choice(Vec<String>),
+    /// Text of this grammar, in Lark.
+    Lark(String),
+}
+
+/// A form that a model has made ready, for its own use.
+pub type Prepared = Arc<dyn Any + Send + Sync>;
+
 /// Turns a prompt into the exact tokens that a model will read.
 pub trait Tokenize: Send + Sync {
     /// # Errors
     /// What about the prompt the model does not allow, in words for the client.
     fn tokenize(&self, prompt: &Prompt) -> Result<Vec<u32>, String>;
+
+    /// Makes a form ready. Works for up to a second on what strangers wrote: to be called where blocking is allowed.
+    ///
+    /// # Errors
+    /// What about the form the model cannot do, in words for the client.
+    fn prepare(&self, form: &Form) -> Result<Prepared, String>;
 
     /// Tokens that prompt and answer may have together.
     fn context(&self) -> u64;

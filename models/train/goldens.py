@@ -115,6 +115,70 @@ def served(tokenizer, model) -> list[dict]:
     return rows
 
 
+# Read as they are, without a template: the first tokens are the prompt, the rest is scored.
+SCORED = [
+    "Count: 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17 18 19 20, and then 21 22 23 24 25.",
+    "Tom is 24 and lives in Paris. Mina is 31 and lives in Seoul. 김지은 is 45 and lives in 부산.",
+    "이 영화 정말 재미있어요! 이 음식은 너무 별로예요. 날씨가 어때요? 안녕하세요, 이름이 뭐예요?",
+    "The hotel is quite bad! My sister said the same. That course is absolutely useless! That is what I think.",
+]
+SCORED_PROMPT_TOKENS = 3
+
+
+def scored(tokenizer, model) -> list[dict]:
+    """Log-probabilities of every token behind the prompt, and exp(-mean) of them."""
+    rows = []
+    for text in SCORED:
+        ids = tokenizer(text, add_special_tokens=False, return_tensors="pt")["input_ids"]
+        every = model(ids).logits[0, :-1].double().log_softmax(-1)[SCORED_PROMPT_TOKENS - 1 :]
+        told = every.gather(1, ids[0, SCORED_PROMPT_TOKENS:, None])[:, 0]
+        rows.append({
+            "text": text, "ids": ids[0].tolist(), "prompt_tokens": SCORED_PROMPT_TOKENS,
+            "logprobs": [round(x, 5) for x in told.tolist()], "top": every.argmax(-1).tolist(),
+            "perplexity": torch.exp(-told.mean()).item(),
+        })
+    return rows
+
+
+# (parameters, tokens seen before) of rows of logits: what the processors of transformers leave of them.
+PROCESSED = [
+    ({"repetition_penalty": 1.3}, [1, 4, 4, 9]),
+    ({"repetition_penalty": 0.8, "temperature": 0.7}, [0, 2, 30]),
+    ({"temperature": 1.7}, []),
+    ({"top_k": 5}, []),
+    ({"top_p": 0.6}, []),
+    ({"min_p": 0.3}, []),
+    ({"temperature": 1.5, "top_k": 12, "top_p": 0.8, "min_p": 0.25}, []),
+    ({"repetition_penalty": 1.2, "temperature": 0.9, "top_k": 20, "top_p": 0.9, "min_p": 0.05}, [3, 7, 7, 11]),
+]
+
+
+def processed() -> list[dict]:
+    from transformers import generation
+
+    classes = [
+        ("repetition_penalty", generation.RepetitionPenaltyLogitsProcessor),
+        ("temperature", generation.TemperatureLogitsWarper),
+        ("top_k", generation.TopKLogitsWarper),
+        ("top_p", generation.TopPLogitsWarper),
+        ("min_p", generation.MinPLogitsWarper),
+    ]
+    torch.manual_seed(7)
+    rows = []
+    for params, seen in PROCESSED:
+        logits = (torch.randn(1, 32) * 2).round(decimals=4)
+        left = logits.clone()
+        for name, make in classes:
+            if name in params:
+                left = make(params[name])(torch.tensor([seen], dtype=torch.long), left)
+        probabilities = [round(p, 6) for p in left.double().softmax(-1)[0].tolist()]
+        rows.append({
+            "params": params, "seen": seen, "logits": [round(x, 4) for x in logits[0].tolist()],
+            "probabilities": probabilities,
+        })
+    return rows
+
+
 def lines(rows: list[dict]) -> str:
     """A JSON list with one row a line: readable, and a changed row is one changed line."""
     return "[\n" + ",\n".join("  " + json.dumps(row, ensure_ascii=False) for row in rows) + "\n]"
@@ -123,12 +187,13 @@ def lines(rows: list[dict]) -> str:
 @torch.inference_mode()
 def write(folders: dict[str, Path], target: Path) -> None:
     target.mkdir(parents=True, exist_ok=True)
-    continuations, answers = [], []
+    continuations, answers, scores = [], [], []
     for name, folder in folders.items():
         tokenizer, model = load(folder, "eager")
         write_logits(tokenizer, model, target / f"{name}.safetensors")
         continuations.append(f"{json.dumps(name)}: {lines(greedy(tokenizer, model))}")
         answers.append(f"{json.dumps(name)}: {lines(served(tokenizer, model))}")
+        scores.append(f"{json.dumps(name)}: {lines(scored(tokenizer, model))}")
     # Both versions share the tokenizer, so either one speaks for it.
     tokens = [{"text": text, "ids": tokenizer.encode(text, add_special_tokens=False)} for text in TEXTS]
     chats = []
@@ -141,3 +206,5 @@ def write(folders: dict[str, Path], target: Path) -> None:
         encoding="utf-8",
     )
     (target / "served.json").write_text("{\n" + ",\n".join(answers) + "\n}\n", encoding="utf-8")
+    (target / "scored.json").write_text("{\n" + ",\n".join(scores) + "\n}\n", encoding="utf-8")
+    (target / "processed.json").write_text(lines(processed()) + "\n", encoding="utf-8")

@@ -8,6 +8,7 @@
 //! - `kernels`: what the decoder is made of, on the CPU
 //! - `source`: a folder or a GGUF file; `weights`: safetensors and GGUF into owned, packed memory
 //! - `text`: chat template, tokenizer, incremental detokenizer
+//! - `grammar`: which tokens may come next, for answers that must keep to a schema
 //! - `sampling`: logits → the next token; stop strings
 //! - `report`: what the engine tells; plain structs
 
@@ -17,6 +18,7 @@
 mod fault;
 
 mod engine;
+mod grammar;
 mod kernels;
 mod kv;
 mod model;
@@ -30,9 +32,13 @@ mod weights;
 
 pub use engine::events::{Event, Failure, FinishReason, Generation, Handle, Refusal};
 pub use engine::request::{Class, Request};
-pub use registry::{LoadError, Model, Runtime, StartError};
+pub use grammar::{BadGrammar, Constraint, Grammar};
+pub use registry::{LoadError, Model, Runtime, ScoreError, StartError};
 pub use report::{ModelReport, PrefixReport, Report, Sink, StepRecord, Stuck, Timeline, WeightKind};
-pub use sampling::params::{BadParam, SamplingParams};
+pub use sampling::{
+    logprobs::Logprobs,
+    params::{BadParam, SamplingParams},
+};
 pub use settings::{KvDtype, LoadOptions, Quantize, Settings, set_threads};
 pub use source::check_text;
 pub use text::{Message, TemplateError, TextError};

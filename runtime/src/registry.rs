@@ -1,9 +1,11 @@
 //! The handles a caller holds: [`Runtime`] starts the engine and loads models, [`Model`] turns requests into streams.
 
+mod score;
+
 use crate::{
     engine::{
         self, Command, ModelId, Roster,
-        events::{Generation, Refusal},
+        events::{Event, Generation, Refusal},
         forward::{Forward, Llm},
         request::{Class, Request},
         scheduler::Limits,
@@ -11,6 +13,7 @@ use crate::{
         stats::Stats,
         stepper::Stepper,
     },
+    grammar::{BadGrammar, Constraint, Grammar, Grammars},
     kernels::{batch::BLOCK_TOKENS, cpu::kernel_name},
     model::{decoder::Decoder, kv_pools::block_bytes, spec::ModelSpec},
     report::{Report, StepRecord, WeightKind},
@@ -30,6 +33,9 @@ use std::{
     thread::JoinHandle,
     time::Instant,
 };
+use tokio::sync::mpsc;
+
+pub use score::ScoreError;
 
 /// Shadows enter a queue only while it is shorter than this.
 const SHADOWS_WAITING_MAX: usize = 8;
@@ -131,6 +137,7 @@ impl Runtime {
         stats.weights = parts.weights;
         stats.exceptions = parts.exceptions;
         let stats = Arc::new(stats);
+        let grammars = Grammars::new(parts.text.tokenizer().bytes(), parts.end.clone(), vocab as usize);
         let vocabulary = Vocabulary { bytes: parts.text.tokenizer().bytes(), end: parts.end };
         let stepper = Box::new(Stepper::new(parts.forward, limits, vocabulary, Arc::clone(&stats)));
         let id = self.0.next_model.fetch_add(1, Ordering::Relaxed);
@@ -146,6 +153,7 @@ impl Runtime {
             vocab,
             defaults: parts.defaults,
             text: parts.text,
+            grammars,
             stats,
         })))
     }
@@ -243,6 +251,7 @@ struct Served {
     vocab: u32,
     defaults: SamplingParams,
     text: TextSide,
+    grammars: Grammars,
     stats: Arc<Stats>,
 }
 
@@ -283,6 +292,22 @@ impl Model {
         self.0.text.encode(text)
     }
 
+    /// The bytes that a token stands for; none for a control token.
+    pub fn token_bytes(&self, id: u32) -> &[u8] {
+        self.0.text.tokenizer().bytes_of(id)
+    }
+
+    /// A control token as the model's template writes it.
+    pub fn control_token(&self, id: u32) -> Option<&str> {
+        self.0.text.tokenizer().control_text(id)
+    }
+
+    /// Makes a constraint ready for this model's requests, at once if it was lately made. Works for up to a second on
+    /// what strangers wrote: call it where blocking is allowed.
+    pub fn grammar(&self, constraint: &Constraint) -> Result<Grammar, BadGrammar> {
+        self.0.grammars.compile(constraint)
+    }
+
     /// Queues a request; never blocks. What can never be answered is refused here.
     pub fn generate(&self, request: Request) -> Result<Generation, Refusal> {
         let mut choices = self.generate_many(request, 1)?;
@@ -292,10 +317,25 @@ impl Model {
     /// As [`Model::generate`], `n` answers to one prompt, which is computed once. The k-th, from 0, samples with the
     /// request's seed plus k: it is what a request of its own with that seed would give.
     pub fn generate_many(&self, request: Request, n: u32) -> Result<Vec<Generation>, Refusal> {
-        let served = &self.0;
         self.check(&request)?;
+        self.submit(n, request.class, request.prompt.len() as u32, |k, submitted| {
+            let seed = request.params.seed.wrapping_add(u64::from(k));
+            let params = SamplingParams { seed, ..request.params.clone() };
+            Sequence::new(Request { params, ..request.clone() }, submitted)
+        })
+    }
+
+    /// Queues `n` sequences that begin with the same `prompt_tokens`, the k-th as `make` gives it.
+    fn submit(
+        &self,
+        n: u32,
+        class: Class,
+        prompt_tokens: u32,
+        make: impl Fn(u32, Instant) -> (Sequence, mpsc::Receiver<Event>),
+    ) -> Result<Vec<Generation>, Refusal> {
+        let served = &self.0;
         // Copies must not fill the places that users need.
-        let places = match request.class {
+        let places = match class {
             Class::Shadow => served.waiting_max.min(SHADOWS_WAITING_MAX),
             Class::Interactive | Class::Batch => served.waiting_max,
         };
@@ -303,12 +343,9 @@ impl Model {
             return Err(Refusal::Overloaded { retry_after: served.stats.retry_after() });
         }
         let submitted = Instant::now();
-        let prompt_tokens = request.prompt.len() as u32;
         let (choices, generations) = (0..n)
             .map(|k| {
-                let seed = request.params.seed.wrapping_add(u64::from(k));
-                let params = SamplingParams { seed, ..request.params.clone() };
-                let (sequence, events) = Sequence::new(Request { params, ..request.clone() }, submitted);
+                let (sequence, events) = make(k, submitted);
                 let flags = Arc::clone(&sequence.flags);
                 (sequence, Generation { events, flags, submitted, prompt_tokens, ended: false })
             })
@@ -331,6 +368,9 @@ impl Model {
         }
         if let Some(&id) = request.prompt.iter().find(|&&id| id >= vocab) {
             return Err(Refusal::UnknownToken { id, vocab });
+        }
+        if let Some(&(id, _)) = request.params.logit_bias.iter().find(|&&(id, _)| id >= vocab) {
+            return Err(Refusal::UnknownBias { id, vocab });
         }
         let prompt = u32::try_from(request.prompt.len()).unwrap_or(u32::MAX);
         let need_tokens = prompt.saturating_add(request.max_tokens);

@@ -1,5 +1,6 @@
 """What a user of the official client does: ask, stream, make mistakes, be limited. Run by tests/clients.rs."""
 
+import json
 import os
 import time
 
@@ -36,6 +37,22 @@ check("several answers come in order", [choice.index for choice in several.choic
 
 text = client.completions.create(model="assistant", prompt=["Count: 1 2", "Red"], max_tokens=4, temperature=0)
 check("a text completion answers each prompt", len(text.choices) == 2 and text.usage.completion_tokens > 0)
+
+told = client.chat.completions.create(model="assistant", messages=question, temperature=0, logprobs=True, top_logprobs=2)
+places = told.choices[0].logprobs.content
+joined = b"".join(bytes(place.bytes) for place in places).decode()
+check("every token is told with its probability", joined == told.choices[0].message.content and all(len(p.top_logprobs) == 2 for p in places))
+
+lists = client.completions.create(model="assistant", prompt="Count: 1 2 3", max_tokens=4, temperature=0, logprobs=1)
+check("a text completion tells its tokens in lists", "".join(lists.choices[0].logprobs.tokens) == lists.choices[0].text)
+
+schema = {"type": "object", "properties": {"n": {"type": "integer", "minimum": 0, "maximum": 9}}, "required": ["n"], "additionalProperties": False}
+form = {"type": "json_schema", "json_schema": {"name": "digit", "strict": True, "schema": schema}}
+formed = client.chat.completions.create(model="assistant", messages=question, temperature=1.5, seed=1, response_format=form)
+check("an answer keeps to its schema", json.loads(formed.choices[0].message.content)["n"] in range(10))
+
+forced = client.chat.completions.create(model="assistant", messages=question, temperature=0, max_tokens=3, logit_bias={"300": 100}, logprobs=True)
+check("a bias forces a token", len({place.token for place in forced.choices[0].logprobs.content}) == 1)
 
 try:
     client.chat.completions.create(model="gpt-5", messages=question)

@@ -9,10 +9,12 @@ use crate::accounting::core::Usage;
 use crate::accounting::row::UsageSource;
 use crate::accounting::settlement::Running;
 use crate::answer::{Answer, Chunk, Chunks, End, Ended, EngineTimes, Finish, Part};
-use crate::api::openai::request::Sampling;
+use crate::api::openai::asked::Asked;
+use crate::api::openai::logprobs::{Place, Token, render};
+use crate::api::openai::request::{Op, Sampling};
 use crate::dispatch::{Call, NotStarted, Urgency};
 use crate::observe::metrics::Metrics;
-use crate::ports::{Meter, Prompt, Tokenize};
+use crate::ports::{Form, Meter, Prepared, Prompt, Tokenize};
 use crate::refusal::Refusal;
 use crate::routing::{Leg, Measure};
 
@@ -34,11 +36,15 @@ impl Embedded {
 
     pub fn start(&self, running: Running, leg: &Leg, call: &Call<'_>) -> Result<Answer, Box<NotStarted>> {
         let measure = &leg.measure;
+        let asked = match call.request.asked() {
+            Ok(asked) => asked,
+            Err(refusal) => return Err(Box::new(NotStarted { running, refusal })),
+        };
         let choices = call.request.n;
         let generations: Result<Vec<_>, _> = measure
             .prompts
             .iter()
-            .map(|prompt| self.model.generate_many(self.request(prompt.clone(), measure, call), choices))
+            .map(|prompt| self.model.generate_many(self.request(prompt.clone(), measure, &asked, call), choices))
             .collect();
         match generations.map(|generations| generations.into_iter().flatten().collect::<Vec<_>>()) {
             Ok(generations) => {
@@ -46,13 +52,22 @@ impl Embedded {
                 let chunks = Box::new(Stream {
                     sequences: generations
                         .into_iter()
-                        .map(|generation| Sequence { generation, has_ended: false, ending: None })
+                        .map(|generation| Sequence {
+                            generation,
+                            told_chars: 0,
+                            has_told: false,
+                            has_ended: false,
+                            ending: None,
+                        })
                         .collect(),
                     turn: 0,
                     input: measure.input,
                     tells_tokens: call.request.return_token_ids,
+                    tells_logprobs: asked.logprobs.is_some() && call.urgency == Urgency::User,
+                    op: call.request.op,
+                    form: asked.form.as_ref().map(|(field, _)| *field),
                     failed: None,
-                    model: self.model.name().to_owned(),
+                    model: self.model.clone(),
                     metrics: self.metrics.clone(),
                 });
                 let running = Some(running.measured_by(Arc::new(Count(handles))));
@@ -63,11 +78,16 @@ impl Embedded {
         }
     }
 
-    fn request(&self, prompt: Vec<u32>, measure: &Measure, call: &Call<'_>) -> runtime::Request {
+    fn request(&self, prompt: Vec<u32>, measure: &Measure, asked: &Asked, call: &Call<'_>) -> runtime::Request {
+        let mut params = sampling(&call.request.sampling, self.model.defaults());
+        params.logit_bias = asked.logit_bias.clone();
+        // Nobody reads what a shadow says, and these change no token.
+        params.logprobs = asked.logprobs.filter(|_| call.urgency == Urgency::User);
+        params.grammar = measure.form.as_ref().and_then(|form| form.downcast_ref::<runtime::Grammar>()).cloned();
         runtime::Request {
             prompt,
             max_tokens: u32::try_from(measure.output_max).unwrap_or(u32::MAX),
-            params: sampling(&call.request.sampling, self.model.defaults()),
+            params,
             stop: call.request.stop.clone(),
             ignore_eos: call.request.ignore_eos,
             tenant: tenant_number(call.tenant),
@@ -105,6 +125,10 @@ impl Embedded {
                 param: "prompt".into(),
                 why: format!("has the token id {id}, and the model has {vocab}"),
             },
+            runtime::Refusal::UnknownBias { id, vocab } => Refusal::BadParam {
+                param: "logit_bias".into(),
+                why: format!("has the token id {id}, and the model has {vocab}"),
+            },
             // We bound the answer ourselves: this would be our mistake.
             runtime::Refusal::NothingToGenerate => {
                 tracing::error!(model = self.model.name(), %refusal, "the engine was asked for the impossible");
@@ -131,6 +155,17 @@ impl Tokenize for Embedded {
         self.model.tokenize(&text).map_err(|error| format!("cannot be tokenised: {error}"))
     }
 
+    fn prepare(&self, form: &Form) -> Result<Prepared, String> {
+        let constraint = match form.clone() {
+            Form::JsonSchema(schema) => runtime::Constraint::JsonSchema(schema),
+            Form::Regex(regex) => runtime::Constraint::Regex(regex),
+            Form::Choice(choices) => runtime::Constraint::Choice(choices),
+            Form::Lark(grammar) => runtime::Constraint::Lark(grammar),
+        };
+        let grammar = self.model.grammar(&constraint);
+        grammar.map(|grammar| Arc::new(grammar) as Prepared).map_err(|error| error.to_string())
+    }
+
     fn context(&self) -> u64 {
         u64::from(self.model.context())
     }
@@ -149,6 +184,7 @@ fn sampling(asked: &Sampling, defaults: &runtime::SamplingParams) -> runtime::Sa
         presence_penalty: or(asked.presence_penalty, defaults.presence_penalty),
         // Without a seed every request draws its own: repeating a prompt should not repeat its answer.
         seed: asked.seed.map_or_else(|| uuid::Uuid::new_v4().as_u64_pair().0, |seed| seed as u64),
+        ..runtime::SamplingParams::default()
     }
 }
 
@@ -179,6 +215,9 @@ impl Meter for Count {
 /// One choice.
 struct Sequence {
     generation: runtime::Generation,
+    /// Characters of the tokens whose log-probabilities were told.
+    told_chars: usize,
+    has_told: bool,
     has_ended: bool,
     ending: Option<(runtime::FinishReason, runtime::Timeline)>,
 }
@@ -191,17 +230,40 @@ struct Stream {
     /// Every prompt once: that several answers compute it again is our own affair.
     input: u64,
     tells_tokens: bool,
+    tells_logprobs: bool,
+    op: Op,
+    /// The field that asks for a form.
+    form: Option<&'static str>,
     failed: Option<Refusal>,
-    model: String,
+    model: runtime::Model,
     metrics: Arc<Metrics>,
 }
 
 impl Stream {
-    fn part(&self, index: usize, text: String, mut tokens: Vec<u32>) -> Chunk {
+    fn part(&mut self, index: usize, text: String, mut tokens: Vec<u32>, logprobs: &[runtime::Logprobs]) -> Chunk {
         if !self.tells_tokens {
             tokens.clear();
         }
-        Chunk::Part(Part { tokens, ..Part::text(index as u32, text) })
+        let places: Vec<Place> = logprobs.iter().map(|told| self.place(told)).collect();
+        let is_due = !places.is_empty() || self.owes_logprobs(index);
+        let sequence = &mut self.sequences[index];
+        sequence.has_told |= is_due;
+        let logprobs = is_due.then(|| render(self.op, &places, &mut sequence.told_chars)).flatten();
+        Chunk::Part(Part { tokens, logprobs, ..Part::text(index as u32, text) })
+    }
+
+    /// Who asks is told something, if only that there was no token.
+    fn owes_logprobs(&self, index: usize) -> bool {
+        self.tells_logprobs && !self.sequences[index].has_told
+    }
+
+    fn place(&self, told: &runtime::Logprobs) -> Place {
+        let token = |id: u32, logprob: f32| match self.model.control_token(id) {
+            Some(name) => Token { bytes: None, name: name.to_owned(), logprob },
+            None => Token { bytes: Some(self.model.token_bytes(id).to_vec()), name: String::new(), logprob },
+        };
+        let top = told.top.iter().map(|&(id, logprob)| token(id, logprob)).collect();
+        Place { chosen: token(told.id, told.logprob), top }
     }
 
     /// The end of all, once each has ended.
@@ -212,7 +274,7 @@ impl Stream {
                 output += u64::from(sequence.generation.produced());
                 continue;
             };
-            self.metrics.runtime_queue(&self.model, timeline.queue());
+            self.metrics.runtime_queue(self.model.name(), timeline.queue());
             output += u64::from(timeline.output_tokens);
             was_admitted |= timeline.admitted.is_some();
             times.queue = times.queue.max(timeline.queue());
@@ -250,9 +312,9 @@ impl Stream {
     }
 
     /// One failed: the others have no use any more.
-    fn fail(&mut self, index: usize, timeline: Option<runtime::Timeline>) {
-        self.metrics.runtime_failure(&self.model);
-        self.failed = Some(Refusal::EngineFailed);
+    fn fail(&mut self, index: usize, refusal: Refusal, timeline: Option<runtime::Timeline>) {
+        self.metrics.runtime_failure(self.model.name());
+        self.failed = Some(refusal);
         self.end_one(index, timeline.map(|timeline| (runtime::FinishReason::Cancelled, timeline)));
         self.cancel();
     }
@@ -273,23 +335,35 @@ impl Chunks for Stream {
                 continue;
             };
             match event {
-                Some(runtime::Event::Text { text, tokens }) => {
+                Some(runtime::Event::Text { text, tokens, logprobs }) => {
                     self.turn = (index + 1) % count;
-                    return Poll::Ready(self.part(index, text, tokens));
+                    return Poll::Ready(self.part(index, text, tokens, &logprobs));
                 }
-                Some(runtime::Event::Finished { reason, tokens, timeline }) => {
+                Some(runtime::Event::Finished { reason, tokens, mut logprobs, timeline }) => {
                     self.end_one(index, Some((reason, timeline)));
+                    // A stop string is no part of the answer, as little as an end token.
+                    if reason == runtime::FinishReason::Stop {
+                        logprobs.clear();
+                    }
                     // The end token makes no text.
-                    if self.tells_tokens && !tokens.is_empty() {
-                        return Poll::Ready(self.part(index, String::new(), tokens));
+                    let has_tokens = self.tells_tokens && !tokens.is_empty();
+                    if has_tokens || !logprobs.is_empty() || self.owes_logprobs(index) {
+                        return Poll::Ready(self.part(index, String::new(), tokens, &logprobs));
                     }
                 }
                 Some(runtime::Event::Failed { failure, timeline }) => {
-                    tracing::error!(model = %self.model, %failure, "a sequence failed in the engine");
-                    self.fail(index, Some(timeline));
+                    tracing::error!(model = self.model.name(), %failure, "a sequence failed in the engine");
+                    let refusal = match (failure, self.form) {
+                        // It can be compiled and still be more than a step may cost.
+                        (runtime::Failure::Grammar(why), Some(field)) => {
+                            Refusal::BadParam { param: field.into(), why: format!("could not be followed: {why}") }
+                        }
+                        _ => Refusal::EngineFailed,
+                    };
+                    self.fail(index, refusal, Some(timeline));
                 }
                 // The engine promises a last event; without one it is gone.
-                None => self.fail(index, None),
+                None => self.fail(index, Refusal::EngineFailed, None),
             }
         }
         match self.sequences.iter().all(|sequence| sequence.has_ended) {

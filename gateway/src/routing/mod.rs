@@ -14,7 +14,7 @@ use crate::answer::Prompts;
 use crate::api::openai::request::{Op, Request};
 use crate::auth::Caller;
 use crate::config::{CacheRule, RouteConfig, Timeouts, Unit};
-use crate::ports::{Prompt, Tokenize};
+use crate::ports::{Form, Prepared, Prompt, Tokenize};
 use crate::refusal::Refusal;
 
 /// Session ids longer than this are no ids.
@@ -95,6 +95,8 @@ pub struct Measure {
     pub made: u32,
     /// Tokens that each of them may have.
     pub output_max: u64,
+    /// The form that an embedded model's answers must have.
+    pub form: Option<Prepared>,
 }
 
 impl Measure {
@@ -345,11 +347,16 @@ async fn measure_for_client(target: &Arc<Target>, request: &Request) -> Result<L
 /// # Errors
 /// `Unsupported` and `BadParam` for what the model does not do or its template refuses; `ContextExceeded` with the counts.
 pub async fn measure(target: &Arc<Target>, request: &Request) -> Result<Leg, Refusal> {
+    let mut form = None;
     let (prompts, input, longest, context_tokens) = match &target.reads {
         Reads::Here(tokenize) => {
+            let asked = request.asked()?;
             let prompts = count(tokenize, request.prompts()?).await?;
             let input = prompts.iter().map(|prompt| prompt.len() as u64).sum();
             let longest = prompts.iter().map(Vec::len).max().unwrap_or(0) as u64;
+            if let Some((field, asked)) = asked.form {
+                form = Some(prepare(tokenize, field, asked).await?);
+            }
             (prompts.into(), input, longest, Some(tokenize.context()))
         }
         Reads::Elsewhere { context } => {
@@ -383,7 +390,7 @@ pub async fn measure(target: &Arc<Target>, request: &Request) -> Result<Leg, Ref
     };
     let count = request.prompt_count();
     let (choices, made) = (request.n.saturating_mul(count), request.n.max(request.best_of).saturating_mul(count));
-    Ok(Leg { target: target.clone(), measure: Measure { prompts, input, choices, made, output_max } })
+    Ok(Leg { target: target.clone(), measure: Measure { prompts, input, choices, made, output_max, form } })
 }
 
 /// Tokenises; long prompts beside the proxy's threads.
@@ -399,4 +406,11 @@ async fn count(tokenize: &Arc<dyn Tokenize>, prompts: Vec<Prompt>) -> Result<Vec
         tokio::task::spawn_blocking(move || all(&*tokenize)).await.map_err(|_| Refusal::Internal)?
     };
     counted.map_err(|(field, why)| Refusal::BadParam { param: field.into(), why })
+}
+
+/// Makes a form ready, beside the proxy's threads.
+async fn prepare(tokenize: &Arc<dyn Tokenize>, field: &'static str, form: Form) -> Result<Prepared, Refusal> {
+    let tokenize = tokenize.clone();
+    let prepared = tokio::task::spawn_blocking(move || tokenize.prepare(&form)).await;
+    prepared.map_err(|_| Refusal::Internal)?.map_err(|why| Refusal::BadParam { param: field.into(), why })
 }

@@ -1,6 +1,9 @@
 //! What leaves the engine for one request: a refusal at the door, or a stream of events with exactly one ending.
 
-use crate::{report::Timeline, sampling::params::BadParam};
+use crate::{
+    report::Timeline,
+    sampling::{logprobs::Logprobs, params::BadParam},
+};
 use std::{
     future::poll_fn,
     sync::{
@@ -29,6 +32,8 @@ pub enum Refusal {
     NothingToGenerate,
     #[error("prompt token {id} is outside the vocabulary of {vocab}")]
     UnknownToken { id: u32, vocab: u32 },
+    #[error("logit_bias names token {id}, outside the vocabulary of {vocab}")]
+    UnknownBias { id: u32, vocab: u32 },
     #[error("{prompt} prompt tokens and {max_tokens} output tokens exceed the context of {context}")]
     OverContext { prompt: u32, max_tokens: u32, context: u32 },
 }
@@ -51,6 +56,9 @@ pub enum Failure {
     Step(String),
     #[error("the model produced a value that is not a number")]
     NotFinite,
+    /// The grammar became too much to follow, in its own words.
+    #[error("the answer could not be kept to its grammar: {0}")]
+    Grammar(String),
     #[error("the engine stopped")]
     EngineStopped,
 }
@@ -62,11 +70,14 @@ pub enum Event {
     Text {
         text: String,
         tokens: Vec<u32>,
+        /// Of these tokens but an end token, if they were asked for; otherwise empty.
+        logprobs: Vec<Logprobs>,
     },
     /// `tokens`: those sampled since the last event, of which no text comes: an end token, the rest of a stop string.
     Finished {
         reason: FinishReason,
         tokens: Vec<u32>,
+        logprobs: Vec<Logprobs>,
         timeline: Timeline,
     },
     Failed {

@@ -8,7 +8,11 @@ use super::{
 };
 use crate::{
     report::Timeline,
-    sampling::{NotFinite, Sampler, stop::StopScanner},
+    sampling::{
+        Sampler, Unsampled,
+        logprobs::{Logprobs, logprobs},
+        stop::StopScanner,
+    },
     text::detokenize::{Detokenizer, TokenBytes},
 };
 use std::{
@@ -35,6 +39,10 @@ pub(crate) struct Sequence {
     pub tokens: Vec<u32>,
     /// How many of `tokens` the client knows.
     told: usize,
+    /// Of the tokens that the client does not know, if it wants them.
+    logprobs: Vec<Logprobs>,
+    /// Some: all tokens are given, and those from here on are scored; none is sampled.
+    scored_from: Option<usize>,
     pub flags: Arc<Flags>,
     ask: Ask,
     ignore_eos: bool,
@@ -74,11 +82,14 @@ impl Sequence {
             deadline: request.deadline,
         };
         let sequence = Sequence {
+            // Where a grammar ends there is nothing to go on with.
+            ignore_eos: request.ignore_eos && request.params.grammar.is_none(),
             sampler: Sampler::new(request.params, &request.prompt),
             told: request.prompt.len(),
             tokens: request.prompt,
+            logprobs: Vec::new(),
+            scored_from: None,
             flags: Arc::default(),
-            ignore_eos: request.ignore_eos,
             ask,
             detokenizer: Detokenizer::default(),
             stops: StopScanner::new(request.stop),
@@ -95,6 +106,15 @@ impl Sequence {
             compute: Duration::ZERO,
         };
         (sequence, receiver)
+    }
+
+    /// Makes it one that only tells how likely its tokens are: those of its prompt from `first` on, and `last` behind
+    /// them. It ends without a token, and its ending tells them all.
+    pub fn scoring(mut self, first: usize, last: u32) -> Sequence {
+        self.tokens.push(last);
+        self.told = self.tokens.len();
+        self.scored_from = Some(first);
+        self
     }
 
     pub fn ask(&self) -> Ask {
@@ -136,12 +156,49 @@ impl Sequence {
         self.flags.cancelled.load(Ordering::Acquire) || self.events.is_closed()
     }
 
+    /// How many of the last rows of this work need logits.
+    pub fn rows(&self, work: &Work) -> usize {
+        match self.scored_from {
+            // A row tells of the token behind it.
+            Some(from) => (work.first + work.count).saturating_sub(work.first.max(from - 1)),
+            None => usize::from(work.samples),
+        }
+    }
+
+    /// Takes these rows' logits, `vocab` numbers each: chooses the next token, or scores the given ones. They are scratch
+    /// afterwards.
+    pub fn read(&mut self, work: &Work, logits: &mut [f32], vocab: usize) -> Option<Result<u32, Failure>> {
+        let Some(from) = self.scored_from else {
+            return work.samples.then(|| self.sample(logits));
+        };
+        let rows = logits.len() / vocab;
+        for (row, at) in logits.chunks_exact(vocab).zip(work.first + work.count - rows + 1..) {
+            if row.iter().any(|logit| logit.is_nan()) {
+                return Some(Err(Failure::NotFinite));
+            }
+            // What is computed a second time is known.
+            if at - from == self.logprobs.len() {
+                self.logprobs.push(logprobs(row, self.tokens[at], 1));
+            }
+        }
+        None
+    }
+
+    /// Nothing is left to be scored.
+    pub fn is_scored(&self) -> bool {
+        self.scored_from.is_some_and(|from| self.logprobs.len() == self.tokens.len() - from)
+    }
+
     /// Chooses the next token and counts it. `logits` is scratch afterwards.
-    pub fn sample(&mut self, logits: &mut [f32]) -> Result<u32, NotFinite> {
-        let id = self.sampler.sample(logits)?;
-        self.tokens.push(id);
+    fn sample(&mut self, logits: &mut [f32]) -> Result<u32, Failure> {
+        let sampled = self.sampler.sample(logits).map_err(|why| match why {
+            Unsampled::NotFinite => Failure::NotFinite,
+            Unsampled::Grammar(why) => Failure::Grammar(why.0),
+        })?;
+        self.tokens.push(sampled.id);
+        self.logprobs.extend(sampled.logprobs);
         self.flags.produced.fetch_add(1, Ordering::AcqRel);
-        Ok(id)
+        Ok(sampled.id)
     }
 
     /// Hands the newest token's text to the client. Some: the answer is over.
@@ -153,8 +210,8 @@ impl Sequence {
             return ending;
         }
         // There is room for every event, so an error means that the client is gone.
-        let tokens = self.untold();
-        let sent = self.events.try_send(Event::Text { text: shown, tokens });
+        let (tokens, logprobs) = (self.untold(), std::mem::take(&mut self.logprobs));
+        let sent = self.events.try_send(Event::Text { text: shown, tokens, logprobs });
         if sent.is_ok() { ending } else { Some(Ending::Finished(FinishReason::Cancelled)) }
     }
 
@@ -163,7 +220,9 @@ impl Sequence {
         let ended = !self.ignore_eos && vocabulary.end.contains(&id);
         let full = self.produced() as usize >= self.ask.max_tokens;
         let mut text = String::new();
-        if !ended {
+        if ended {
+            self.logprobs.pop();
+        } else {
             self.detokenizer.push(vocabulary.bytes.of(id), &mut text);
         }
         if ended || full {
@@ -197,7 +256,10 @@ impl Sequence {
             compute: self.compute,
         };
         let event = match ending {
-            Ending::Finished(reason) => Event::Finished { reason, tokens: self.untold(), timeline },
+            Ending::Finished(reason) => {
+                let (tokens, logprobs) = (self.untold(), std::mem::take(&mut self.logprobs));
+                Event::Finished { reason, tokens, logprobs, timeline }
+            }
             Ending::Failed(failure) => Event::Failed { failure, timeline },
         };
         let _ = self.events.try_send(event);

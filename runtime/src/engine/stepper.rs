@@ -174,21 +174,23 @@ impl Stepper {
         record.forward = computed.saturating_duration_since(built);
 
         let vocab = self.forward.vocab();
-        let mut rows = logits.chunks_exact_mut(vocab);
+        let mut rest = logits.as_mut_slice();
         let mut sampled = Vec::with_capacity(plan.work.len());
         for work in &plan.work {
+            let Some(rows) = self.sequences.get(&work.id).map(|sequence| sequence.rows(work)) else { continue };
+            let rows = rest.split_off_mut(..rows * vocab).ok_or("the model gave fewer rows than were asked for")?;
+            let mut scratch = vec![0.0; if self.scheduler.forks(work.id).is_empty() { 0 } else { rows.len() }];
+            for &id in self.scheduler.forks(work.id) {
+                // The same distribution for every choice: sampling changes what it is given.
+                scratch.copy_from_slice(rows);
+                let sequence = self.sequences.get_mut(&id);
+                sampled.extend(sequence.map(|sequence| (id, sequence.read(work, &mut scratch, vocab))));
+            }
             let mut has_token = false;
-            if work.samples {
-                let row = rows.next().ok_or("the model gave fewer rows than were asked for")?;
-                let mut scratch = vec![0.0; if self.scheduler.forks(work.id).is_empty() { 0 } else { vocab }];
-                for &id in self.scheduler.forks(work.id) {
-                    // The same distribution for every choice: sampling changes what it is given.
-                    scratch.copy_from_slice(row);
-                    sampled.extend(self.sequences.get_mut(&id).map(|sequence| (id, sequence.sample(&mut scratch))));
-                }
-                let token = self.sequences.get_mut(&work.id).map(|sequence| sequence.sample(row));
-                has_token = token.as_ref().is_some_and(Result::is_ok);
-                sampled.extend(token.map(|token| (work.id, token)));
+            if let Some(sequence) = self.sequences.get_mut(&work.id) {
+                let token = sequence.read(work, rows, vocab);
+                has_token = matches!(token, Some(Ok(_)));
+                sampled.push((work.id, token));
             }
             self.scheduler.advance(work, has_token, &self.sequences);
         }
@@ -205,8 +207,12 @@ impl Stepper {
         }
         for (id, token) in sampled {
             let ending = match token {
-                Err(_) => Some(Ending::Failed(Failure::NotFinite)),
-                Ok(token) => {
+                None => {
+                    let is_scored = self.sequences.get(&id).is_some_and(Sequence::is_scored);
+                    is_scored.then_some(Ending::Finished(FinishReason::Stop))
+                }
+                Some(Err(failure)) => Some(Ending::Failed(failure)),
+                Some(Ok(token)) => {
                     self.stats.generated_tokens.fetch_add(1, Relaxed);
                     record.sampled_tokens += 1;
                     self.sequences.get_mut(&id).and_then(|sequence| sequence.emit(token, &self.vocabulary, chosen))
@@ -225,7 +231,8 @@ impl Stepper {
         for work in work {
             if let Some(sequence) = self.sequences.get(&work.id) {
                 let ids = &sequence.tokens[work.first..work.first + work.count];
-                batch.push(ids, work.first, self.scheduler.table(work.id), work.samples);
+                batch.push(ids, work.first, self.scheduler.table(work.id), false);
+                batch.select_last(sequence.rows(work));
             }
         }
         batch

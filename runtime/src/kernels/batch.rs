@@ -53,4 +53,9 @@ impl StepBatch {
             self.sel.push(self.ids.len() as u32 - 1);
         }
     }
+    /// Asks for the logits of the last `rows` tokens that were appended.
+    pub fn select_last(&mut self, rows: usize) {
+        let end = self.ids.len() as u32;
+        self.sel.extend(end - rows as u32..end);
+    }
 }

@@ -1,20 +1,39 @@
 //! From a row of logits to the next token, and when the text says stop. Names no tensor library.
 //!
-//! The order: penalties, temperature, top-k, top-p, min-p, draw. A draw depends on the request's seed and on how many
-//! tokens it has sampled, on nothing else: not on the batch, not on time.
+//! The order: grammar, bias, penalties, temperature, top-k, top-p, min-p, draw. A draw depends on the request's seed and
+//! on how many tokens it has sampled, on nothing else: not on the batch, not on time.
 
 mod filters;
+pub(crate) mod logprobs;
 pub(crate) mod params;
 mod penalties;
 mod philox;
 pub(crate) mod stop;
 
+use crate::grammar::{BadGrammar, Grammar, GrammarState};
+use logprobs::{Logprobs, logprobs};
 use params::SamplingParams;
 use std::collections::HashMap;
 
-/// A logit was not a number: the model is broken, or its weights are.
+/// Why there is no next token.
 #[derive(Debug, PartialEq, Eq)]
-pub(crate) struct NotFinite;
+pub(crate) enum Unsampled {
+    /// A logit was not a number: the model is broken, or its weights are.
+    NotFinite,
+    /// The grammar has become too much, or allows none of the tokens that the model does.
+    Grammar(BadGrammar),
+}
+
+/// No model comes near it, and a penalty could turn more into infinity.
+const LOGIT_MAX: f32 = 1e30;
+
+/// The next token.
+#[derive(Debug, PartialEq)]
+pub(crate) struct Sampled {
+    pub id: u32,
+    /// If they were asked for.
+    pub logprobs: Option<Logprobs>,
+}
 
 /// One sequence's sampling state.
 #[derive(Debug)]
@@ -22,13 +41,15 @@ pub(crate) struct Sampler {
     params: SamplingParams,
     /// Tokens seen in the prompt or the output → how often in the output. Empty when no penalty asks for it.
     seen: HashMap<u32, u32>,
+    grammar: Option<GrammarState>,
     drawn: u64,
 }
 
 impl Sampler {
     /// `params` must have been validated.
     pub fn new(params: SamplingParams, prompt: &[u32]) -> Sampler {
-        let mut sampler = Sampler { params, seen: HashMap::new(), drawn: 0 };
+        let grammar = params.grammar.as_ref().map(Grammar::begin);
+        let mut sampler = Sampler { params, seen: HashMap::new(), grammar, drawn: 0 };
         if sampler.params.repetition_penalty != 1.0 {
             sampler.seen.extend(prompt.iter().map(|&id| (id, 0)));
         }
@@ -36,24 +57,36 @@ impl Sampler {
     }
 
     /// Chooses the next token. `logits` is scratch afterwards.
-    pub fn sample(&mut self, logits: &mut [f32]) -> Result<u32, NotFinite> {
-        penalties::apply(&self.params, &self.seen, logits);
+    pub fn sample(&mut self, logits: &mut [f32]) -> Result<Sampled, Unsampled> {
         // Minus infinity is a legal "never"; a row needs one number above it.
-        if logits.iter().any(|l| l.is_nan() || *l == f32::INFINITY) {
-            return Err(NotFinite);
+        if logits.iter().any(|l| l.is_nan() || *l > LOGIT_MAX) {
+            return Err(Unsampled::NotFinite);
         }
+        let raw = self.params.logprobs.map(|count| (logits.to_vec(), count as usize));
+        if let Some(grammar) = &mut self.grammar {
+            grammar.mask(logits).map_err(Unsampled::Grammar)?;
+        }
+        for &(id, bias) in &self.params.logit_bias {
+            if let Some(logit) = logits.get_mut(id as usize) {
+                *logit += bias;
+            }
+        }
+        penalties::apply(&self.params, &self.seen, logits);
         let id = if self.params.temperature == 0.0 {
             highest(logits)
         } else {
             let point = philox::uniform(self.params.seed, self.drawn);
             filters::draw(&self.params, logits, point)
         };
-        let id = id.ok_or(NotFinite)?;
+        let id = id.ok_or(Unsampled::NotFinite)?;
         self.drawn += 1;
         if penalties::are_on(&self.params) {
             *self.seen.entry(id).or_default() += 1;
         }
-        Ok(id)
+        if let Some(grammar) = &mut self.grammar {
+            grammar.accept(id).map_err(Unsampled::Grammar)?;
+        }
+        Ok(Sampled { id, logprobs: raw.map(|(raw, count)| logprobs(&raw, id, count)) })
     }
 }
 

@@ -1,5 +1,6 @@
 //! How a caller wants tokens chosen. Ranges are checked here, once, before a request is queued.
 
+use crate::grammar::Grammar;
 use serde_json::Value;
 
 /// Temperature 0 chooses the most likely token; everything else then only shifts which one that is.
@@ -18,8 +19,17 @@ pub struct SamplingParams {
     pub frequency_penalty: f32,
     /// Subtracted once if the token occurs in the output.
     pub presence_penalty: f32,
+    /// Token → what is added to its logit. Not used up by one answer: it holds at every step.
+    pub logit_bias: Vec<(u32, f32)>,
+    /// Some: tell how likely every token was, and this many of the most likely ones beside it. Changes no token.
+    pub logprobs: Option<u32>,
+    /// What the answer must look like. It then ends where the grammar does.
+    pub grammar: Option<Grammar>,
     pub seed: u64,
 }
+
+/// The most likely tokens that can be told of each place.
+const TOP_LOGPROBS_MAX: u32 = 20;
 
 impl Default for SamplingParams {
     fn default() -> Self {
@@ -31,6 +41,9 @@ impl Default for SamplingParams {
             repetition_penalty: 1.0,
             frequency_penalty: 0.0,
             presence_penalty: 0.0,
+            logit_bias: Vec::new(),
+            logprobs: None,
+            grammar: None,
             seed: 0,
         }
     }
@@ -71,9 +84,17 @@ impl SamplingParams {
                 "between -2 and 2",
             ),
         ];
-        match checks.into_iter().find(|(_, _, fine, _)| !fine) {
-            Some((name, got, _, range)) => Err(BadParam { name, range, got }),
-            None => Ok(()),
+        if let Some((name, got, _, range)) = checks.into_iter().find(|(_, _, fine, _)| !fine) {
+            return Err(BadParam { name, range, got });
+        }
+        if let Some(&(_, got)) = self.logit_bias.iter().find(|(_, bias)| !(-100.0..=100.0).contains(bias)) {
+            return Err(BadParam { name: "logit_bias", range: "between -100 and 100", got });
+        }
+        match self.logprobs {
+            Some(count) if count > TOP_LOGPROBS_MAX => {
+                Err(BadParam { name: "top_logprobs", range: "between 0 and 20", got: count as f32 })
+            }
+            _ => Ok(()),
         }
     }
 }

@@ -1,6 +1,6 @@
 //! What the filters keep, how often it is drawn, and that nothing else has a say in it.
 
-use super::{NotFinite, Sampler, params::SamplingParams, philox};
+use super::{Sampler, Unsampled, logprobs::logprobs, params::SamplingParams, philox};
 use std::collections::HashMap;
 
 /// A distribution over ids 0.. with these probabilities.
@@ -8,12 +8,16 @@ fn logits_of(probabilities: &[f64]) -> Vec<f32> {
     probabilities.iter().map(|p| p.ln() as f32).collect()
 }
 
+fn id<const N: usize>(sampler: &mut Sampler, mut logits: [f32; N]) -> u32 {
+    sampler.sample(&mut logits).expect("a token").id
+}
+
 /// Draws from the same row over and over: every draw is the first of its own seed.
 fn counts(params: &SamplingParams, logits: &[f32], draws: u64) -> Vec<u64> {
     let mut counts = vec![0; logits.len()];
     for seed in 0..draws {
         let mut sampler = Sampler::new(SamplingParams { seed, ..params.clone() }, &[]);
-        counts[sampler.sample(&mut logits.to_vec()).expect("a token") as usize] += 1;
+        counts[sampler.sample(&mut logits.to_vec()).expect("a token").id as usize] += 1;
     }
     counts
 }
@@ -67,7 +71,7 @@ fn every_filter_draws_its_distribution() {
 fn a_sequence_of_draws_is_independent() {
     let p = [0.4, 0.1, 0.3, 0.2];
     let mut sampler = Sampler::new(SamplingParams { seed: 42, ..SamplingParams::default() }, &[]);
-    let ids: Vec<u32> = (0..20_000).map(|_| sampler.sample(&mut logits_of(&p)).expect("a token")).collect();
+    let ids: Vec<u32> = (0..20_000).map(|_| sampler.sample(&mut logits_of(&p)).expect("a token").id).collect();
     let mut pairs = vec![0; 16];
     for pair in ids.chunks(2) {
         pairs[(pair[0] * 4 + pair[1]) as usize] += 1;
@@ -105,8 +109,8 @@ fn a_large_vocabulary_is_cut_like_a_small_one() {
 #[test]
 fn greedy_takes_the_best_and_the_lowest_among_equals() {
     let mut sampler = Sampler::new(SamplingParams { temperature: 0.0, ..SamplingParams::default() }, &[]);
-    assert_eq!(sampler.sample(&mut [0.0, 3.0, 3.0, -1.0]), Ok(1));
-    assert_eq!(sampler.sample(&mut [f32::NEG_INFINITY, -5.0]), Ok(1));
+    assert_eq!(id(&mut sampler, [0.0, 3.0, 3.0, -1.0]), 1);
+    assert_eq!(id(&mut sampler, [f32::NEG_INFINITY, -5.0]), 1);
 }
 
 #[test]
@@ -114,11 +118,11 @@ fn a_row_without_a_number_is_an_error() {
     for temperature in [0.0, 1.0] {
         for bad in [[f32::NAN, 1.0], [f32::INFINITY, 1.0], [f32::NEG_INFINITY; 2]] {
             let mut sampler = Sampler::new(SamplingParams { temperature, ..SamplingParams::default() }, &[]);
-            assert_eq!(sampler.sample(&mut bad.clone()), Err(NotFinite), "{bad:?}");
+            assert_eq!(sampler.sample(&mut bad.clone()), Err(Unsampled::NotFinite), "{bad:?}");
         }
     }
     let tiny = SamplingParams { temperature: f32::MIN_POSITIVE, ..SamplingParams::default() };
-    assert_eq!(Sampler::new(tiny, &[]).sample(&mut [1.0, 2.0, -3e38]), Ok(1));
+    assert_eq!(id(&mut Sampler::new(tiny, &[]), [1.0, 2.0, -3e38]), 1);
 }
 
 #[test]
@@ -139,6 +143,89 @@ fn penalties_are_those_of_the_field() {
     let repeat = SamplingParams { temperature: 0.0, presence_penalty: 1.0, ..SamplingParams::default() };
     let mut sampler = Sampler::new(repeat, &[0]);
     let row = [1.0, 0.9, 0.5, -1.0];
-    let chosen: Vec<u32> = (0..4).map(|_| sampler.sample(&mut row.clone()).expect("a token")).collect();
+    let chosen: Vec<u32> = (0..4).map(|_| sampler.sample(&mut row.clone()).expect("a token").id).collect();
     assert_eq!(chosen, [0, 1, 2, 0]);
+}
+
+/// What transformers' processors leave of a row: how much of [0, 1) draws each token is its probability there.
+#[test]
+fn penalties_and_filters_leave_what_those_of_transformers_leave() {
+    let golden: serde_json::Value =
+        serde_json::from_str(include_str!("../../tests/golden/processed.json")).expect("valid JSON");
+    for case in golden.as_array().expect("cases") {
+        let numbers = |name: &str| -> Vec<f64> {
+            case[name].as_array().expect("a list").iter().map(|x| x.as_f64().expect("a number")).collect()
+        };
+        let param = |name: &str, default: f64| case["params"][name].as_f64().unwrap_or(default) as f32;
+        let params = SamplingParams {
+            temperature: param("temperature", 1.0),
+            top_k: param("top_k", 0.0) as u32,
+            top_p: param("top_p", 1.0),
+            min_p: param("min_p", 0.0),
+            repetition_penalty: param("repetition_penalty", 1.0),
+            ..SamplingParams::default()
+        };
+        let seen = numbers("seen").into_iter().map(|id| (id as u32, 0)).collect();
+        let mut logits: Vec<f32> = numbers("logits").into_iter().map(|x| x as f32).collect();
+        super::penalties::apply(&params, &seen, &mut logits);
+        const POINTS: u32 = 20_000;
+        let mut counts = vec![0u32; logits.len()];
+        for point in 0..POINTS {
+            let id = super::filters::draw(&params, &logits, (f64::from(point) + 0.5) / f64::from(POINTS));
+            counts[id.expect("a token") as usize] += 1;
+        }
+        for (id, (&count, want)) in counts.iter().zip(numbers("probabilities")).enumerate() {
+            let got = f64::from(count) / f64::from(POINTS);
+            assert!((got - want).abs() <= 2.0 / f64::from(POINTS), "token {id}: {got}, not {want}: {case}");
+        }
+    }
+}
+
+#[test]
+fn probabilities_told_add_up_to_one_and_are_those_of_the_raw_row() {
+    let row: Vec<f32> = (0..1000).map(|id| ((id * 7919) % 1000) as f32 / 50.0 - 8.0).collect();
+    let plain = logprobs(&row, 3, 20);
+    let sum: f64 = (0..1000).map(|id| f64::from(logprobs(&row, id, 0).logprob).exp()).sum();
+    assert!((sum - 1.0).abs() < 1e-6, "{sum}");
+    let mut order: Vec<u32> = (0..1000).collect();
+    order.sort_by(|&a, &b| row[b as usize].total_cmp(&row[a as usize]).then(a.cmp(&b)));
+    assert_eq!(plain.top.iter().map(|&(id, _)| id).collect::<Vec<_>>(), order[..20]);
+    assert!(plain.top.iter().all(|&(id, logprob)| logprob == logprobs(&row, id, 0).logprob));
+    assert_eq!(logprobs(&[1.0, 3.0, 3.0, 2.0], 0, 3).top.iter().map(|&(id, _)| id).collect::<Vec<_>>(), [1, 2, 3]);
+
+    // Whatever is done to the row on its way, and however few tokens there are.
+    let params = SamplingParams {
+        temperature: 2.0,
+        top_k: 3,
+        presence_penalty: 2.0,
+        logit_bias: vec![(0, 50.0), (1, -50.0)],
+        ..SamplingParams::default()
+    };
+    for seed in 0..20 {
+        let params = SamplingParams { seed, ..params.clone() };
+        let told = SamplingParams { logprobs: Some(9), ..params.clone() };
+        let (mut plain, mut telling) = (Sampler::new(params, &[]), Sampler::new(told, &[]));
+        for _ in 0..5 {
+            let row = [0.5, 1.0, -1.0, 0.25];
+            let sampled = telling.sample(&mut row.clone()).expect("a token");
+            assert_eq!(
+                plain.sample(&mut row.clone()).map(|sampled| sampled.id),
+                Ok(sampled.id),
+                "telling changes nothing"
+            );
+            assert_eq!(sampled.logprobs, Some(logprobs(&row, sampled.id, 9)));
+        }
+    }
+}
+
+#[test]
+fn a_bias_makes_tokens_likelier_or_impossible_at_every_step() {
+    let p = [0.1, 0.2, 0.3, 0.4];
+    let params =
+        SamplingParams { logit_bias: vec![(0, 2f32.ln()), (3, -100.0), (99, 5.0)], ..SamplingParams::default() };
+    let statistic = chi_square(&counts(&params, &logits_of(&p), 20_000), &[0.2, 0.2, 0.3, 0.0]);
+    assert!(statistic < 27.9, "{statistic}");
+    let greedy = SamplingParams { temperature: 0.0, logit_bias: vec![(1, 100.0)], ..SamplingParams::default() };
+    let mut sampler = Sampler::new(greedy, &[]);
+    assert_eq!([0; 3].map(|_| id(&mut sampler, [0.0, -1.0, 5.0])), [1, 1, 1]);
 }

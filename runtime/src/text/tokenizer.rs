@@ -93,6 +93,15 @@ impl Tokenizer {
         Arc::clone(&self.bytes)
     }
 
+    pub fn bytes_of(&self, id: u32) -> &[u8] {
+        self.bytes.of(id)
+    }
+
+    /// How a control token is written; None for any other.
+    pub fn control_text(&self, id: u32) -> Option<&str> {
+        self.control.iter().find(|(_, other)| *other == id).map(|(text, _)| text.as_str())
+    }
+
     /// A caller's text, made safe to put into a template: see `guard`.
     pub fn guarded(&self, text: &str) -> Option<String> {
         let hidden = || {

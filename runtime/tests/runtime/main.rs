@@ -12,4 +12,5 @@ mod hostile;
 mod lifecycle;
 mod quantised;
 mod refusals;
+mod steered;
 mod support;

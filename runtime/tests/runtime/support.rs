@@ -1,7 +1,7 @@
 //! What the tests share: the bundled models, a runtime with a test's own settings, and whole answers.
 
 use glassgate_runtime::{
-    Class, Event, Failure, FinishReason, Generation, KvDtype, LoadOptions, Message, Model, Request, Runtime,
+    Class, Event, Failure, FinishReason, Generation, KvDtype, LoadOptions, Logprobs, Message, Model, Request, Runtime,
     SamplingParams, Settings, Timeline,
 };
 use std::{
@@ -113,23 +113,27 @@ pub struct Answer {
     pub text: String,
     /// The tokens of every piece of text, and those after the last.
     pub tokens: Vec<Vec<u32>>,
+    /// Of these tokens, if they were asked for.
+    pub logprobs: Vec<Vec<Logprobs>>,
     pub ending: Result<FinishReason, Failure>,
     pub timeline: Timeline,
 }
 
 /// Reads an answer to its end, checking what every stream promises.
 pub async fn collect(mut generation: Generation) -> Answer {
-    let (mut text, mut tokens) = (String::new(), Vec::new());
+    let (mut text, mut tokens, mut logprobs) = (String::new(), Vec::new(), Vec::new());
     let (ending, timeline) = loop {
         match generation.next().await.expect("an ending before the end of the stream") {
-            Event::Text { text: piece, tokens: new } => {
+            Event::Text { text: piece, tokens: new, logprobs: told } => {
                 assert!(!piece.is_empty(), "empty text");
                 assert!(!new.is_empty(), "two pieces for one token");
                 tokens.push(new);
+                logprobs.push(told);
                 text.push_str(&piece);
             }
-            Event::Finished { reason, tokens: rest, timeline } => {
+            Event::Finished { reason, tokens: rest, logprobs: told, timeline } => {
                 tokens.push(rest);
+                logprobs.push(told);
                 break (Ok(reason), timeline);
             }
             Event::Failed { failure, timeline } => break (Err(failure), timeline),
@@ -141,7 +145,7 @@ pub async fn collect(mut generation: Generation) -> Answer {
         timeline.queue() + timeline.prefill().unwrap_or_default() + timeline.decode().unwrap_or_default()
             <= timeline.finished.duration_since(timeline.submitted)
     );
-    Answer { text, tokens, ending, timeline }
+    Answer { text, tokens, logprobs, ending, timeline }
 }
 
 pub async fn ask(model: &Model, request: Request) -> Answer {

@@ -49,7 +49,7 @@ impl Gather {
         }
         choice.tokens.extend_from_slice(&part.tokens);
         if let Some(logprobs) = part.logprobs.as_ref().and_then(|raw| serde_json::from_str(raw.get()).ok()) {
-            merge(choice.logprobs.get_or_insert(Value::Null), logprobs);
+            append(choice.logprobs.get_or_insert(Value::Null), logprobs);
         }
     }
 
@@ -115,6 +115,20 @@ fn merge(into: &mut Value, more: Value) {
     }
 }
 
+/// Log-probabilities of later tokens come behind those of earlier ones. Nothing in their lists is one item.
+fn append(into: &mut Value, more: Value) {
+    match (into, more) {
+        (_, Value::Null) => {}
+        (Value::Object(into), Value::Object(more)) => {
+            for (key, value) in more {
+                append(into.entry(key).or_insert(Value::Null), value);
+            }
+        }
+        (Value::Array(items), Value::Array(more)) => items.extend(more),
+        (into, more) => *into = more,
+    }
+}
+
 /// In a whole message, tool calls carry no index.
 fn strip_indices(message: &mut Map<String, Value>) {
     for call in message.get_mut("tool_calls").and_then(Value::as_array_mut).into_iter().flatten() {
@@ -141,6 +155,22 @@ mod tests {
         }
         let texts: Vec<_> = gather.finish(3).iter().map(|part| part.piece.text().to_owned()).collect();
         assert_eq!(texts, ["a", "bc", ""]);
+    }
+
+    #[test]
+    fn log_probabilities_add_up_token_by_token() {
+        let mut gather = Gather::default();
+        for logprob in [-0.5, -0.5, -1.0] {
+            // A token whose text is a name that means something elsewhere.
+            let told = json!({"tokens": ["index"], "top_logprobs": [{"index": logprob}], "extra": null});
+            gather.add(&Part { logprobs: to_raw_value(&told).ok(), ..Part::text(0, "index") });
+        }
+        let told: Value = serde_json::from_str(gather.finish(1)[0].logprobs.as_ref().unwrap().get()).unwrap();
+        assert_eq!(
+            told,
+            json!({"tokens": ["index", "index", "index"], "extra": null,
+                   "top_logprobs": [{"index": -0.5}, {"index": -0.5}, {"index": -1.0}]})
+        );
     }
 
     #[test]

@@ -1,8 +1,10 @@
 //! OpenAI's dialect.
 
 pub mod answer;
+pub mod asked;
 pub mod fields;
 pub mod gather;
+pub mod logprobs;
 pub mod models;
 pub mod ratelimit;
 pub mod request;

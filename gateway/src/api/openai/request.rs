@@ -1,8 +1,8 @@
 //! `POST /v1/chat/completions` and `POST /v1/completions`: the request as clients send it.
 //!
 //! Every field that we know is checked here, for every backend. What an embedded model cannot do is refused in
-//! `Request::prompts`, where it is known that one is to answer; an upstream gets the client's own fields, but for what we
-//! could not hand on of its answer: `Request::check_upstream`.
+//! `Request::prompts` and `Request::asked`, where it is known that one is to answer; an upstream gets the client's own
+//! fields, but for what we could not hand on of its answer: `Request::check_upstream`.
 
 use serde_json::{Map, Value};
 
@@ -85,24 +85,17 @@ const UNSUPPORTED: &[(&str, &str)] = &[
     ("tools", "embedded models cannot call tools"),
     ("functions", "embedded models cannot call functions"),
     ("function_call", "embedded models cannot call functions"),
-    ("logit_bias", "biasing single tokens is not available"),
-    ("top_logprobs", "log probabilities are not available"),
     ("audio", "only text is available"),
     ("web_search_options", "the gateway does not search the web"),
     ("best_of", "every answer made is returned; use `n`"),
     ("suffix", "text cannot be inserted before a suffix"),
-    ("guided_json", "constrained output is not available"),
-    ("guided_regex", "constrained output is not available"),
-    ("guided_choice", "constrained output is not available"),
-    ("guided_grammar", "constrained output is not available"),
-    ("structured_outputs", "constrained output is not available"),
     ("bad_words", "banning words is not available"),
     ("allowed_token_ids", "restricting tokens is not available"),
     ("stop_token_ids", "stopping at tokens is not available; use `stop`"),
     ("min_tokens", "a least length is not available"),
     ("echo", "the prompt is not repeated"),
     ("continue_final_message", "the last message is not continued"),
-    ("prompt_logprobs", "log probabilities are not available"),
+    ("prompt_logprobs", "the prompt's log-probabilities are not told"),
     ("use_beam_search", "beam search is not available"),
     ("prediction", "predicted output is not available"),
     ("chat_template", "the model's own template is used"),
@@ -191,18 +184,6 @@ impl Request {
         }
         if get("tool_choice").is_some_and(|choice| choice != "none" && choice != "auto") {
             return Err(unsupported("tool_choice", "embedded models cannot call tools"));
-        }
-        // A chat says true or false, a text completion how many.
-        if get("logprobs").is_some_and(|value| *value != Value::Bool(false)) {
-            return Err(unsupported("logprobs", "log probabilities are not available"));
-        }
-        if let Some(format) = get("response_format")
-            && format.get("type").and_then(Value::as_str) != Some("text")
-        {
-            return Err(unsupported(
-                "response_format",
-                "only {\"type\":\"text\"} is available; ask for JSON in the prompt",
-            ));
         }
         if let Some(modalities) = get("modalities")
             && *modalities != serde_json::json!(["text"])
@@ -371,7 +352,8 @@ mod tests {
     use proptest::prelude::*;
 
     fn refusal(body: &str) -> Refusal {
-        Request::parse(Op::Chat, body.as_bytes()).and_then(|request| request.prompts().map(|_| ())).expect_err(body)
+        let read = |request: Request| request.asked().and_then(|_| request.prompts());
+        Request::parse(Op::Chat, body.as_bytes()).and_then(read).expect_err(body)
     }
 
     fn with(extra: &str) -> String {
@@ -405,8 +387,8 @@ mod tests {
             (r#","n":0"#, "n"),
             (r#","tools":[{"type":"function"}]"#, "tools"),
             (r#","tool_choice":"required""#, "tool_choice"),
-            (r#","logprobs":true"#, "logprobs"),
-            (r#","response_format":{"type":"json_object"}"#, "response_format"),
+            (r#","logprobs":3"#, "logprobs"),
+            (r#","response_format":{"type":"xml"}"#, "response_format"),
             (r#","stop":["a","b","c","d","e"]"#, "stop"),
             (r#","stop":[""]"#, "stop"),
             (r#","stop":7"#, "stop"),
@@ -469,7 +451,7 @@ mod tests {
         #[test]
         fn any_body_is_read_or_refused_without_panic(body in proptest::collection::vec(any::<u8>(), 0..256)) {
             for op in [Op::Chat, Op::TextCompletion] {
-                let _ = Request::parse(op, &body).and_then(|request| request.prompts());
+                let _ = Request::parse(op, &body).and_then(|request| request.asked().and_then(|_| request.prompts()));
             }
         }
     }
