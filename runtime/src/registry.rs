@@ -1,5 +1,7 @@
 //! The handles a caller holds: [`Runtime`] starts the engine and loads models, [`Model`] turns requests into streams.
 
+pub(crate) mod embedder;
+
 use crate::{
     engine::{
         self, Command, ModelId, Roster,

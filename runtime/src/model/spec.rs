@@ -114,14 +114,14 @@ fn rope_theta(fields: &Fields<'_>) -> Result<f64, String> {
 }
 
 /// Reads single fields and says by name what is wrong with one.
-struct Fields<'a>(&'a Map<String, Value>);
+pub(super) struct Fields<'a>(pub(super) &'a Map<String, Value>);
 
 impl<'a> Fields<'a> {
-    fn get(&self, name: &str) -> Option<&'a Value> {
+    pub(super) fn get(&self, name: &str) -> Option<&'a Value> {
         self.0.get(name).filter(|value| !value.is_null())
     }
 
-    fn count(&self, name: &str, most: usize) -> Result<usize, String> {
+    pub(super) fn count(&self, name: &str, most: usize) -> Result<usize, String> {
         let value = self.get(name).ok_or_else(|| format!("`{name}` is missing"))?;
         match value.as_u64().and_then(|n| usize::try_from(n).ok()) {
             Some(n) if (1..=most).contains(&n) => Ok(n),
@@ -129,11 +129,11 @@ impl<'a> Fields<'a> {
         }
     }
 
-    fn count_or(&self, name: &str, most: usize, default: usize) -> Result<usize, String> {
+    pub(super) fn count_or(&self, name: &str, most: usize, default: usize) -> Result<usize, String> {
         if self.get(name).is_some() { self.count(name, most) } else { Ok(default) }
     }
 
-    fn positive(&self, name: &str, default: f64) -> Result<f64, String> {
+    pub(super) fn positive(&self, name: &str, default: f64) -> Result<f64, String> {
         match self.get(name) {
             None => Ok(default),
             Some(value) => match value.as_f64() {
@@ -143,14 +143,14 @@ impl<'a> Fields<'a> {
         }
     }
 
-    fn flag(&self, name: &str, default: bool) -> Result<bool, String> {
+    pub(super) fn flag(&self, name: &str, default: bool) -> Result<bool, String> {
         match self.get(name) {
             None => Ok(default),
             Some(value) => value.as_bool().ok_or_else(|| format!("`{name}` must be true or false, got {value}")),
         }
     }
 
-    fn text(&self, name: &str) -> Result<Option<&'a str>, String> {
+    pub(super) fn text(&self, name: &str) -> Result<Option<&'a str>, String> {
         match self.get(name) {
             None => Ok(None),
             Some(value) => value.as_str().map(Some).ok_or_else(|| format!("`{name}` must be a string, got {value}")),
@@ -158,11 +158,11 @@ impl<'a> Fields<'a> {
     }
 
     /// A token id or a list of them.
-    fn ids(&self, name: &str) -> Result<Vec<u32>, String> {
+    pub(super) fn ids(&self, name: &str) -> Result<Vec<u32>, String> {
         token_ids(self.get(name)).ok_or_else(|| format!("`{name}` must be a token id or a list of token ids"))
     }
 
-    fn only(&self, name: &str, supported: &Value) -> Result<(), String> {
+    pub(super) fn only(&self, name: &str, supported: &Value) -> Result<(), String> {
         match self.get(name) {
             Some(value) if value != supported => {
                 Err(format!("`{name}` {value} is not supported (supported: {supported})"))

@@ -3,9 +3,11 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 mod cancel;
+mod embeddings;
 mod equality;
 mod folders;
 mod goldens;
 mod lifecycle;
+mod minilm;
 mod refusals;
 mod support;
