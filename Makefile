@@ -27,9 +27,10 @@ test: ## Everything that CI runs: format, clippy, licences, unit, property and e
 	cargo deny --locked --all-features check bans licenses sources
 	GLASSGATE_CLIENTS=$(CARGO_TARGET_DIR)/clients cargo nextest run --locked --workspace --no-fail-fast
 
-test-long: ## The same with long loops: 200 kills instead of 20
-	@tools/setup.sh test
+test-long: ## The same with long loops: 200 kills instead of 20, MiniLM beside sentence-transformers
+	@tools/setup.sh long
 	GLASSGATE_KILLS=200 GLASSGATE_CLIENTS=$(CARGO_TARGET_DIR)/clients cargo nextest run --locked -p glassgate --test e2e -E 'test(kill)'
+	GLASSGATE_LONG=$(CARGO_TARGET_DIR)/long cargo nextest run --locked -p glassgate-runtime --run-ignored only -E 'test(minilm)'
 
 bench: ## Measure throughput and cost of a hop as ratios; writes tests/bench/results
 	@tools/setup.sh bench

@@ -6,6 +6,7 @@
 #                           venv under the target folder; several GB, because PyTorch comes with CUDA)
 #   tools/setup.sh test     what building needs, cargo-nextest, cargo-deny, Prometheus and amtool, and the Python clients (in a venv
 #                           under the target folder)
+#   tools/setup.sh long     as test, and what embeddings are compared with: sentence-transformers and MiniLM (several GB)
 #   tools/setup.sh pictures what drawing the dashboards needs: node, chromium, and Grafana's components beside the script
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -31,7 +32,7 @@ case ${1:-build} in
   demo)
     need curl curl
     need prometheus prometheus ;;
-  test)
+  test|long)
     need curl curl
     need prometheus prometheus
     need promtool prometheus
@@ -85,10 +86,11 @@ if [ "${1:-build}" = pictures ] && ! [ tools/pictures/node_modules/.package-lock
   npm install --prefix tools/pictures --no-package-lock --no-audit --no-fund --loglevel=error
 fi
 
-[ "${1:-build}" = test ] || exit 0
+case ${1:-build} in test|long) ;; *) exit 0 ;; esac
 
 # Versions are stated so that two machines run the same checks; a newer one that is already there will do.
 command -v cargo-nextest >/dev/null 2>&1 || cargo install --locked cargo-nextest --version 0.9.143
 command -v cargo-deny >/dev/null 2>&1 || cargo install --locked cargo-deny --version 0.20.2
 
 venv clients tests/clients/requirements.txt
+[ "$1" != long ] || venv long tests/long/requirements.txt

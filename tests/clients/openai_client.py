@@ -37,6 +37,12 @@ check("several answers come in order", [choice.index for choice in several.choic
 text = client.completions.create(model="assistant", prompt=["Count: 1 2", "Red"], max_tokens=4, temperature=0)
 check("a text completion answers each prompt", len(text.choices) == 2 and text.usage.completion_tokens > 0)
 
+# The client asks for base64 and makes numbers of it, unless it is told otherwise.
+vectors = client.embeddings.create(model="tiny", input=["hello world", "the quick brown fox"])
+numbers = client.embeddings.create(model="tiny", input="hello world", encoding_format="float")
+check("embeddings come in order and are counted", [e.index for e in vectors.data] == [0, 1] and vectors.usage.prompt_tokens == vectors.usage.total_tokens == 10)
+check("a vector is the same in both formats", numbers.data[0].embedding == [float(x) for x in vectors.data[0].embedding] and len(numbers.data[0].embedding) == 32)
+
 try:
     client.chat.completions.create(model="gpt-5", messages=question)
 except openai.NotFoundError as error:

@@ -1,7 +1,7 @@
 //! Model versions: loaded once, kept while a configuration names them, shared by every route that uses them.
 
 use std::collections::{BTreeMap, HashMap};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -9,17 +9,18 @@ use glassgate_runtime as runtime;
 use parking_lot::Mutex;
 
 use crate::config::{EngineConfig, ModelConfig};
-use crate::dispatch::embedded::Embedded;
+use crate::dispatch::Backend;
+use crate::dispatch::embedded::{Embedded, EmbeddingModel};
 use crate::observe::metrics::{EngineStep, Metrics};
 
 /// What became of each model of a configuration.
-pub type Loaded = BTreeMap<String, Result<Arc<Embedded>, String>>;
+pub type Loaded = BTreeMap<String, Result<Backend, String>>;
 
 pub struct Models {
     runtime: runtime::Runtime,
     metrics: Arc<Metrics>,
     /// Models in service, by name and folder: a reload that does not touch them does not load them again.
-    loaded: Mutex<HashMap<(String, PathBuf), Arc<Embedded>>>,
+    loaded: Mutex<HashMap<(String, PathBuf), Backend>>,
 }
 
 impl Models {
@@ -51,11 +52,10 @@ impl Models {
                     return (name.clone(), Ok(model.clone()));
                 }
                 let began = Instant::now();
-                let outcome = match self.runtime.load(name, folder) {
-                    Ok(model) => {
-                        tracing::info!(model = %name, digest = &model.digest()[..12.min(model.digest().len())], context = model.context(), seconds = began.elapsed().as_secs_f64(), "model is ready");
+                let outcome = match self.load_one(name, folder) {
+                    Ok((model, digest, context)) => {
+                        tracing::info!(model = %name, digest = &digest[..12.min(digest.len())], context, seconds = began.elapsed().as_secs_f64(), "model is ready");
                         self.metrics.runtime_load(name, began.elapsed());
-                        let model = Arc::new(Embedded::new(model, self.metrics.clone()));
                         loaded.insert(known, model.clone());
                         Ok(model)
                     }
@@ -67,6 +67,19 @@ impl Models {
                 (name.clone(), outcome)
             })
             .collect()
+    }
+
+    /// A model of whichever kind its folder is, its digest, and how many tokens it reads.
+    fn load_one(&self, name: &str, folder: &Path) -> Result<(Backend, String, u32), runtime::LoadError> {
+        let metrics = self.metrics.clone();
+        if runtime::is_embedder(folder)? {
+            let model = self.runtime.load_embedder(name, folder)?;
+            let (digest, context) = (model.digest().to_owned(), model.context());
+            return Ok((Backend::Embeddings(Arc::new(EmbeddingModel::new(model, metrics))), digest, context));
+        }
+        let model = self.runtime.load(name, folder)?;
+        let (digest, context) = (model.digest().to_owned(), model.context());
+        Ok((Backend::Embedded(Arc::new(Embedded::new(model, metrics))), digest, context))
     }
 
     /// Says which of the models that should serve do.

@@ -1,6 +1,7 @@
 //! OpenAI's dialect.
 
 pub mod answer;
+pub mod embeddings;
 pub mod fields;
 pub mod gather;
 pub mod models;
