@@ -157,7 +157,7 @@ fn erf_gelu(x: f32) -> f32 {
 /// x/2 · (1 + tanh(√(2/π) · (x + 0.044715 x³))), which is x · σ of twice the inner term.
 #[inline(always)]
 fn tanh_gelu(x: f32) -> f32 {
-    const TWO_ROOT: f32 = 1.595_769_1;
+    const TWO_ROOT: f32 = 1.595_769;
     x / (1.0 + exp(-TWO_ROOT * (x + 0.044_715 * x * x * x)))
 }
 

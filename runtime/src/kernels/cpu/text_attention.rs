@@ -35,7 +35,7 @@ impl CustomOp2 for TextAttention {
         let (qkv, bias) = (f32s(qkv, ql, "text_attention")?, f32s(bias, bl, "text_attention")?);
         let (rows, hidden) = (self.batch.tokens(), bias.len() / 2);
         let dim = hidden / self.heads.max(1);
-        let fits = bl.dims() == [2, hidden] && dim * self.heads == hidden && dim > 0 && dim % LANES == 0;
+        let fits = bl.dims() == [2, hidden] && dim * self.heads == hidden && dim > 0 && dim.is_multiple_of(LANES);
         if !fits || ql.dims() != [rows, 3 * hidden] {
             bail!("text_attention: {:?} with {:?} and {} heads", ql.dims(), bl.dims(), self.heads);
         }
