@@ -17,7 +17,7 @@ SERVED = OURS + ',route=~"$route",model=~"$model",variant=~"$variant"'
 OWED = SERVED + ',tenant=~"$tenant"'
 # Probes are no work, and only what asks a model counts for the objectives. Shadows are nobody's request.
 TRIED = SERVED + ',op!~"health|root"'
-ASKED = SERVED + ',op=~"chat|text_completion"'
+ASKED = SERVED + ',op=~"chat|text_completion|embeddings"'
 BILLED = OWED + ',role!="shadow"'
 KEYS = OURS + ',tenant=~"$tenant"'
 JUDGED = OURS + ',route=~"$route",variant=~"$variant",name="correct"'

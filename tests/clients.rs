@@ -2,14 +2,14 @@
 
 use std::process::Command;
 
-use crate::support::gateway::TestGateway;
+use crate::embeddings;
 use crate::support::root;
 
 #[test]
 fn the_official_python_client_streams_asks_and_reads_errors() {
     let venv = std::env::var("GLASSGATE_CLIENTS")
         .expect("GLASSGATE_CLIENTS names the venv; `make test` makes it and sets this");
-    let gateway = TestGateway::start();
+    let gateway = embeddings::setup().start();
     let limited = gateway.cli(&["keys", "create", "limited", "--rpm", "1"]);
     let patient = gateway.cli(&["keys", "create", "patient", "--rpm", "30"]);
     let broke = gateway.cli(&["keys", "create", "broke", "--usd-per-day", "0"]);
@@ -24,7 +24,7 @@ fn the_official_python_client_streams_asks_and_reads_errors() {
         .expect("the venv has a python");
     let (stdout, stderr) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
     assert!(output.status.success(), "{stdout}\n{stderr}");
-    assert!(stdout.trim_end().ends_with("16 checks passed"), "{stdout}");
+    assert!(stdout.trim_end().ends_with("18 checks passed"), "{stdout}");
     let denied = gateway.metric("gateway_limit_decisions_total", &["kind=\"budget\"", "decision=\"denied\""]);
     assert_eq!(denied, 1.0, "it took `x-should-retry: false` at its word");
 }

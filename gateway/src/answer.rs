@@ -38,7 +38,7 @@ pub enum Piece {
     Text(String),
     /// An upstream's delta with more than text in it (tool calls, reasoning), as it came.
     Delta(Box<RawValue>),
-    /// A whole message, from an upstream that was not asked to stream.
+    /// A whole message, from an upstream that was not asked to stream, or a vector as the client asked for it.
     Message(Box<RawValue>),
 }
 

@@ -203,10 +203,9 @@ impl Snapshot {
         let mut backends = Backends::default();
         for (name, model) in &config.models {
             let backend = match &model.source {
-                ModelSource::Local(_) | ModelSource::Hub(_) => loaded
-                    .get(name)
-                    .and_then(|outcome| outcome.as_ref().ok())
-                    .map(|model| Backend::Embedded(model.clone())),
+                ModelSource::Local(_) | ModelSource::Hub(_) => {
+                    loaded.get(name).and_then(|outcome| outcome.as_ref().ok()).cloned()
+                }
                 ModelSource::Upstream { upstream, name, .. } => servers
                     .get(upstream)
                     .map(|server| Backend::Upstream(Arc::new(UpstreamModel::new(server.clone(), name.clone())))),
@@ -262,6 +261,10 @@ fn target(config: &Config, name: &str, model: &ModelConfig, backends: &Backends)
         }
         (_, Some(Backend::Embedded(model))) => {
             (EMBEDDED, Costs::DeviceTime, Reads::Here(model.clone()), None, model.digest().to_owned())
+        }
+        (_, Some(Backend::Embeddings(model))) => {
+            let reads = Reads::Embeds { tokenize: model.clone(), dimensions: model.dimensions() };
+            (EMBEDDED, Costs::DeviceTime, reads, None, model.digest().to_owned())
         }
         (ModelSource::Local(_) | ModelSource::Hub(_), _) => {
             (EMBEDDED, Costs::DeviceTime, Reads::Never, None, String::new())

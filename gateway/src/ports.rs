@@ -71,6 +71,8 @@ pub enum Prompt {
     Turns(Vec<Turn>),
     /// Text as it is.
     Text(String),
+    /// Text of which the model reads as much as it can.
+    Cut(String),
     Tokens(Vec<u32>),
 }
 
@@ -79,16 +81,8 @@ impl Prompt {
     pub fn bytes(&self) -> usize {
         match self {
             Prompt::Turns(turns) => turns.iter().map(|turn| turn.content.len()).sum(),
-            Prompt::Text(text) => text.len(),
+            Prompt::Text(text) | Prompt::Cut(text) => text.len(),
             Prompt::Tokens(_) => 0,
-        }
-    }
-
-    /// The request's field that it came in.
-    pub fn field(&self) -> &'static str {
-        match self {
-            Prompt::Turns(_) => "messages",
-            Prompt::Text(_) | Prompt::Tokens(_) => "prompt",
         }
     }
 }

@@ -56,6 +56,7 @@ fn endpoint(path: &str) -> Option<(Endpoint<'_>, &'static str)> {
     Some(match path {
         "/v1/chat/completions" => (Endpoint::Answer(Op::Chat), "POST"),
         "/v1/completions" => (Endpoint::Answer(Op::TextCompletion), "POST"),
+        "/v1/embeddings" => (Endpoint::Answer(Op::Embeddings), "POST"),
         "/v1/feedback" => (Endpoint::Feedback, "POST"),
         "/v1/models" => (Endpoint::Models, "GET"),
         "/health" => (Endpoint::Health, "GET"),
@@ -171,7 +172,7 @@ impl Gateway {
                 let body = json!({
                     "name": "Glassgate",
                     "version": env!("CARGO_PKG_VERSION"),
-                    "endpoints": ["POST /v1/chat/completions", "POST /v1/completions", "POST /v1/feedback", "GET /v1/models", "GET /health"],
+                    "endpoints": ["POST /v1/chat/completions", "POST /v1/completions", "POST /v1/embeddings", "POST /v1/feedback", "GET /v1/models", "GET /health"],
                 });
                 answer(session, exchange, 200, body.to_string().into_bytes()).await
             }

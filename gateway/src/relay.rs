@@ -141,7 +141,10 @@ async fn whole(app: &App, session: &mut Session, exchange: &mut Exchange, reply:
     let end = loop {
         match wait(&mut waits, &mut cut, session, &mut *chunks).await {
             Next::Chunk(Chunk::Part(part)) => {
-                note_chunk(exchange);
+                // Vectors are no tokens, and come all at once.
+                if request.op != Op::Embeddings {
+                    note_chunk(exchange);
+                }
                 gather.add(&part);
             }
             Next::Chunk(Chunk::End(end)) => break end,
@@ -161,7 +164,7 @@ async fn whole(app: &App, session: &mut Session, exchange: &mut Exchange, reply:
     };
     // Its connection is free from here on, whatever the client does.
     drop(chunks);
-    if matches!(end.how, Ended::Finished(_)) {
+    if matches!(end.how, Ended::Finished(_)) && request.op != Op::Embeddings {
         note_chunk(exchange);
     }
     let receipt = invoke::settle(exchange, running, &end, None, false)?;

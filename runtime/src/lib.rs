@@ -1,10 +1,10 @@
 //! Tensors behind a handle: loads model versions and generates token streams. Knows no HTTP, key, price or JSON API.
 //!
 //! # Layout, in reading order
-//! - `registry`: [`Runtime`] and [`Model`], what a caller holds
+//! - `registry`: [`Runtime`], [`Model`] and [`Embedder`], what a caller holds
 //! - `engine`: one thread per device: receive → schedule → forward → sample → emit; `scheduler` is pure
 //! - `kv`: which sequence owns which block of the KV pool
-//! - `model`: `config.json` → `ModelSpec` → the one decoder
+//! - `model`: `config.json` → `ModelSpec` → the one decoder; `bert`: the encoder of texts
 //! - `kernels`: what the decoder is made of, on the CPU
 //! - `source`: a folder or a GGUF file; `weights`: safetensors and GGUF into owned, packed memory
 //! - `text`: chat template, tokenizer, incremental detokenizer
@@ -30,11 +30,15 @@ mod source;
 mod text;
 mod weights;
 
+pub use engine::embed::Embedded;
 pub use engine::events::{Event, Failure, FinishReason, Generation, Handle, Refusal};
 pub use engine::request::{Class, Request};
 pub use grammar::{BadGrammar, Constraint, Grammar};
-pub use registry::{LoadError, Model, Runtime, ScoreError, StartError};
-pub use report::{ModelReport, PrefixReport, Report, Sink, StepRecord, Stuck, Timeline, WeightKind};
+pub use registry::{
+    LoadError, Model, Runtime, ScoreError, StartError,
+    embedder::{Embedder, Embedding, is_embedder},
+};
+pub use report::{EmbedTimeline, ModelReport, PrefixReport, Report, Sink, StepRecord, Stuck, Timeline, WeightKind};
 pub use sampling::{
     logprobs::Logprobs,
     params::{BadParam, SamplingParams},

@@ -1,5 +1,6 @@
 //! The handles a caller holds: [`Runtime`] starts the engine and loads models, [`Model`] turns requests into streams.
 
+pub(crate) mod embedder;
 mod score;
 
 use crate::{

@@ -87,6 +87,30 @@ impl Timeline {
     }
 }
 
+/// What happened to one request for embeddings, and when.
+#[derive(Clone, Debug)]
+pub struct EmbedTimeline {
+    pub submitted: Instant,
+    /// When the first of its texts was taken into a batch. None: it never left the queue.
+    pub started: Option<Instant>,
+    pub finished: Instant,
+    /// Of all its texts.
+    pub tokens: u64,
+    /// Batches that it took part in.
+    pub batches: u32,
+    /// Texts in the largest of them, its own included.
+    pub texts_max: u32,
+    /// Its share of the batches' time, by tokens.
+    pub compute: Duration,
+}
+
+impl EmbedTimeline {
+    /// From submission until a batch took its first text (or the end, if none did).
+    pub fn queue(&self) -> Duration {
+        self.started.unwrap_or(self.finished).saturating_duration_since(self.submitted)
+    }
+}
+
 /// The state of the runtime at one moment.
 #[derive(Clone, Debug)]
 pub struct Report {

@@ -1,10 +1,11 @@
 //! `make bench`: what the gateway costs and what batching gains, as ratios of figures taken in turn in one run.
 //!
 //! Absolute figures depend on the machine and its mood; each ratio is formed within a round, and median, minimum and
-//! maximum over the rounds are printed and written to `tests/bench/results/`. An argument (`serving`, `upstream`) runs
+//! maximum over the rounds are printed and written to `tests/bench/results/`. An argument (`serving`, `upstream`, `embeddings`) runs
 //! that part alone.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a benchmark that cannot go on should stop")]
 
+mod embeddings;
 mod latency;
 mod load;
 mod origin;
@@ -28,6 +29,10 @@ fn main() {
     let root = Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/.."));
     let part = std::env::args().nth(1);
     let is_asked = |name: &str| part.as_deref().is_none_or(|part| part == name);
+    // Only by name: it needs weights that `tools/setup.sh long` fetches.
+    if part.as_deref() == Some("embeddings") {
+        embeddings::run(root);
+    }
     if is_asked("serving") {
         serving::run(root);
     }

@@ -3,6 +3,7 @@
 import json
 import os
 import time
+from array import array
 
 import openai
 
@@ -53,6 +54,11 @@ check("an answer keeps to its schema", json.loads(formed.choices[0].message.cont
 
 forced = client.chat.completions.create(model="assistant", messages=question, temperature=0, max_tokens=3, logit_bias={"300": 100}, logprobs=True)
 check("a bias forces a token", len({place.token for place in forced.choices[0].logprobs.content}) == 1)
+# The client asks for base64 and makes numbers of it, unless it is told otherwise.
+vectors = client.embeddings.create(model="tiny", input=["hello world", "the quick brown fox"])
+numbers = client.embeddings.create(model="tiny", input="hello world", encoding_format="float")
+check("embeddings come in order and are counted", [e.index for e in vectors.data] == [0, 1] and vectors.usage.prompt_tokens == vectors.usage.total_tokens == 10)
+check("a vector is the same in both formats", array("f", numbers.data[0].embedding) == array("f", vectors.data[0].embedding) and len(numbers.data[0].embedding) == 32)
 
 try:
     client.chat.completions.create(model="gpt-5", messages=question)

@@ -1,8 +1,11 @@
 //! The embedded runtime as a backend: the one place where its words become ours.
 
+mod embeddings;
+
 use std::sync::Arc;
 use std::task::{Context, Poll};
 
+pub use embeddings::EmbeddingModel;
 use glassgate_runtime as runtime;
 
 use crate::accounting::core::Usage;
@@ -149,7 +152,7 @@ impl Tokenize for Embedded {
                 let rendered = self.model.prompt(&messages);
                 rendered.map_err(|error| format!("does not fit the model's chat template: {error}"))?
             }
-            Prompt::Text(text) => text.clone(),
+            Prompt::Text(text) | Prompt::Cut(text) => text.clone(),
             Prompt::Tokens(tokens) => return Ok(tokens.clone()),
         };
         self.model.tokenize(&text).map_err(|error| format!("cannot be tokenised: {error}"))

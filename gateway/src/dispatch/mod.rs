@@ -13,13 +13,14 @@ use crate::answer::Answer;
 use crate::api::openai::request::Request;
 use crate::refusal::Refusal;
 use crate::routing::Leg;
-use embedded::Embedded;
+use embedded::{Embedded, EmbeddingModel};
 use upstream::UpstreamModel;
 
 /// A model that can answer.
 #[derive(Clone)]
 pub enum Backend {
     Embedded(Arc<Embedded>),
+    Embeddings(Arc<EmbeddingModel>),
     Upstream(Arc<UpstreamModel>),
 }
 
@@ -61,6 +62,7 @@ impl Backends {
     pub fn start(&self, running: Running, leg: &Leg, call: &Call<'_>) -> Result<Answer, Box<NotStarted>> {
         match self.0.get(&leg.target.model) {
             Some(Backend::Embedded(model)) => model.start(running, leg, call),
+            Some(Backend::Embeddings(model)) => model.start(running, leg, call),
             Some(Backend::Upstream(model)) => model.start(running, leg, call),
             None => {
                 let refusal = Refusal::ModelUnavailable { model: leg.target.variant.clone() };

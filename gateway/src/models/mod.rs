@@ -4,7 +4,7 @@ pub mod hub;
 pub mod vet;
 
 use std::collections::{BTreeMap, HashMap};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -12,12 +12,13 @@ use glassgate_runtime as runtime;
 use parking_lot::Mutex;
 
 use crate::config::{EngineConfig, ModelConfig, ModelSource, Quantize};
-use crate::dispatch::embedded::Embedded;
+use crate::dispatch::Backend;
+use crate::dispatch::embedded::{Embedded, EmbeddingModel};
 use crate::observe::metrics::{EngineStep, Metrics};
 use hub::Hub;
 
 /// What became of each model of a configuration.
-pub type Loaded = BTreeMap<String, Result<Arc<Embedded>, String>>;
+pub type Loaded = BTreeMap<String, Result<Backend, String>>;
 
 /// How models come in.
 #[derive(Clone, Debug)]
@@ -44,7 +45,7 @@ pub struct Models {
     metrics: Arc<Metrics>,
     intake: Intake,
     /// Models in service: a reload that does not touch them does not load them again.
-    loaded: Mutex<HashMap<Known, Arc<Embedded>>>,
+    loaded: Mutex<HashMap<Known, Backend>>,
 }
 
 impl Models {
@@ -76,14 +77,10 @@ impl Models {
                     return (name.clone(), Ok(model.clone()));
                 }
                 let began = Instant::now();
-                let opened = self.path(&config.source).and_then(|path| {
-                    self.runtime.load(name, &path, &options(config.quantize)).map_err(|error| error.to_string())
-                });
-                let outcome = match opened {
-                    Ok(model) => {
-                        tracing::info!(model = %name, digest = &model.digest()[..12.min(model.digest().len())], context = model.context(), seconds = began.elapsed().as_secs_f64(), "model is ready");
+                let outcome = match self.path(&config.source).and_then(|path| self.load_one(name, &path, config.quantize)) {
+                    Ok((model, digest, context)) => {
+                        tracing::info!(model = %name, digest = &digest[..12.min(digest.len())], context, seconds = began.elapsed().as_secs_f64(), "model is ready");
                         self.metrics.runtime_load(name, began.elapsed());
-                        let model = Arc::new(Embedded::new(model, self.metrics.clone()));
                         loaded.insert(known, model.clone());
                         Ok(model)
                     }
@@ -112,6 +109,23 @@ impl Models {
             vet::vet(program, &path)?;
         }
         Ok(path)
+    }
+
+    /// A model of whichever kind its files are, its digest, and how many tokens it reads.
+    fn load_one(&self, name: &str, path: &Path, quantize: Option<Quantize>) -> Result<(Backend, String, u32), String> {
+        let metrics = self.metrics.clone();
+        let why = |error: runtime::LoadError| error.to_string();
+        if runtime::is_embedder(path).map_err(why)? {
+            if quantize.is_some() {
+                return Err("quantize: embedding models are kept as their files store them; remove the key".to_owned());
+            }
+            let model = self.runtime.load_embedder(name, path).map_err(why)?;
+            let (digest, context) = (model.digest().to_owned(), model.context());
+            return Ok((Backend::Embeddings(Arc::new(EmbeddingModel::new(model, metrics))), digest, context));
+        }
+        let model = self.runtime.load(name, path, &options(quantize)).map_err(why)?;
+        let (digest, context) = (model.digest().to_owned(), model.context());
+        Ok((Backend::Embedded(Arc::new(Embedded::new(model, metrics))), digest, context))
     }
 
     /// Says which of the models that should serve do.

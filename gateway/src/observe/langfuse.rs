@@ -10,6 +10,7 @@ use serde_json::{Map, json};
 
 use super::access_log::timestamp;
 use crate::accounting::core::Usage;
+use crate::api::openai::request::Op;
 use crate::exchange::Record;
 
 /// What holds for the whole trace, and therefore has to be on each of its spans.
@@ -54,8 +55,9 @@ pub fn generation(record: &Record) -> Vec<KeyValue> {
         "aborted" => "WARNING",
         _ => "ERROR",
     };
+    let kind = if record.op == Op::Embeddings.as_str() { "embedding" } else { "generation" };
     let mut attributes = vec![
-        KeyValue::new("langfuse.observation.type", "generation"),
+        KeyValue::new("langfuse.observation.type", kind),
         KeyValue::new("langfuse.observation.model.name", record.model.clone()),
         KeyValue::new("langfuse.observation.model.parameters", parameters(record)),
         KeyValue::new("langfuse.observation.usage_details", usage(&record.usage())),

@@ -13,6 +13,7 @@ use opentelemetry_sdk::trace::{SpanData, SpanEvents, SpanLinks};
 
 use super::langfuse;
 use super::stages::{self, Phase, Stage};
+use crate::api::openai::request::Op;
 use crate::exchange::{Attempt, Child, EMBEDDED, Record};
 
 /// Whose spans they are.
@@ -166,7 +167,9 @@ fn inference_span(record: &Record) -> SpanData {
     if finishes.is_empty() {
         finishes.push("error".to_owned());
     }
-    add("gen_ai.response.finish_reasons", Some(strings(finishes)));
+    // Vectors have none.
+    let has_reasons = record.op != Op::Embeddings.as_str();
+    add("gen_ai.response.finish_reasons", has_reasons.then(|| strings(finishes)));
     add("error.type", (!record.error_type.is_empty()).then(|| record.error_type.into()));
     if let Some((address, port)) = record.attempts.last().and_then(|attempt| attempt.server.as_ref()) {
         add("server.address", Some(address.clone().into()));

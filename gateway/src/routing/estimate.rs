@@ -13,7 +13,7 @@ const TOKENS_PER_PART: u64 = 1_500;
 const TOKENS_PER_PART_MAX: u64 = 1 << 17;
 const TEMPLATE_TOKENS_MAX: u64 = 4_096;
 /// The fields that become part of the prompt.
-const READ: [&str; 5] = ["messages", "prompt", "tools", "functions", "response_format"];
+const READ: [&str; 6] = ["messages", "prompt", "input", "tools", "functions", "response_format"];
 
 /// Tokens of everything in a request that its model will read.
 pub fn prompt_tokens(body: &Map<String, Value>) -> u64 {

@@ -11,6 +11,7 @@ use http::HeaderMap;
 use crate::accounting::core::{NanoUsd, Price, Usage};
 use crate::accounting::settlement::Costs;
 use crate::answer::Prompts;
+use crate::api::openai::embeddings;
 use crate::api::openai::request::{Op, Request};
 use crate::auth::Caller;
 use crate::config::{CacheRule, RouteConfig, Timeouts, Unit};
@@ -43,6 +44,8 @@ pub struct Target {
 pub enum Reads {
     /// In this process, so exactly.
     Here(Arc<dyn Tokenize>),
+    /// In this process, to make vectors of so many numbers.
+    Embeds { tokenize: Arc<dyn Tokenize>, dimensions: u32 },
     /// Elsewhere; `context` is what it can take, where that is known.
     Elsewhere { context: Option<u64> },
     /// Not at all, while the model cannot be loaded.
@@ -52,6 +55,11 @@ pub enum Reads {
 impl Target {
     fn is_able(&self) -> bool {
         !matches!(self.reads, Reads::Never)
+    }
+
+    /// Whether it makes vectors, as far as we know: of a server we do not.
+    fn may_embed(&self) -> bool {
+        !matches!(self.reads, Reads::Here(_))
     }
 }
 
@@ -187,6 +195,9 @@ impl Routing {
     /// # Errors
     /// `UnknownModel` with what there is; `ModelUnavailable` if nobody is able to answer.
     pub fn choose(&self, caller: &Caller, request: &Request, headers: &HeaderMap) -> Result<Route, Refusal> {
+        if request.op == Op::Embeddings && !self.targets().any(|target| target.may_embed()) {
+            return Err(Refusal::NoEmbeddingModel);
+        }
         let entry = self.entry(&request.model)?;
         let unit = entry.unit(caller.key_id(), request.user.as_deref(), headers);
         let able: Vec<(&Arc<Target>, u32)> = entry
@@ -259,6 +270,10 @@ impl Routing {
             .collect();
         let chosen = core::pick(route, &unit, &able).map(|index| able[index].0.to_owned());
         Ok(Explanation { route: route.to_owned(), unit, chosen, variants })
+    }
+
+    fn targets(&self) -> impl Iterator<Item = &Arc<Target>> {
+        self.entries.iter().flat_map(|entry| entry.targets.iter().chain(&entry.fallback))
     }
 
     fn entry(&self, name: &str) -> Result<&Entry, Refusal> {
@@ -347,11 +362,18 @@ async fn measure_for_client(target: &Arc<Target>, request: &Request) -> Result<L
 /// # Errors
 /// `Unsupported` and `BadParam` for what the model does not do or its template refuses; `ContextExceeded` with the counts.
 pub async fn measure(target: &Arc<Target>, request: &Request) -> Result<Leg, Refusal> {
+    if request.op == Op::Embeddings {
+        return measure_texts(target, request).await;
+    }
     let mut form = None;
     let (prompts, input, longest, context_tokens) = match &target.reads {
+        Reads::Embeds { .. } => {
+            let why = format!("names `{}`, which makes embeddings and writes no text", request.model);
+            return Err(Refusal::BadParam { param: "model".into(), why });
+        }
         Reads::Here(tokenize) => {
             let asked = request.asked()?;
-            let prompts = count(tokenize, request.prompts()?).await?;
+            let prompts = count(tokenize, request).await?;
             let input = prompts.iter().map(|prompt| prompt.len() as u64).sum();
             let longest = prompts.iter().map(Vec::len).max().unwrap_or(0) as u64;
             if let Some((field, asked)) = asked.form {
@@ -377,12 +399,8 @@ pub async fn measure(target: &Arc<Target>, request: &Request) -> Result<Leg, Ref
     let output_max = match request.max_tokens {
         Some(asked) if is_exact && asked > room => return Err(over(Some(asked))),
         Some(asked) if asked > target.output_max => {
-            let param = match request.op {
-                Op::Chat => "max_completion_tokens",
-                Op::TextCompletion => "max_tokens",
-            };
             let why = format!("must be at most {} for this model", target.output_max);
-            return Err(Refusal::BadParam { param: param.into(), why });
+            return Err(Refusal::BadParam { param: request.op.bound_field().into(), why });
         }
         Some(asked) => asked,
         None if room == 0 => return Err(over(None)),
@@ -393,19 +411,46 @@ pub async fn measure(target: &Arc<Target>, request: &Request) -> Result<Leg, Ref
     Ok(Leg { target: target.clone(), measure: Measure { prompts, input, choices, made, output_max, form } })
 }
 
-/// Tokenises; long prompts beside the proxy's threads.
-async fn count(tokenize: &Arc<dyn Tokenize>, prompts: Vec<Prompt>) -> Result<Vec<Vec<u32>>, Refusal> {
-    let bytes: usize = prompts.iter().map(Prompt::bytes).sum();
-    let all = move |tokenize: &dyn Tokenize| {
-        prompts.iter().map(|prompt| tokenize.tokenize(prompt).map_err(|why| (prompt.field(), why))).collect()
+/// As `measure`, for vectors: there is much to read and nothing to write.
+async fn measure_texts(target: &Arc<Target>, request: &Request) -> Result<Leg, Refusal> {
+    let choices = request.prompt_count();
+    let (prompts, input): (Arc<[Vec<u32>]>, u64) = match &target.reads {
+        Reads::Embeds { tokenize, dimensions } => {
+            let (_, wanted) = embeddings::wanted(&request.body);
+            if wanted.is_some_and(|wanted| wanted != u64::from(*dimensions)) {
+                let why = format!("the vectors of this model have {dimensions} numbers and cannot be shortened");
+                return Err(Refusal::Unsupported { param: "dimensions".into(), why });
+            }
+            let texts = count(tokenize, request).await?;
+            let limit = tokenize.context();
+            if let Some(index) = texts.iter().position(|text| text.len() as u64 > limit) {
+                return Err(Refusal::TextTooLong { index, tokens: texts[index].len() as u64, limit });
+            }
+            let input = texts.iter().map(|text| text.len() as u64).sum();
+            (texts.into(), input)
+        }
+        Reads::Elsewhere { .. } => (Arc::default(), estimate::prompt_tokens(&request.body)),
+        Reads::Here(_) => {
+            let why = format!("names `{}`, which writes text and makes no embeddings", request.model);
+            return Err(Refusal::BadParam { param: "model".into(), why });
+        }
+        Reads::Never => return Err(Refusal::ModelUnavailable { model: target.variant.clone() }),
     };
-    let counted: Result<Vec<Vec<u32>>, _> = if bytes <= INLINE_BYTES_MAX {
+    Ok(Leg { target: target.clone(), measure: Measure { prompts, input, choices, made: 0, output_max: 0, form: None } })
+}
+
+/// Tokenises; long prompts beside the proxy's threads.
+async fn count(tokenize: &Arc<dyn Tokenize>, request: &Request) -> Result<Vec<Vec<u32>>, Refusal> {
+    let prompts = request.prompts()?;
+    let bytes: usize = prompts.iter().map(Prompt::bytes).sum();
+    let all = move |tokenize: &dyn Tokenize| prompts.iter().map(|prompt| tokenize.tokenize(prompt)).collect();
+    let counted: Result<Vec<Vec<u32>>, String> = if bytes <= INLINE_BYTES_MAX {
         all(&**tokenize)
     } else {
         let tokenize = tokenize.clone();
         tokio::task::spawn_blocking(move || all(&*tokenize)).await.map_err(|_| Refusal::Internal)?
     };
-    counted.map_err(|(field, why)| Refusal::BadParam { param: field.into(), why })
+    counted.map_err(|why| Refusal::BadParam { param: request.op.input_field().into(), why })
 }
 
 /// Makes a form ready, beside the proxy's threads.

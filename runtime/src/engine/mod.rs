@@ -3,6 +3,8 @@
 //! Nobody waits for the engine and the engine waits for nobody: requests come in through a channel that is read between
 //! steps, events leave through channels that have room for all there can be.
 
+pub(crate) mod embed;
+pub(crate) mod encoders;
 pub(crate) mod events;
 pub(crate) mod forward;
 pub(crate) mod request;
@@ -14,6 +16,7 @@ pub(crate) mod stepper;
 mod tests;
 
 use crate::{kernels::cpu::use_threads, report::Sink};
+use encoders::{EncoderCommand, Encoders};
 use sequence::Sequence;
 use stats::Stats;
 use std::{
@@ -44,6 +47,8 @@ pub(crate) enum Command {
     Retire {
         id: ModelId,
     },
+    /// For the embedding models.
+    Encoder(EncoderCommand),
     Stop,
 }
 
@@ -63,6 +68,7 @@ struct Served {
 struct Engine {
     commands: Receiver<Command>,
     served: Vec<Served>,
+    encoders: Encoders,
     roster: Roster,
     sink: Option<Arc<dyn Sink>>,
 }
@@ -78,7 +84,8 @@ pub(crate) fn start(
         if let Err(error) = use_threads(threads) {
             tracing::warn!(%error, "no worker threads: kernels stay on the engine's");
         }
-        Engine { commands, served: Vec::new(), roster, sink }.run();
+        let encoders = Encoders::new(Arc::clone(&roster));
+        Engine { commands, served: Vec::new(), encoders, roster, sink }.run();
     })?;
     Ok((sender, thread))
 }
@@ -91,9 +98,10 @@ impl Engine {
             // Models take turns: a shadow of one would hold up the users of all.
             let serving_users = self.served.iter().filter(|served| served.stepper.has_users()).count();
             for served in &mut self.served {
-                let elsewhere = serving_users > usize::from(served.stepper.has_users());
+                let elsewhere = !self.encoders.is_idle() || serving_users > usize::from(served.stepper.has_users());
                 progress |= served.stepper.step(elsewhere, self.sink.as_ref());
             }
+            progress |= self.encoders.turn(self.sink.as_ref());
             self.free_retired();
         }
         for served in &mut self.served {
@@ -111,7 +119,7 @@ impl Engine {
 
     /// Takes in all commands there are; sleeps for the first one if there is nothing to do. False: stop.
     fn receive(&mut self, progress: bool) -> bool {
-        let idle = self.served.iter().all(|served| served.stepper.is_idle());
+        let idle = self.encoders.is_idle() && self.served.iter().all(|served| served.stepper.is_idle());
         let first = if idle {
             self.commands.recv().map_err(|_| RecvTimeoutError::Disconnected)
         } else if progress {
@@ -157,6 +165,7 @@ impl Engine {
                 }
                 self.free_retired();
             }
+            Command::Encoder(command) => self.encoders.obey(command),
             Command::Stop => return false,
         }
         true

@@ -121,6 +121,12 @@ impl Stats {
         now.saturating_duration_since(self.loaded)
     }
 
+    /// Somebody left the queue who had needed the device for so long.
+    pub fn note_pace(&self, took: Duration) {
+        let (micros, smooth) = (took.as_micros() as u64, self.pace_micros.load(Relaxed));
+        self.pace_micros.store(if smooth == 0 { micros } else { (7 * smooth + micros) / 8 }, Relaxed);
+    }
+
     /// When a place in the queue is likely to be free: a quarter of the queue from now.
     pub fn retry_after(&self) -> Duration {
         let ahead = u64::from(self.waiting()) / 4 + 1;

@@ -10,3 +10,4 @@ pub(crate) mod cpu;
 pub(crate) mod reference;
 #[cfg(test)]
 mod tests;
+pub(crate) mod texts;

@@ -2,7 +2,8 @@
 
 use super::{
     batch::{BLOCK_TOKENS, StepBatch},
-    cpu::{Activation, Heads, Scores},
+    cpu::{Activation, Gelu, Heads, Scores},
+    texts::TextBatch,
 };
 use candle_core::{D, DType, Result, Tensor};
 
@@ -96,4 +97,40 @@ pub(crate) fn paged_attention(
         weights.matmul(&v)?.reshape((1, heads.q * heads.dim))
     });
     Tensor::cat(&rows.collect::<Result<Vec<_>>>()?, 0)
+}
+
+/// `params`: the rows bias, weight and shift.
+pub(crate) fn add_layer_norm(x: &Tensor, residual: &Tensor, params: &Tensor, eps: f32) -> Result<Tensor> {
+    let sum = (x.broadcast_add(&params.narrow(0, 0, 1)?)? + residual)?;
+    let centred = sum.broadcast_sub(&sum.mean_keepdim(D::Minus1)?)?;
+    let variance = centred.sqr()?.mean_keepdim(D::Minus1)?;
+    let normed = centred.broadcast_div(&(variance + f64::from(eps))?.sqrt()?)?;
+    normed.broadcast_mul(&params.narrow(0, 1, 1)?)?.broadcast_add(&params.narrow(0, 2, 1)?)
+}
+
+pub(crate) fn bias_gelu(x: &Tensor, bias: &Tensor, gelu: Gelu) -> Result<Tensor> {
+    let x = x.broadcast_add(bias)?;
+    match gelu {
+        Gelu::Erf => x.gelu_erf(),
+        Gelu::Tanh => x.gelu(),
+    }
+}
+
+/// `bias`: `[1, 3·H]`, of queries, keys and values.
+pub(crate) fn text_attention(qkv: &Tensor, bias: &Tensor, heads: usize, batch: &TextBatch) -> Result<Tensor> {
+    let qkv = qkv.broadcast_add(bias)?;
+    let hidden = qkv.dim(1)? / 3;
+    let texts = batch.starts.windows(2).map(|text| {
+        let count = text[1] - text[0];
+        let part = |number: usize| {
+            let rows = qkv.narrow(0, text[0], count)?.narrow(1, number * hidden, hidden)?;
+            rows.reshape((count, heads, hidden / heads))?.transpose(0, 1)?.contiguous()
+        };
+        let (q, k, v) = (part(0)?, part(1)?, part(2)?);
+        let scores = (q.matmul(&k.transpose(1, 2)?.contiguous()?)? / ((hidden / heads) as f64).sqrt())?;
+        let weights = scores.broadcast_sub(&scores.max_keepdim(D::Minus1)?)?.exp()?;
+        let weights = weights.broadcast_div(&weights.sum_keepdim(D::Minus1)?)?;
+        weights.matmul(&v)?.transpose(0, 1)?.reshape((count, hidden))
+    });
+    Tensor::cat(&texts.collect::<Result<Vec<_>>>()?, 0)
 }

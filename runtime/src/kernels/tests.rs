@@ -1,5 +1,7 @@
 //! Every kernel against the reference, on random shapes; and the promise that a row's bits do not depend on its batch.
 
+mod texts;
+
 use super::{
     batch::{BLOCK_TOKENS, StepBatch},
     cpu::{self, Activation, Heads, Kind, Packed, Part, Raw, Scores},

@@ -122,6 +122,15 @@ impl<'a> Fields<'a> {
         token_ids(self.get(name)).ok_or_else(|| format!("`{name}` must be a token id or a list of token ids"))
     }
 
+    pub fn only(&self, name: &'static str, supported: &Value) -> Result<(), String> {
+        match self.get(name) {
+            Some(value) if value != supported => {
+                Err(format!("`{name}` {value} is not supported (supported: {supported})"))
+            }
+            _ => Ok(()),
+        }
+    }
+
     /// Refuses what would change the answers and was not read.
     pub fn refuse_unread(&self) -> Result<(), String> {
         let read = self.read.borrow();

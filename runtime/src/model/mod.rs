@@ -1,6 +1,7 @@
-//! The model as data and the one decoder that runs it. Nothing here keeps anything about a request: state comes in as
+//! The model as data, the one decoder that runs it, and the encoder of texts (`bert`). Nothing here keeps anything about a request: state comes in as
 //! a `StepBatch` and the KV pools.
 
+pub(crate) mod bert;
 pub(crate) mod decoder;
 mod dense;
 #[cfg(test)]

@@ -1,6 +1,7 @@
 //! Between text and token ids: chat template, tokenizer, incremental detokenizer. Names no tensor library.
 
 pub(crate) mod detokenize;
+pub(crate) mod encoder;
 pub(crate) mod folder;
 mod guard;
 mod strftime;

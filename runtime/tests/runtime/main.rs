@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 mod cancel;
+mod embeddings;
 mod equality;
 mod folders;
 mod gguf;
@@ -10,6 +11,7 @@ mod gguf_file;
 mod goldens;
 mod hostile;
 mod lifecycle;
+mod minilm;
 mod quantised;
 mod refusals;
 mod steered;

@@ -4,6 +4,7 @@ use serde::Serialize;
 use serde_json::Value;
 use serde_json::value::RawValue;
 
+use super::embeddings;
 use super::request::Op;
 use crate::accounting::core::Usage;
 use crate::answer::{Finish, Part, Piece, Prompts};
@@ -142,6 +143,7 @@ pub fn whole(
             usage: usage.into(),
             glassgate,
         }),
+        Op::Embeddings => embeddings::list(head, parts, usage, glassgate),
     }
 }
 
@@ -233,7 +235,8 @@ pub fn chunk(head: &Head<'_>, event: Event<'_>, usage_asked: bool) -> Vec<u8> {
             };
             json(&Chunk { prompt_token_ids, usage: no_usage, glassgate, ..frame(head, &[choice]) })
         }
-        (Op::TextCompletion, event) => {
+        // Embeddings are never streamed.
+        (Op::TextCompletion | Op::Embeddings, event) => {
             let mut glassgate = None;
             let choice = match event {
                 Event::Begin(index, prompt_token_ids) => {
@@ -256,7 +259,7 @@ fn frame<'a, C>(head: &Head<'a>, choices: &'a [C]) -> Chunk<'a, C> {
         id: head.response_id,
         object: match head.op {
             Op::Chat => "chat.completion.chunk",
-            Op::TextCompletion => "text_completion",
+            Op::TextCompletion | Op::Embeddings => "text_completion",
         },
         created: head.created,
         model: head.model,

@@ -69,6 +69,7 @@ fn logprobs(op: Op, body: &Map<String, Value>) -> Result<Option<u32>, Refusal> {
             as u32,
     };
     match (op, get(body, "logprobs")) {
+        (Op::Embeddings, _) => Ok(None),
         (Op::TextCompletion, _) if top > 0 => Err(bad("top_logprobs", "is for chats; say how many in `logprobs`")),
         (Op::Chat, Some(Value::Bool(true))) => Ok(Some(top)),
         (_, None | Some(Value::Bool(false))) if top > 0 => Err(bad("top_logprobs", "needs `logprobs: true`")),
@@ -150,13 +151,14 @@ mod tests {
         let body = match op {
             Op::Chat => format!(r#"{{"model":"a","messages":[{{"role":"user","content":"x"}}]{extra}}}"#),
             Op::TextCompletion => format!(r#"{{"model":"a","prompt":"x"{extra}}}"#),
+            Op::Embeddings => format!(r#"{{"model":"a","input":"x"{extra}}}"#),
         };
         Request::parse(op, body.as_bytes()).expect("a request").asked()
     }
 
     #[test]
     fn what_asks_for_nothing_is_nothing() {
-        for op in [Op::Chat, Op::TextCompletion] {
+        for op in [Op::Chat, Op::TextCompletion, Op::Embeddings] {
             for extra in [
                 "",
                 r#","logprobs":false,"top_logprobs":0,"logit_bias":{},"response_format":{"type":"text"}"#,

@@ -87,6 +87,7 @@ struct Text {
 pub fn render(op: Op, places: &[Place], offset: &mut usize) -> Option<Box<RawValue>> {
     // Strings and numbers into memory: this has no way to fail.
     match op {
+        Op::Embeddings => None,
         Op::Chat => {
             let place = |place: &Place| ChatPlace {
                 chosen: (&place.chosen).into(),

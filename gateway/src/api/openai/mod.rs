@@ -2,6 +2,7 @@
 
 pub mod answer;
 pub mod asked;
+pub mod embeddings;
 pub mod fields;
 pub mod gather;
 pub mod logprobs;

@@ -1,4 +1,4 @@
-//! `POST /v1/chat/completions` and `POST /v1/completions`: the request as clients send it.
+//! `POST /v1/chat/completions`, `/v1/completions` and `/v1/embeddings`: the request as clients send it.
 //!
 //! Every field that we know is checked here, for every backend. What an embedded model cannot do is refused in
 //! `Request::prompts` and `Request::asked`, where it is known that one is to answer; an upstream gets the client's own
@@ -6,6 +6,7 @@
 
 use serde_json::{Map, Value};
 
+use super::embeddings;
 use super::fields::{Fields, bad, unsupported};
 use crate::ports::{Prompt, Turn};
 use crate::refusal::Refusal;
@@ -15,6 +16,7 @@ use crate::refusal::Refusal;
 pub enum Op {
     Chat,
     TextCompletion,
+    Embeddings,
 }
 
 impl Op {
@@ -22,6 +24,7 @@ impl Op {
         match self {
             Op::Chat => "chat",
             Op::TextCompletion => "text_completion",
+            Op::Embeddings => "embeddings",
         }
     }
 
@@ -30,6 +33,7 @@ impl Op {
         match self {
             Op::Chat => "/chat/completions",
             Op::TextCompletion => "/completions",
+            Op::Embeddings => "/embeddings",
         }
     }
 
@@ -38,6 +42,24 @@ impl Op {
         match self {
             Op::Chat => "chatcmpl-",
             Op::TextCompletion => "cmpl-",
+            Op::Embeddings => "embd-",
+        }
+    }
+
+    /// The field of what there is to read.
+    pub fn input_field(self) -> &'static str {
+        match self {
+            Op::Chat => "messages",
+            Op::TextCompletion => "prompt",
+            Op::Embeddings => "input",
+        }
+    }
+
+    /// The field that bounds an answer.
+    pub fn bound_field(self) -> &'static str {
+        match self {
+            Op::Chat => "max_completion_tokens",
+            Op::TextCompletion | Op::Embeddings => "max_tokens",
         }
     }
 }
@@ -122,7 +144,7 @@ impl Request {
         // The newer name exists for chats only; in a text completion it is an unknown field.
         let newer = match op {
             Op::Chat => fields.integer("max_completion_tokens", 1..=i64::from(u32::MAX))?,
-            Op::TextCompletion => None,
+            Op::TextCompletion | Op::Embeddings => None,
         };
         let max_tokens = match newer {
             Some(tokens) => Some(tokens),
@@ -135,6 +157,7 @@ impl Request {
         match op {
             Op::Chat => check_messages(&fields)?,
             Op::TextCompletion => check_prompt(&fields)?,
+            Op::Embeddings => embeddings::check(&fields)?,
         }
         Ok(Request {
             op,
@@ -169,6 +192,9 @@ impl Request {
     /// `Unsupported` with the field that asks for what embedded models do not do.
     pub fn prompts(&self) -> Result<Vec<Prompt>, Refusal> {
         let get = |name: &str| self.body.get(name).filter(|value| !value.is_null());
+        if self.op == Op::Embeddings {
+            return embeddings::texts(&self.body);
+        }
         for (name, why) in UNSUPPORTED {
             // What says "no" in its own words asks for nothing.
             let asks = |value: &Value| match value {
@@ -192,7 +218,7 @@ impl Request {
         }
         match self.op {
             Op::Chat => Ok(vec![Prompt::Turns(turns(get("messages"))?)]),
-            Op::TextCompletion => prompts(get("prompt")),
+            _ => prompts(get("prompt")),
         }
     }
 
@@ -207,9 +233,9 @@ impl Request {
         }
     }
 
-    /// How many prompts an answer is made to.
+    /// How many prompts an answer is made to, or texts to embed there are.
     pub fn prompt_count(&self) -> u32 {
-        match self.body.get("prompt") {
+        match self.body.get(self.op.input_field()).filter(|_| self.op != Op::Chat) {
             Some(Value::Array(items)) if !items.iter().all(Value::is_number) => items.len() as u32,
             _ => 1,
         }
@@ -217,7 +243,7 @@ impl Request {
 
     /// Whether sending it again must give the same answer.
     pub fn is_deterministic(&self) -> bool {
-        self.sampling.temperature == Some(0.0) || self.sampling.seed.is_some()
+        self.op == Op::Embeddings || self.sampling.temperature == Some(0.0) || self.sampling.seed.is_some()
     }
 }
 
@@ -286,7 +312,7 @@ fn check_prompt(fields: &Fields) -> Result<(), Refusal> {
     if fine { Ok(()) } else { Err(wrong()) }
 }
 
-fn is_token(value: &Value) -> bool {
+pub(super) fn is_token(value: &Value) -> bool {
     value.as_u64().is_some_and(|id| u32::try_from(id).is_ok())
 }
 
@@ -450,7 +476,7 @@ mod tests {
     proptest! {
         #[test]
         fn any_body_is_read_or_refused_without_panic(body in proptest::collection::vec(any::<u8>(), 0..256)) {
-            for op in [Op::Chat, Op::TextCompletion] {
+            for op in [Op::Chat, Op::TextCompletion, Op::Embeddings] {
                 let _ = Request::parse(op, &body).and_then(|request| request.asked().and_then(|_| request.prompts()));
             }
         }

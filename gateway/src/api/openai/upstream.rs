@@ -25,7 +25,10 @@ pub fn ask(request: &Request, model: &str, output_max: u64) -> Vec<u8> {
         }
     }
     body.push(("model", Cow::Owned(model.into())));
-    body.push((bound, Cow::Owned(output_max.into())));
+    // A vector has no length to bound.
+    if request.op != Op::Embeddings {
+        body.push((bound, Cow::Owned(output_max.into())));
+    }
     if request.stream {
         let mut options = request.body.get("stream_options").and_then(Value::as_object).cloned().unwrap_or_default();
         options.insert("include_usage".into(), true.into());
@@ -68,6 +71,8 @@ pub struct Said {
 struct Wire<'a> {
     #[serde(borrow, default)]
     choices: Option<Vec<WireChoice<'a>>>,
+    #[serde(borrow, default)]
+    data: Option<Vec<WireVector<'a>>>,
     #[serde(default)]
     usage: Option<Value>,
     #[serde(default)]
@@ -90,16 +95,30 @@ struct WireChoice<'a> {
     finish_reason: Option<Cow<'a, str>>,
 }
 
+#[derive(Deserialize)]
+struct WireVector<'a> {
+    #[serde(default)]
+    index: Option<u32>,
+    #[serde(borrow)]
+    embedding: &'a RawValue,
+}
+
 /// Reads one event's data or one document.
 ///
 /// # Errors
 /// What is wrong with it, for the log.
 pub fn read(json: &[u8]) -> Result<Said, String> {
     let wire: Wire<'_> = serde_json::from_slice(json).map_err(|error| error.to_string())?;
-    if wire.choices.is_none() && wire.usage.is_none() && wire.error.is_none() {
-        return Err("neither choices nor usage nor an error".into());
+    if wire.choices.is_none() && wire.data.is_none() && wire.usage.is_none() && wire.error.is_none() {
+        return Err("neither choices nor vectors nor usage nor an error".into());
     }
     let mut said = Said { usage: wire.usage, error: wire.error, ..Said::default() };
+    for (place, vector) in (0..).zip(wire.data.into_iter().flatten()) {
+        let index = vector.index.unwrap_or(place);
+        let piece = Piece::Message(one_line(vector.embedding));
+        said.parts.push(Part { index, piece, logprobs: None, tokens: Vec::new() });
+        said.finishes.push((index, Finish::Stop));
+    }
     for choice in wire.choices.into_iter().flatten() {
         let index = choice.index.unwrap_or(0);
         let logprobs = choice.logprobs.filter(|raw| raw.get() != "null").map(one_line);

@@ -140,6 +140,11 @@ impl Packed {
         Ok(Packed { bands: bands.collect(), outputs, inputs })
     }
 
+    /// In memory.
+    pub fn bytes(&self) -> usize {
+        self.bands.iter().map(Band::bytes).sum()
+    }
+
     /// Writes the weights of one output into `row`; leaves it as it is if there is no such output.
     pub fn row(&self, output: usize, row: &mut [f32]) {
         if let Some(band) = self.bands.iter().find(|band| band.outputs.contains(&output)) {

@@ -92,6 +92,47 @@ impl Tiles<'_> {
     }
 }
 
+/// Calls `each(band, column, cell)` for every cell of a grid over the row-major `out`: band b has the rows
+/// `starts[b]..starts[b + 1]`, and each of the `columns` is `width` numbers wide.
+pub(crate) fn fill_grid(
+    out: &mut [f32],
+    starts: &[usize],
+    columns: usize,
+    width: usize,
+    work: usize,
+    each: impl Fn(usize, usize, &mut Cell<'_>) + Sync,
+) -> Result<()> {
+    assert!(starts.is_sorted(), "bands that overlap");
+    let shared = Shared::new(out);
+    share(starts.len().saturating_sub(1) * columns, 1, work, |range| {
+        for index in range {
+            let (band, column) = (index / columns, index % columns);
+            let rows = starts[band]..starts[band + 1];
+            each(band, column, &mut Cell { shared: &shared, rows, stride: columns * width, column, width });
+        }
+    })
+}
+
+/// The right to write one column of a band of rows.
+pub(crate) struct Cell<'a> {
+    shared: &'a Shared<'a, f32>,
+    rows: Range<usize>,
+    stride: usize,
+    column: usize,
+    width: usize,
+}
+
+impl Cell<'_> {
+    /// The cell's part of row `row` of its band.
+    pub fn row(&mut self, row: usize) -> &mut [f32] {
+        assert!(row < self.rows.len(), "a row of another band");
+        let at = (self.rows.start + row) * self.stride + self.column * self.width;
+        // SAFETY: only this value may write to this cell (`share` gives each to one call, and bands do not overlap), and
+        // `self` is borrowed mutably.
+        unsafe { self.shared.cells(at, self.width) }
+    }
+}
+
 struct Shared<'a, T> {
     start: *mut T,
     len: usize,
