@@ -69,7 +69,7 @@ fn headers_that_lie_are_found_out() {
     }
     // One too many reads on into what follows.
     assert_refused(&file.with_counts(tensors + 1, pairs), "tensor");
-    assert_refused(&file.with_counts(tensors, pairs + 1), "metadata key");
+    assert_refused(&file.with_counts(tensors, pairs + 1), "claims");
 }
 
 #[test]
