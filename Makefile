@@ -6,7 +6,7 @@ export PATH := $(HOME)/.cargo/bin:$(PATH)
 CARGO_TARGET_DIR ?= $(CURDIR)/target
 export CARGO_TARGET_DIR
 
-.PHONY: help run demo test test-long bench dashboards pictures fmt golden clean
+.PHONY: help run demo test test-long bench cuda dashboards pictures fmt golden clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -37,6 +37,9 @@ bench: ## Measure throughput and cost of a hop as ratios; writes tests/bench/res
 	@tools/setup.sh bench
 	cargo build --locked --profile dist -p glassgate --bins --example bare
 	cargo run --locked --profile dist -p glassgate --example bench
+
+cuda: ## Build the binary with the CUDA device; needs no GPU (run it on a machine that has one)
+	@tools/cuda/build.sh
 
 dashboards: ## Write dashboards/*.json anew from dashboards/make.py
 	python3 dashboards/make.py

@@ -4,6 +4,7 @@
 #   tools/setup.sh demo     the above, Prometheus and curl
 #   tools/setup.sh bench    what building needs, and what the gateway is measured beside: nginx; SMG and transformers (in a
 #                           venv under the target folder; several GB, because PyTorch comes with CUDA)
+#   tools/setup.sh cuda     what building needs; nvcc and CUDA's libraries in a venv under the target folder (1.2 GB)
 #   tools/setup.sh test     what building needs, cargo-nextest, cargo-deny, Prometheus and amtool, and the Python clients (in a venv
 #                           under the target folder)
 #   tools/setup.sh long     as test, and what models are compared with: transformers, sentence-transformers and MiniLM (several GB)
@@ -40,6 +41,8 @@ case ${1:-build} in
     need_python ;;
   bench)
     [ -x /usr/sbin/nginx ] || need nginx nginx-light
+    need_python ;;
+  cuda)
     need_python ;;
   pictures)
     need chromium chromium
@@ -80,6 +83,7 @@ venv() {
   printf '%s' "$wanted" >"$venv/.made-from"
 }
 
+[ "${1:-build}" != cuda ] || venv cuda tools/cuda/requirements.txt
 [ "${1:-build}" != bench ] || venv peers tests/bench/peers/requirements.txt
 if [ "${1:-build}" = pictures ] && ! [ tools/pictures/node_modules/.package-lock.json -nt tools/pictures/package.json ]; then
   echo "glassgate: installing Grafana's components into tools/pictures/node_modules"
