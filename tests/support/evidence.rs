@@ -944,12 +944,12 @@ impl Evidence {
     }
 
     /// The engine counts what it computes and samples, and knows nothing of the ledger. Shared answers compute nothing,
-    /// shadows do, and `n` answers compute their prompt `n` times.
+    /// shadows do, and `n` answers share their prompt, of which a part may have been found in the cache.
     fn engine(&self, index: &Index<'_>, found: &mut Vec<String>) {
         let mut owed: BTreeMap<&str, (u64, u64, u64)> = BTreeMap::new();
         for row in self.rows.iter().filter(|row| row.provider == EMBEDDED && !row.is_shared()) {
             let n = index.seen.get(row.request_id.as_str()).map_or(1, |seen| seen.n);
-            let all = n * row.tokens[0];
+            let all = row.tokens[0] + row.tokens[1];
             // Who left may have left between two pieces of the prompt, or before all of its answers had begun.
             let least = match row.outcome.as_str() {
                 "answered" => all,
