@@ -43,6 +43,6 @@ pub use sampling::{
     logprobs::Logprobs,
     params::{BadParam, SamplingParams},
 };
-pub use settings::{KvDtype, LoadOptions, Quantize, Settings, set_threads};
+pub use settings::{Device, KvDtype, LoadOptions, Quantize, Settings, set_threads};
 pub use source::check_text;
 pub use text::{Message, TemplateError, TextError};

@@ -1,13 +1,14 @@
 //! The handles a caller holds: [`Runtime`] starts the engine and loads models, [`Model`] turns requests into streams.
 
 pub(crate) mod embedder;
+mod placement;
 mod score;
 
 use crate::{
     engine::{
         self, Command, ModelId, Roster,
         events::{Event, Generation, Refusal},
-        forward::{Forward, Llm},
+        forward::Forward,
         request::{Class, Request},
         scheduler::Limits,
         sequence::{Sequence, Vocabulary},
@@ -15,8 +16,8 @@ use crate::{
         stepper::Stepper,
     },
     grammar::{BadGrammar, Constraint, Grammar, Grammars},
-    kernels::{batch::BLOCK_TOKENS, cpu::kernel_name},
-    model::{decoder::Decoder, kv_pools::block_bytes, spec::ModelSpec},
+    kernels::{batch::BLOCK_TOKENS, ops::block_bytes},
+    model::spec::ModelSpec,
     report::{Report, StepRecord, WeightKind},
     sampling::params::SamplingParams,
     settings::{LoadOptions, Settings},
@@ -24,6 +25,7 @@ use crate::{
     text::{Message, TemplateError, TextError, folder::TextSide},
     weights::{WeightError, folder, quantize::Quantized},
 };
+use placement::{Placement, Shape};
 use std::{
     path::{Path, PathBuf},
     sync::{
@@ -66,13 +68,14 @@ impl From<WeightError> for LoadError {
     }
 }
 
-/// The engine of this machine's CPU. When the last handle is dropped, running requests end as cancelled and the
+/// The engine of one of this machine's devices. When the last handle is dropped, running requests end as cancelled and the
 /// engine's thread ends; dropping waits for that, at most one step.
 #[derive(Clone)]
 pub struct Runtime(Arc<Handle>);
 
 struct Handle {
     settings: Settings,
+    placement: Placement,
     commands: Sender<Command>,
     thread: Mutex<Option<JoinHandle<()>>>,
     roster: Roster,
@@ -93,18 +96,19 @@ impl Drop for Handle {
 impl Runtime {
     pub fn start(settings: Settings) -> Result<Runtime, StartError> {
         settings.validate()?;
+        let placement = Placement::choose(settings.device)?;
         let roster = Roster::default();
         let (commands, thread) =
             engine::start(settings.threads, settings.sink.clone(), Arc::clone(&roster)).map_err(StartError::Thread)?;
         let thread = Mutex::new(Some(thread));
-        Ok(Runtime(Arc::new(Handle { settings, commands, thread, roster, next_model: AtomicU64::new(0) })))
+        Ok(Runtime(Arc::new(Handle { settings, placement, commands, thread, roster, next_model: AtomicU64::new(0) })))
     }
 
     /// Validates, loads and warms a model: a folder in Hugging Face layout or a `.gguf` file. Blocks until the model is
     /// ready: call it where blocking is allowed. Other models keep serving meanwhile.
     pub fn load(&self, name: &str, source: &Path, options: &LoadOptions) -> Result<Model, LoadError> {
         let started = Instant::now();
-        let parts = Parts::read(source, &self.0.settings, options)?;
+        let parts = Parts::read(source, &self.0, options)?;
         for exception in &parts.exceptions {
             tracing::warn!(model = name, "not quantised as asked: {exception}");
         }
@@ -119,7 +123,7 @@ impl Runtime {
 
     pub fn report(&self) -> Report {
         let roster = self.0.roster.lock().unwrap_or_else(PoisonError::into_inner);
-        Report { models: roster.iter().map(|stats| stats.report()).collect(), kernel: kernel_name() }
+        Report { models: roster.iter().map(|stats| stats.report()).collect(), kernel: self.0.placement.kernel_name() }
     }
 
     fn serve(&self, name: &str, folder: &Path, parts: Parts, started: Instant) -> Result<Model, LoadError> {
@@ -177,7 +181,8 @@ struct Parts {
 }
 
 impl Parts {
-    fn read(path: &Path, settings: &Settings, options: &LoadOptions) -> Result<Parts, LoadError> {
+    fn read(path: &Path, handle: &Handle, options: &LoadOptions) -> Result<Parts, LoadError> {
+        let settings = &handle.settings;
         let source = Source::open(path)?;
         let (config_file, config) = source.config()?;
         let blame = |file: &Path| {
@@ -192,7 +197,7 @@ impl Parts {
         }
         let text = source.text(spec.vocab)?;
 
-        let block = block_bytes(&spec, settings.kv_dtype);
+        let block = spec.layers.len() * block_bytes(spec.heads(), settings.kv_dtype);
         let useful = settings.running_max.saturating_mul(spec.context.div_ceil(BLOCK_TOKENS));
         let blocks = (settings.kv_bytes / block).min(useful).min(u32::MAX as usize / BLOCK_TOKENS);
         if blocks == 0 {
@@ -204,36 +209,33 @@ impl Parts {
         }
         let (tensors, files) = source.weights()?;
         let positions = spec.context.min(blocks * BLOCK_TOKENS);
-        let (decoder, exceptions) = match options.quantize {
-            None => (Decoder::load(&spec, tensors.as_ref(), positions)?, Vec::new()),
-            Some(to) => {
-                let quantized = Quantized::new(tensors.as_ref(), to);
-                (Decoder::load(&spec, &quantized, positions)?, quantized.exceptions())
-            }
-        };
-        let weights_bytes = decoder.bytes() as u64;
-        let weights =
-            decoder.kinds().into_iter().map(|(kind, bytes)| WeightKind { kind: kind.name(), bytes: bytes as u64 });
-        let weights = weights.collect();
+        let quantized = options.quantize.map(|to| Quantized::new(tensors.as_ref(), to));
+        let (context, end) = (spec.context as u32, spec.end.clone());
+        let placed = handle.placement.place(Shape {
+            spec,
+            tensors: quantized.as_ref().map_or(tensors.as_ref(), |quantized| quantized),
+            positions,
+            kv_dtype: settings.kv_dtype,
+            blocks,
+        })?;
+        let weights = placed.kinds.into_iter();
+        let weights = weights.map(|(kind, bytes)| WeightKind { kind: kind.name(), bytes: bytes as u64 }).collect();
         let mut digest = folder::digest(&files)?;
         if let Some(to) = options.quantize {
             // The same files, other answers.
             digest = blake3::hash(format!("{digest} {to:?}").as_bytes()).to_hex().to_string();
         }
-        let (context, end) = (spec.context as u32, spec.end.clone());
-        let llm = Llm::new(spec, decoder, settings.kv_dtype, blocks)
-            .map_err(|error| blame(&config_file)(error.to_string()))?;
         Ok(Parts {
-            forward: Box::new(llm),
+            forward: placed.forward,
             text,
             end,
             defaults,
             digest,
             context,
             blocks: blocks as u32,
-            weights_bytes,
+            weights_bytes: placed.bytes as u64,
             weights,
-            exceptions,
+            exceptions: quantized.map_or_else(Vec::new, |quantized| quantized.exceptions()),
             kv_bytes: (blocks * block) as u64,
         })
     }

@@ -43,8 +43,19 @@ pub struct LoadOptions {
     pub quantize: Option<Quantize>,
 }
 
+/// Where models run.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Device {
+    /// On a CUDA device if this binary can use one and the machine has one, else on the processor.
+    #[default]
+    Auto,
+    Cpu,
+    Cuda,
+}
+
 #[derive(Clone)]
 pub struct Settings {
+    pub device: Device,
     /// Threads a step may use, the engine's own included. On a machine that others use too, fewer than its cores.
     pub threads: usize,
     /// Bytes of KV pool for each model.
@@ -72,6 +83,7 @@ impl Default for Settings {
     fn default() -> Self {
         let cores = std::thread::available_parallelism().map_or(1, usize::from);
         Settings {
+            device: Device::Auto,
             // One core is left to whoever feeds the engine.
             threads: cores.saturating_sub(1).max(1),
             kv_bytes: 64 << 20,

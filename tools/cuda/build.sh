@@ -26,6 +26,10 @@ if ! [ "$toolkit/.made" -nt "$target/cuda/.made-from" ]; then
   touch "$toolkit/.made"
 fi
 
+# A machine without a GPU cannot run the kernels, but their arithmetic can be followed thread by thread.
+c++ -O1 -std=c++20 -w -Itools/cuda/emulate -o "$target/cuda/emulate" tools/cuda/emulate/main.cpp
+"$target/cuda/emulate"
+
 export CUDA_HOME=$toolkit CUDA_PATH=$toolkit CUDA_ROOT=$toolkit PATH=$toolkit/bin:$PATH
 export CUDA_COMPUTE_CAP=${CUDA_COMPUTE_CAP:-90}
 export RUSTFLAGS="${RUSTFLAGS:-} -L $toolkit/lib -L $toolkit/lib/stubs -C link-arg=-Wl,--unresolved-symbols=ignore-all"

@@ -86,10 +86,19 @@ pub const CONCURRENCY_MAX: u32 = 10_000;
 /// What the embedded runtime may take.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct EngineConfig {
+    pub device: Device,
     pub threads: usize,
     /// KV cache of each model.
     pub kv_bytes: u64,
     pub waiting_max: usize,
+}
+
+/// Where embedded models run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Device {
+    Auto,
+    Cpu,
+    Cuda,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -121,7 +130,7 @@ pub(super) fn gateway(root: Section<'_, '_>, folder: &Path) -> (GatewayConfig, P
         data_dir: folder.join("../data"),
         wal_bytes_max: 64 << 20,
         model_roots: vec![folder.join("../models")],
-        engine: EngineConfig { threads: spare_cores(), kv_bytes: 32 << 20, waiting_max: 256 },
+        engine: EngineConfig { device: Device::Auto, threads: spare_cores(), kv_bytes: 32 << 20, waiting_max: 256 },
         limits: Limits::default(),
         cache_bytes_max: 64 << 20,
         shadow: ShadowConfig { concurrency: 4, queue_max: 256 },
@@ -164,7 +173,11 @@ pub(super) fn gateway(root: Section<'_, '_>, folder: &Path) -> (GatewayConfig, P
         if let Some(roots) = models.strings("roots") {
             config.model_roots = roots.iter().map(|root| folder.join(&root.value)).collect();
         }
-        models.word("device", &["auto", "cpu"]);
+        config.engine.device = match models.word("device", &["auto", "cpu", "cuda"]) {
+            Some("cpu") => Device::Cpu,
+            Some("cuda") => Device::Cuda,
+            _ => Device::Auto,
+        };
         config.engine.threads = models.integer("threads", 1..=256).map_or(config.engine.threads, |n| n as usize);
         config.engine.kv_bytes = models.bytes("kv_cache", 1 << 20).unwrap_or(config.engine.kv_bytes);
         config.engine.waiting_max =

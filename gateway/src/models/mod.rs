@@ -11,7 +11,7 @@ use std::time::Instant;
 use glassgate_runtime as runtime;
 use parking_lot::Mutex;
 
-use crate::config::{EngineConfig, ModelConfig, ModelSource, Quantize};
+use crate::config::{Device, EngineConfig, ModelConfig, ModelSource, Quantize};
 use crate::dispatch::Backend;
 use crate::dispatch::embedded::{Embedded, EmbeddingModel};
 use crate::observe::metrics::{EngineStep, Metrics};
@@ -55,6 +55,11 @@ impl Models {
     /// In words for the operator.
     pub fn start(config: &EngineConfig, intake: Intake, metrics: Arc<Metrics>) -> Result<Models, String> {
         let settings = runtime::Settings {
+            device: match config.device {
+                Device::Auto => runtime::Device::Auto,
+                Device::Cpu => runtime::Device::Cpu,
+                Device::Cuda => runtime::Device::Cuda,
+            },
             threads: config.threads,
             kv_bytes: usize::try_from(config.kv_bytes).unwrap_or(usize::MAX),
             waiting_max: config.waiting_max,

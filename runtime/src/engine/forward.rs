@@ -1,9 +1,12 @@
 //! What the engine needs of a model: logits for a step. The engine knows nothing else about tensors.
 
 use crate::{
-    kernels::{batch::StepBatch, cpu::copy_blocks},
+    kernels::{
+        batch::StepBatch,
+        ops::{Ops, Pool},
+    },
     kv::block_pool::BlockCopy,
-    model::{decoder::Decoder, kv_pools::KvPools, spec::ModelSpec},
+    model::{decoder::Decoder, spec::ModelSpec},
     settings::KvDtype,
 };
 use std::sync::Arc;
@@ -19,22 +22,29 @@ pub(crate) trait Forward: Send {
 }
 
 /// A decoder with its KV pools.
-pub(crate) struct Llm {
+pub(crate) struct Llm<O: Ops> {
     spec: ModelSpec,
-    decoder: Decoder,
-    kv: KvPools,
+    decoder: Decoder<O>,
+    kv: Vec<Pool>,
     kv_dtype: KvDtype,
     blocks: usize,
 }
 
-impl Llm {
-    pub fn new(spec: ModelSpec, decoder: Decoder, kv_dtype: KvDtype, blocks: usize) -> candle_core::Result<Llm> {
-        let kv = KvPools::new(&spec, kv_dtype, blocks)?;
-        Ok(Llm { spec, decoder, kv, kv_dtype, blocks })
+impl<O: Ops> Llm<O> {
+    pub fn new(spec: ModelSpec, decoder: Decoder<O>, kv_dtype: KvDtype, blocks: usize) -> candle_core::Result<Llm<O>> {
+        let mut llm = Llm { spec, decoder, kv: Vec::new(), kv_dtype, blocks };
+        llm.make_room()?;
+        Ok(llm)
+    }
+
+    fn make_room(&mut self) -> candle_core::Result<()> {
+        let pool = || self.decoder.ops.pool(self.blocks, self.spec.heads(), self.kv_dtype);
+        self.kv = self.spec.layers.iter().map(|_| pool()).collect::<candle_core::Result<_>>()?;
+        Ok(())
     }
 }
 
-impl Forward for Llm {
+impl<O: Ops> Forward for Llm<O> {
     fn forward(&mut self, batch: StepBatch) -> Result<Vec<f32>, String> {
         let logits = self.decoder.forward(&Arc::new(batch), &self.kv);
         logits.and_then(|logits| logits.flatten_all()?.to_vec1()).map_err(|error| error.to_string())
@@ -45,15 +55,14 @@ impl Forward for Llm {
             return Ok(());
         }
         let copies: Arc<[(usize, usize)]> = copies.iter().map(|copy| (copy.from as usize, copy.to as usize)).collect();
-        let mut pools = self.kv.layers.iter().flat_map(|(keys, values)| [keys, values]);
-        pools.try_for_each(|pool| copy_blocks(pool, &copies)).map_err(|error| error.to_string())
+        let copy = |pool| self.decoder.ops.copy_blocks(pool, &copies);
+        self.kv.iter().try_for_each(copy).map_err(|error| error.to_string())
     }
 
     fn reset(&mut self) -> Result<(), String> {
         // New tensors, not zeroed ones: a panic while a pool was written to leaves its lock poisoned.
-        self.kv = KvPools { layers: Vec::new() };
-        self.kv = KvPools::new(&self.spec, self.kv_dtype, self.blocks).map_err(|error| error.to_string())?;
-        Ok(())
+        self.kv.clear();
+        self.make_room().map_err(|error| error.to_string())
     }
 
     fn vocab(&self) -> usize {

@@ -1,24 +1,19 @@
 //! The one forward pass. A step is a flat run of tokens over any mix of sequences; read [`Decoder::forward`] first.
 
-use super::{
-    dense::Dense,
-    kv_pools::KvPools,
-    spec::{LayerSpec, ModelSpec, QkNorm},
-};
+use super::spec::{LayerSpec, ModelSpec, QkNorm};
 use crate::{
     kernels::{
         batch::StepBatch,
-        cpu::{
-            Activation, Heads, Kind, Packed, Part, Raw, add, add_normed, embed, gate_mul, kv_write, linear,
-            paged_attention, qk_norm, rms_norm, rope, softcap,
-        },
+        cpu::{Activation, Heads, Kind},
+        ops::{Ops, Pool},
     },
     weights::{Tensors, WeightError},
 };
-use candle_core::{Device, Result, Tensor};
+use candle_core::{Result, Tensor};
 use std::{collections::BTreeMap, sync::Arc};
 
-pub(crate) struct Decoder {
+pub(crate) struct Decoder<O: Ops> {
+    pub ops: O,
     heads: Heads,
     activation: Activation,
     norm_eps: f32,
@@ -26,88 +21,98 @@ pub(crate) struct Decoder {
     residual_scale: f32,
     logit_scale: f32,
     logit_softcap: Option<f32>,
-    embed: Arc<Packed>,
-    layers: Vec<Layer>,
+    embed: O::Matrix,
+    layers: Vec<Layer<O>>,
     norm: Tensor,
-    head: Arc<Packed>,
+    /// None: the embedding table is the output matrix too.
+    head: Option<O::Matrix>,
     /// cos and sin, `[positions, turned / 2]` each.
     ropes: Vec<(Tensor, Tensor)>,
 }
 
-struct Layer {
+struct Layer<O: Ops> {
     spec: LayerSpec,
     attention_in: Option<Tensor>,
-    qkv: Dense,
+    qkv: Dense<O>,
     /// Weights for queries and for keys.
     qk_norm: Option<(Tensor, Tensor)>,
-    attention_out: Dense,
+    attention_out: Dense<O>,
     attention_out_norm: Option<Tensor>,
     mlp_in: Option<Tensor>,
-    gate_up: Dense,
-    down: Dense,
+    gate_up: Dense<O>,
+    down: Dense<O>,
     mlp_out_norm: Option<Tensor>,
 }
 
-impl Decoder {
-    /// Logits `[R, vocab]` in f32 for the rows in `batch.sel`. Writes the new tokens' keys and values into `kv`.
-    pub fn forward(&self, batch: &Arc<StepBatch>, kv: &KvPools) -> Result<Tensor> {
-        let h = scaled(embed(Arc::from(batch.ids.as_slice()), &self.embed)?, self.embed_scale)?;
-        for (layer, (keys, values)) in self.layers.iter().zip(&kv.layers) {
-            let qkv = layer.qkv.forward(&self.normed(&h, layer.attention_in.as_ref())?)?;
+/// A matrix of weights with its bias, if it has one.
+struct Dense<O: Ops> {
+    weights: O::Matrix,
+    /// `[outputs]` in f32.
+    bias: Option<Tensor>,
+}
+
+impl<O: Ops> Decoder<O> {
+    /// Logits `[R, vocab]` in f32 for the rows in `batch.sel`. Writes the new tokens' keys and values into `kv`, a pool a
+    /// layer.
+    pub fn forward(&self, batch: &Arc<StepBatch>, kv: &[Pool]) -> Result<Tensor> {
+        let ops = &self.ops;
+        let mut h = scaled(ops.embed(&batch.ids, &self.embed)?, self.embed_scale)?;
+        let mut x = self.normed(&h, self.layers.first().and_then(|layer| layer.attention_in.as_ref()))?;
+        for (i, (layer, pool)) in self.layers.iter().zip(kv).enumerate() {
+            let mut qkv = self.dense(&x, &layer.qkv)?;
             if let Some((q, k)) = &layer.qk_norm {
-                let widths = [self.heads.q * self.heads.dim, self.heads.kv * self.heads.dim];
-                qk_norm(&qkv, q, k, widths, self.norm_eps)?;
+                qkv = ops.qk_norm(qkv, q, k, self.heads, self.norm_eps)?;
             }
             if let Some(table) = layer.spec.rope {
-                let (cos, sin) = &self.ropes[table];
-                rope(&qkv, self.heads.q + self.heads.kv, self.heads.dim, (cos, sin), batch)?;
+                qkv = ops.rope(qkv, &self.ropes[table], self.heads, batch)?;
             }
-            kv_write(keys, &qkv, Part::Key, self.heads, batch)?;
-            kv_write(values, &qkv, Part::Value, self.heads, batch)?;
-            let mixed = paged_attention(&qkv, keys, values, self.heads, layer.spec.scores, batch)?;
-            self.add(&h, &layer.attention_out.forward(&mixed)?, layer.attention_out_norm.as_ref())?;
+            ops.kv_write(pool, &qkv, self.heads, batch)?;
+            let mixed = ops.attention(&qkv, pool, self.heads, layer.spec.scores, batch)?;
+            let y = self.dense(&mixed, &layer.attention_out)?;
+            (h, x) = self.add(h, &y, layer.attention_out_norm.as_ref(), layer.mlp_in.as_ref())?;
 
-            let gate_up = layer.gate_up.forward(&self.normed(&h, layer.mlp_in.as_ref())?)?;
-            let gated = gate_mul(&gate_up, self.activation)?;
-            self.add(&h, &layer.down.forward(&gated)?, layer.mlp_out_norm.as_ref())?;
+            let gated = ops.gate_mul(&self.dense(&x, &layer.gate_up)?, self.activation)?;
+            let y = self.dense(&gated, &layer.down)?;
+            let next = self.layers.get(i + 1).and_then(|layer| layer.attention_in.as_ref());
+            (h, x) = self.add(h, &y, layer.mlp_out_norm.as_ref(), next)?;
         }
-        let wanted = Tensor::new(batch.sel.as_slice(), &Device::Cpu)?;
-        let last = rms_norm(&h.index_select(&wanted, 0)?, &self.norm, self.norm_eps)?;
-        let logits = scaled(linear(&last, &self.head)?, self.logit_scale)?;
-        if let Some(cap) = self.logit_softcap {
-            softcap(&logits, cap)?;
-        }
-        Ok(logits)
+        let last = ops.rms_norm(&ops.select(&h, &batch.sel)?, &self.norm, self.norm_eps)?;
+        let logits = ops.linear(&last, self.head.as_ref().unwrap_or(&self.embed), None)?;
+        let logits = scaled(logits, self.logit_scale)?;
+        self.logit_softcap.map_or_else(|| Ok(logits.clone()), |cap| ops.softcap(logits.clone(), cap))
+    }
+
+    fn dense(&self, x: &Tensor, dense: &Dense<O>) -> Result<Tensor> {
+        self.ops.linear(x, &dense.weights, dense.bias.as_ref())
     }
 
     fn normed(&self, h: &Tensor, weight: Option<&Tensor>) -> Result<Tensor> {
-        weight.map_or_else(|| Ok(h.clone()), |weight| rms_norm(h, weight, self.norm_eps))
+        weight.map_or_else(|| Ok(h.clone()), |weight| self.ops.rms_norm(h, weight, self.norm_eps))
     }
 
-    /// Adds to the residual stream `h`, in place.
-    fn add(&self, h: &Tensor, y: &Tensor, norm: Option<&Tensor>) -> Result<()> {
-        match norm {
-            Some(weight) => add_normed(h, y, weight, self.norm_eps, self.residual_scale),
-            None => add(h, y, self.residual_scale),
-        }
+    /// Adds to the residual stream; also gives what the next part of the model reads of it.
+    fn add(&self, h: Tensor, y: &Tensor, own: Option<&Tensor>, next: Option<&Tensor>) -> Result<(Tensor, Tensor)> {
+        let Some(own) = own else { return self.ops.add(h, y, self.residual_scale, next, self.norm_eps) };
+        let h = self.ops.add_normed(h, y, own, self.norm_eps, self.residual_scale)?;
+        let x = self.normed(&h, next)?;
+        Ok((h, x))
     }
 
-    /// Reads and packs the weights. `positions`: how far the rotary tables reach.
+    /// Reads the weights and makes them ready. `positions`: how far the rotary tables reach.
     pub fn load(
+        ops: O,
         spec: &ModelSpec,
         checkpoint: &dyn Tensors,
         positions: usize,
-    ) -> std::result::Result<Decoder, WeightError> {
-        let source = Source { spec, checkpoint };
-        let pack = |parts: &[Raw]| Packed::stack(parts).map_err(WeightError::from);
+    ) -> std::result::Result<Decoder<O>, WeightError> {
+        let source = Source { ops: &ops, spec, checkpoint };
         let layers = spec.layers.iter().enumerate().map(|(i, layer)| source.layer(i, layer));
         let layers = layers.collect::<std::result::Result<_, WeightError>>()?;
-        let embed = Arc::new(pack(&[checkpoint.matrix("model.embed_tokens.weight", spec.vocab, spec.hidden)?])?);
-        let head = if spec.tied {
-            Arc::clone(&embed)
-        } else {
-            Arc::new(pack(&[checkpoint.matrix("lm_head.weight", spec.vocab, spec.hidden)?])?)
-        };
+        let table = |name| Ok::<_, WeightError>(ops.matrix(&[checkpoint.matrix(name, spec.vocab, spec.hidden)?])?);
+        let ropes = spec.ropes.iter().map(|rope| {
+            let (cos, sin) = rope.tables(positions)?;
+            Ok((ops.vector(&cos)?, ops.vector(&sin)?))
+        });
         Ok(Decoder {
             heads: spec.heads(),
             activation: spec.activation,
@@ -116,11 +121,12 @@ impl Decoder {
             residual_scale: spec.residual_scale,
             logit_scale: spec.logit_scale,
             logit_softcap: spec.logit_softcap,
-            embed,
+            embed: table("model.embed_tokens.weight")?,
             layers,
             norm: source.norm("model.norm", spec.hidden)?,
-            head,
-            ropes: spec.ropes.iter().map(|rope| rope.tables(positions)).collect::<Result<_>>()?,
+            head: (!spec.tied).then(|| table("lm_head.weight")).transpose()?,
+            ropes: ropes.collect::<Result<_>>()?,
+            ops,
         })
     }
 
@@ -135,11 +141,8 @@ impl Decoder {
     /// Bytes of the matrices, by the kind in which they are kept.
     pub fn kinds(&self) -> BTreeMap<Kind, usize> {
         let layers = self.layers.iter().flat_map(Layer::matrices).map(|dense| &dense.weights);
-        let head = (!Arc::ptr_eq(&self.embed, &self.head)).then_some(&*self.head);
         let mut kinds = BTreeMap::new();
-        for band in layers.chain([&*self.embed]).chain(head).flat_map(|matrix| &matrix.bands) {
-            *kinds.entry(band.kind()).or_default() += band.bytes();
-        }
+        layers.chain([&self.embed]).chain(&self.head).for_each(|matrix| O::count(matrix, &mut kinds));
         kinds
     }
 }
@@ -153,7 +156,7 @@ fn tensor_bytes(tensor: &Tensor) -> usize {
     tensor.elem_count() * tensor.dtype().size_in_bytes()
 }
 
-impl Layer {
+impl<O: Ops> Layer<O> {
     /// Norms and biases.
     fn vector_bytes(&self) -> usize {
         let norms = [&self.attention_in, &self.attention_out_norm, &self.mlp_in, &self.mlp_out_norm];
@@ -162,19 +165,20 @@ impl Layer {
         norms.into_iter().flatten().chain(qk_norms).chain(biases).map(tensor_bytes).sum()
     }
 
-    fn matrices(&self) -> [&Dense; 4] {
+    fn matrices(&self) -> [&Dense<O>; 4] {
         [&self.qkv, &self.attention_out, &self.gate_up, &self.down]
     }
 }
 
 /// The tensors of a checkpoint, as a spec wants them.
-struct Source<'a> {
+struct Source<'a, O> {
+    ops: &'a O,
     spec: &'a ModelSpec,
     checkpoint: &'a dyn Tensors,
 }
 
-impl Source<'_> {
-    fn layer(&self, i: usize, layer: &LayerSpec) -> std::result::Result<Layer, WeightError> {
+impl<O: Ops> Source<'_, O> {
+    fn layer(&self, i: usize, layer: &LayerSpec) -> std::result::Result<Layer<O>, WeightError> {
         let spec = self.spec;
         let (hidden, inner) = (spec.hidden, spec.intermediate);
         let (q, kv) = (spec.q_heads * spec.head_dim, spec.kv_heads * spec.head_dim);
@@ -217,18 +221,19 @@ impl Source<'_> {
 
     fn norm(&self, name: &str, width: usize) -> std::result::Result<Tensor, WeightError> {
         let weight = self.checkpoint.vector(&format!("{name}.weight"), width)?;
-        if self.spec.norm_offset == 0.0 { Ok(weight) } else { Ok((weight + f64::from(self.spec.norm_offset))?) }
+        let offset = f64::from(self.spec.norm_offset);
+        Ok(self.ops.vector(&if offset == 0.0 { weight } else { (weight + offset)? })?)
     }
 
     /// Matrices of one width on top of each other, by name and height.
-    fn dense(&self, parts: &[(String, usize)], inputs: usize, bias: bool) -> std::result::Result<Dense, WeightError> {
+    fn dense(&self, parts: &[(String, usize)], inputs: usize, bias: bool) -> std::result::Result<Dense<O>, WeightError> {
         let raw =
             parts.iter().map(|(name, outputs)| self.checkpoint.matrix(&format!("{name}.weight"), *outputs, inputs));
-        let weights = Packed::stack(&raw.collect::<std::result::Result<Vec<_>, _>>()?)?;
+        let weights = self.ops.matrix(&raw.collect::<std::result::Result<Vec<_>, _>>()?)?;
         let biases = parts.iter().filter(|_| bias);
         let biases = biases.map(|(name, outputs)| self.checkpoint.vector(&format!("{name}.bias"), *outputs));
         let biases = biases.collect::<std::result::Result<Vec<_>, _>>()?;
-        let bias = if bias { Some(Tensor::cat(&biases, 0)?) } else { None };
+        let bias = if bias { Some(self.ops.vector(&Tensor::cat(&biases, 0)?)?) } else { None };
         Ok(Dense { weights, bias })
     }
 }

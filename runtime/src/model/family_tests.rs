@@ -7,11 +7,13 @@ use crate::{
     kernels::{
         batch::{BLOCK_TOKENS, StepBatch},
         cpu::{Kind, Raw, use_threads},
+        ops::{Cpu, Ops},
+        plain::Plain,
     },
     settings::KvDtype,
     weights::{Tensors, WeightError},
 };
-use candle_core::{Device, Tensor};
+use candle_core::{DType, Device, Tensor};
 use serde_json::Value;
 use std::{
     collections::{BTreeMap, HashMap},
@@ -79,9 +81,9 @@ fn cases() -> Vec<Case> {
     json.into_iter().map(case).collect()
 }
 
-fn load(case: &Case, kv: KvDtype) -> Llm {
+fn load<O: Ops>(ops: O, case: &Case, kv: KvDtype) -> Llm<O> {
     let spec = ModelSpec::from_config(&case.config).unwrap_or_else(|why| panic!("{}: {why}", case.name));
-    let decoder = Decoder::load(&spec, &Made, case.ids.len()).expect("decoder");
+    let decoder = Decoder::load(ops, &spec, &Made, case.ids.len()).expect("decoder");
     Llm::new(spec, decoder, kv, BLOCKS).expect("pools")
 }
 
@@ -93,7 +95,7 @@ fn push(batch: &mut StepBatch, ids: &[u32], from: usize, first_block: usize) {
     batch.sel = (0..batch.tokens() as u32).collect();
 }
 
-fn logits(model: &mut Llm, ids: &[u32], chunk: usize) -> Vec<f32> {
+fn logits<O: Ops>(model: &mut Llm<O>, ids: &[u32], chunk: usize) -> Vec<f32> {
     let mut all = Vec::new();
     for (n, part) in ids.chunks(chunk).enumerate() {
         let mut batch = StepBatch::default();
@@ -105,11 +107,21 @@ fn logits(model: &mut Llm, ids: &[u32], chunk: usize) -> Vec<f32> {
 
 #[test]
 fn every_family_gives_the_logits_of_transformers_at_every_position() {
+    gives_the_logits_of_transformers(|| Cpu);
+}
+
+/// The path of devices that have no kernels of ours.
+#[test]
+fn so_do_candles_own_operations() {
+    gives_the_logits_of_transformers(|| Plain::new(Device::Cpu, DType::F32));
+}
+
+fn gives_the_logits_of_transformers<O: Ops>(ops: impl Fn() -> O) {
     let cases = cases();
     assert!(cases.len() >= 20, "cases are missing");
     let mut failed = Vec::new();
     for case in &cases {
-        let mut model = load(case, KvDtype::F32);
+        let mut model = load(ops(), case, KvDtype::F32);
         let got = logits(&mut model, &case.ids, usize::MAX);
         assert_eq!(got.len(), case.logits.len(), "{}", case.name);
         let largest = case.logits.iter().fold(0f32, |a, b| a.max(b.abs()));
@@ -137,7 +149,7 @@ fn every_family_gives_the_logits_of_transformers_at_every_position() {
 fn every_family_gives_the_same_bits_in_any_chunks_among_strangers_and_with_more_threads() {
     for case in cases() {
         for kv in [KvDtype::F32, KvDtype::Bf16] {
-            let mut model = load(&case, kv);
+            let mut model = load(Cpu, &case, kv);
             let want = logits(&mut model, &case.ids, usize::MAX);
             for chunk in [1, 7, 32] {
                 assert_eq!(logits(&mut model, &case.ids, chunk), want, "{}, {kv:?}, chunks of {chunk}", case.name);
@@ -154,9 +166,9 @@ fn every_family_gives_the_same_bits_in_any_chunks_among_strangers_and_with_more_
     }
     use_threads(3).expect("threads");
     for case in cases() {
-        let with_threads = logits(&mut load(&case, KvDtype::F32), &case.ids, usize::MAX);
+        let with_threads = logits(&mut load(Cpu, &case, KvDtype::F32), &case.ids, usize::MAX);
         use_threads(1).expect("threads");
-        assert_eq!(logits(&mut load(&case, KvDtype::F32), &case.ids, usize::MAX), with_threads, "{}", case.name);
+        assert_eq!(logits(&mut load(Cpu, &case, KvDtype::F32), &case.ids, usize::MAX), with_threads, "{}", case.name);
         use_threads(3).expect("threads");
     }
 }

@@ -5,6 +5,7 @@ use crate::{
     engine::forward::{Forward, Llm},
     kernels::batch::{BLOCK_TOKENS, StepBatch},
     kernels::cpu::{Kind, Raw},
+    kernels::ops::Cpu,
     settings::{KvDtype, Quantize},
     weights::{Tensors, WeightError, folder, quantize::Quantized, safetensors::Checkpoint},
 };
@@ -22,18 +23,18 @@ fn golden(file: &str) -> PathBuf {
     [env!("CARGO_MANIFEST_DIR"), "tests", "golden", file].iter().collect()
 }
 
-fn load(name: &str, kv: KvDtype) -> Llm {
+fn load(name: &str, kv: KvDtype) -> Llm<Cpu> {
     let folder = model_folder(name);
     let config = folder::require_json(&folder.join("config.json")).expect("config.json");
     let mut spec = ModelSpec::from_config(&config).expect("a supported model");
     spec.add_end(None).expect("no more end tokens");
     let checkpoint = Checkpoint::open(&folder).expect("weights");
-    let decoder = Decoder::load(&spec, &checkpoint, BLOCKS * BLOCK_TOKENS).expect("decoder");
+    let decoder = Decoder::load(Cpu, &spec, &checkpoint, BLOCKS * BLOCK_TOKENS).expect("decoder");
     Llm::new(spec, decoder, kv, BLOCKS).expect("pools")
 }
 
 /// Logits of every position of `ids`, computed in chunks of `chunk` tokens over scattered blocks.
-fn logits(model: &mut Llm, ids: &[u32], chunk: usize) -> Vec<f32> {
+fn logits(model: &mut Llm<Cpu>, ids: &[u32], chunk: usize) -> Vec<f32> {
     let table: Vec<u32> =
         (0..ids.len().div_ceil(BLOCK_TOKENS) as u32).map(|block| (block * 7 + 5) % BLOCKS as u32).collect();
     let mut all = Vec::new();
@@ -175,7 +176,7 @@ fn quantising_while_loading_needs_little_more_memory_than_its_result() {
     for (to, exceptions) in [(Quantize::Q8_0, 0), (Quantize::Q4K, 0)] {
         let before = memory("VmRSS");
         let source = Quantized::new(&Endless, to);
-        let decoder = Decoder::load(&spec, &source, 64).expect("decoder");
+        let decoder = Decoder::load(Cpu, &spec, &source, 64).expect("decoder");
         assert_eq!(source.exceptions().len(), exceptions);
         let peak = memory("VmHWM") - before;
         // gate_up is stacked of two: as read, as blocks, and packed.

@@ -1,13 +1,15 @@
-// Stands in for CUDA's header, so that a C++ compiler can run kernels.cu on the CPU: every CUDA thread is a thread, a
-// shuffle is an exchange between two barriers. Slow, and exact about who waits for whom.
+// Stands in for CUDA's header, so that a C++ compiler can run kernels.cu on the CPU: every CUDA thread is a fibre, which
+// runs until it waits for others. Slow, and exact about who waits for whom.
 #pragma once
-#include <barrier>
 #include <cmath>
 #include <cstdint>
+#include <cstdio>
+#include <cstdlib>
 #include <cstring>
+#include <functional>
 #include <memory>
-#include <thread>
 #include <vector>
+#include <ucontext.h>
 
 #define __device__
 #define __global__
@@ -16,24 +18,49 @@
 #define __shared__ static
 
 struct Index { unsigned x = 0, y = 0, z = 0; };
-inline thread_local Index threadIdx;
-inline Index blockIdx, blockDim, gridDim;
+inline Index threadIdx, blockIdx, blockDim, gridDim;
+
+struct Fibre {
+    ucontext_t context;
+    std::vector<char> stack = std::vector<char>(1 << 16);
+    bool done = false;
+};
+inline std::vector<std::unique_ptr<Fibre>> fibres;
+inline ucontext_t scheduler;
+inline std::function<void()> body;
+
+// Lets the others run.
+inline void rest() {
+    const unsigned self = threadIdx.x;
+    swapcontext(&fibres[self]->context, &scheduler);
+    threadIdx.x = self;
+}
+
+struct Barrier {
+    unsigned arrived = 0, passed = 0;
+    void wait(unsigned count) {
+        const unsigned before = passed;
+        if (++arrived == count) arrived = 0, passed++;
+        while (passed == before) rest();
+    }
+};
+inline Barrier block_barrier;
 
 struct Warp {
-    std::barrier<> barrier{32};
+    Barrier barrier;
     float lanes[32];
 };
-inline std::vector<std::unique_ptr<Warp>> warps;
-inline std::unique_ptr<std::barrier<>> block_barrier;
+inline std::vector<Warp> warps;
 
-inline void __syncthreads() { block_barrier->arrive_and_wait(); }
+inline void __syncthreads() { block_barrier.wait(blockDim.x); }
 
 inline float __shfl_xor_sync(unsigned, float x, int mask) {
-    Warp &warp = *warps[threadIdx.x / 32];
-    warp.lanes[threadIdx.x % 32] = x;
-    warp.barrier.arrive_and_wait();
-    const float other = warp.lanes[threadIdx.x % 32 ^ mask];
-    warp.barrier.arrive_and_wait();
+    const unsigned thread = threadIdx.x;
+    Warp &warp = warps[thread / 32];
+    warp.lanes[thread % 32] = x;
+    warp.barrier.wait(32);
+    const float other = warp.lanes[thread % 32 ^ mask];
+    warp.barrier.wait(32);
     return other;
 }
 
@@ -55,24 +82,46 @@ inline __nv_bfloat16 __float2bfloat16(float x) {
     return {uint16_t((bits + 0x7fff + (bits >> 16 & 1)) >> 16)};
 }
 
+inline void run_fibre() {
+    body();
+    fibres[threadIdx.x]->done = true;
+    swapcontext(&fibres[threadIdx.x]->context, &scheduler);
+}
+
+inline void run_block(unsigned threads) {
+    block_barrier = {};
+    warps.assign(threads / 32, {});
+    fibres.resize(threads);
+    for (auto &fibre : fibres) {
+        fibre = std::make_unique<Fibre>();
+        getcontext(&fibre->context);
+        fibre->context.uc_stack.ss_sp = fibre->stack.data();
+        fibre->context.uc_stack.ss_size = fibre->stack.size();
+        makecontext(&fibre->context, run_fibre, 0);
+    }
+    // Nobody needs this many turns who does not wait for one that never comes.
+    for (long turn = 0, left = threads; left > 0; turn++) {
+        if (turn > 10'000'000) std::puts("a thread waits for ever"), std::exit(1);
+        left = 0;
+        for (unsigned t = 0; t < threads; t++)
+            if (!fibres[t]->done) {
+                threadIdx = {t, 0, 0};
+                swapcontext(&scheduler, &fibres[t]->context);
+                left += !fibres[t]->done;
+            }
+    }
+}
+
 // Runs one kernel over a grid. `threads` must be a multiple of 32.
 template <typename Kernel, typename... Args>
 void launch(Kernel kernel, Index grid, unsigned threads, Args... args) {
     gridDim = grid;
     blockDim = {threads, 1, 1};
+    body = [=] { kernel(args...); };
     for (unsigned z = 0; z < grid.z; z++)
         for (unsigned y = 0; y < grid.y; y++)
             for (unsigned x = 0; x < grid.x; x++) {
                 blockIdx = {x, y, z};
-                block_barrier = std::make_unique<std::barrier<>>(threads);
-                warps.clear();
-                for (unsigned w = 0; w < threads / 32; w++) warps.push_back(std::make_unique<Warp>());
-                std::vector<std::thread> all;
-                for (unsigned t = 0; t < threads; t++)
-                    all.emplace_back([=] {
-                        threadIdx = {t, 0, 0};
-                        kernel(args...);
-                    });
-                for (auto &thread : all) thread.join();
+                run_block(threads);
             }
 }

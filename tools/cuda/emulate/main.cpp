@@ -14,24 +14,21 @@ template <typename T> std::vector<T> numbers(size_t count) {
     return out;
 }
 
-template <typename T> constexpr double tolerance() { return sizeof(T) == 4 ? 1e-5 : 1e-2; }
-
-template <typename T> void near(const char *what, double got, double want) {
+static void near(const char *what, double got, double want) {
     checks++;
-    if (std::abs(got - want) <= tolerance<T>() * (1.0 + std::abs(want))) return;
+    if (std::abs(got - want) <= 1e-5 * (1.0 + std::abs(want))) return;
     if (failures++ < 20) std::printf("%s: got %g, want %g\n", what, got, want);
 }
 
 struct Case { int group, kv, dim, window, before, rows; float softcap; };
 
 // `rows` new tokens after `before` older ones, of two sequences whose blocks lie interleaved.
-template <typename T, int PER_LANE, int QUERIES, typename Kernel, typename Join>
-void attention(const Case &c, Kernel kernel, Join joined) {
+template <typename K, int QUERIES, typename Kernel> void attention(const Case &c, Kernel kernel) {
     const int q_heads = c.group * c.kv, width = (q_heads + 2 * c.kv) * c.dim, sequences = 2, T_ = sequences * c.rows;
     const int context = c.before + c.rows, blocks = (context + BLOCK_TOKENS - 1) / BLOCK_TOKENS;
     const float scale = 1.0f / std::sqrt(float(c.dim));
-    auto qkv = numbers<T>(size_t(T_) * width);
-    auto keys = numbers<T>(size_t(sequences) * blocks * BLOCK_TOKENS * c.kv * c.dim), values = numbers<T>(keys.size());
+    auto qkv = numbers<float>(size_t(T_) * width);
+    auto keys = numbers<K>(size_t(sequences) * blocks * BLOCK_TOKENS * c.kv * c.dim), values = numbers<K>(keys.size());
     std::vector<unsigned> pos, tables, slot, tiles;
     for (int s = 0; s < sequences; s++) {
         for (int b = 0; b < blocks; b++) tables.push_back(b * sequences + s);
@@ -41,8 +38,15 @@ void attention(const Case &c, Kernel kernel, Join joined) {
             slot.push_back(tables[s * blocks + at / BLOCK_TOKENS] * BLOCK_TOKENS + at % BLOCK_TOKENS);
         }
     }
-    launch(kv_write<T>,
-           {unsigned(T_), 1, 1}, 64, qkv.data(), slot.data(), keys.data(), values.data(), q_heads * c.dim, c.kv * c.dim);
+    for (int part = 0; part < 2; part++)
+        launch(kv_write<K>, {unsigned(T_), 1, 1}, 64, qkv.data(), slot.data(), (part ? values : keys).data(), width,
+               (q_heads + part * c.kv) * c.dim, c.kv * c.dim);
+    for (int t = 0; t < T_; t++)
+        for (int i = 0; i < c.kv * c.dim; i++) {
+            const float *row = &qkv[size_t(t) * width + q_heads * c.dim];
+            near("kv", widen(keys[size_t(slot[t]) * c.kv * c.dim + i]), widen(narrow<K>(row[i])));
+            near("kv", widen(values[size_t(slot[t]) * c.kv * c.dim + i]), widen(narrow<K>(row[c.kv * c.dim + i])));
+        }
 
     const int heads = std::min(c.group, QUERIES), parts = (c.group + QUERIES - 1) / QUERIES;
     const int rows_a_tile = std::max(1, QUERIES / heads);
@@ -51,15 +55,15 @@ void attention(const Case &c, Kernel kernel, Join joined) {
             for (unsigned x : {s * c.rows + r, std::min(rows_a_tile, c.rows - r), s * blocks, 0}) tiles.push_back(x);
     const unsigned splits = (context - 1) / SPLIT_KEYS + 1;
     std::vector<float> partial(size_t(T_) * q_heads * splits * (c.dim + 2), NAN);
-    std::vector<T> out(size_t(T_) * q_heads * c.dim);
+    std::vector<float> out(size_t(T_) * q_heads * c.dim);
     launch(kernel, {unsigned(tiles.size() / 4), unsigned(c.kv * parts), splits}, WARPS * LANES, qkv.data(), keys.data(),
            values.data(), pos.data(), tiles.data(), tables.data(), partial.data(), q_heads, c.kv, c.dim, c.window, scale,
            c.softcap, parts);
-    launch(joined, {unsigned(T_), unsigned(q_heads), 1}, 64, partial.data(), pos.data(), out.data(), c.dim, int(splits));
+    launch(join, {unsigned(T_), unsigned(q_heads), 1}, 64, partial.data(), pos.data(), out.data(), c.dim, int(splits));
 
     for (int t = 0; t < T_; t++)
         for (int h = 0; h < q_heads; h++) {
-            const T *query = &qkv[size_t(t) * width + h * c.dim];
+            const float *query = &qkv[size_t(t) * width + h * c.dim];
             std::vector<double> weights(pos[t] + 1, 0.0), mixed(c.dim, 0.0);
             double total = 0.0;
             auto start = [&](int key) {
@@ -69,7 +73,7 @@ void attention(const Case &c, Kernel kernel, Join joined) {
             for (int key = 0; key <= int(pos[t]); key++) {
                 if (c.window > 0 && key + c.window <= int(pos[t])) continue;
                 double score = 0.0;
-                for (int d = 0; d < c.dim; d++) score += double(widen(query[d])) * widen(keys[start(key) + d]);
+                for (int d = 0; d < c.dim; d++) score += double(query[d]) * widen(keys[start(key) + d]);
                 score *= scale;
                 if (c.softcap > 0) score = c.softcap * std::tanh(score / c.softcap);
                 total += weights[key] = std::exp(score);
@@ -77,46 +81,40 @@ void attention(const Case &c, Kernel kernel, Join joined) {
             for (int key = 0; key <= int(pos[t]); key++)
                 for (int d = 0; d < c.dim; d++) mixed[d] += weights[key] * widen(values[start(key) + d]);
             for (int d = 0; d < c.dim; d++)
-                near<T>("attention", widen(out[(size_t(t) * q_heads + h) * c.dim + d]), mixed[d] / total);
+                near("attention", out[(size_t(t) * q_heads + h) * c.dim + d], mixed[d] / total);
         }
 }
 
-template <typename T, typename Norm> void norms(Norm kernel) {
+static void norms() {
     for (int width : {64, 100, 1536}) {
         const int rows = 3;
-        auto hidden = numbers<T>(rows * width), update = numbers<T>(rows * width), before = hidden;
+        auto hidden = numbers<float>(rows * width), update = numbers<float>(rows * width);
         auto weight = numbers<float>(width);
-        for (bool adds : {true, false}) {
-            std::vector<T> out(rows * width);
-            auto was = hidden;
-            launch(kernel, {rows, 1, 1}, 128, hidden.data(), adds ? (const T *)update.data() : (const T *)nullptr, 0.25f,
-                   weight.data(), out.data(), width, 1e-5f);
-            for (int r = 0; r < rows; r++) {
-                double squares = 0.0;
-                for (int i = r * width; i < (r + 1) * width; i++) {
-                    const double sum = widen(was[i]) + (adds ? 0.25 * widen(update[i]) : 0.0);
-                    near<T>("residual", widen(hidden[i]), sum);
-                    squares += double(widen(hidden[i])) * widen(hidden[i]);
-                }
-                for (int i = 0; i < width; i++)
-                    near<T>("norm", widen(out[r * width + i]),
-                            widen(hidden[r * width + i]) / std::sqrt(squares / width + 1e-5) * weight[i]);
+        std::vector<float> out(2 * rows * width);
+        launch(add_rms_norm, {rows, 1, 1}, 128, hidden.data(), update.data(), 0.25f, weight.data(), out.data(), width, 1e-5f);
+        for (int r = 0; r < rows; r++) {
+            auto sum = [&](int i) { return hidden[r * width + i] + 0.25 * update[r * width + i]; };
+            double squares = 0.0;
+            for (int i = 0; i < width; i++) squares += sum(i) * sum(i);
+            for (int i = 0; i < width; i++) {
+                near("residual", out[r * width + i], sum(i));
+                near("norm", out[(rows + r) * width + i], sum(i) / std::sqrt(squares / width + 1e-5) * weight[i]);
             }
         }
     }
 }
 
-template <typename T, typename Silu, typename Gelu> void gates(Silu silu_kernel, Gelu gelu_kernel) {
+static void gates() {
     const int rows = 3, inner = 100;
-    auto gate_up = numbers<T>(rows * 2 * inner);
-    std::vector<T> out(rows * inner);
+    auto gate_up = numbers<float>(rows * 2 * inner);
+    std::vector<float> out(rows * inner);
     for (bool is_silu : {true, false}) {
-        launch(is_silu ? silu_kernel : gelu_kernel, {10, 1, 1}, 32, gate_up.data(), out.data(), inner, size_t(rows * inner));
+        launch(is_silu ? silu_mul : gelu_tanh_mul, {10, 1, 1}, 32, gate_up.data(), out.data(), inner, size_t(rows * inner));
         for (int i = 0; i < rows * inner; i++) {
-            const double x = widen(gate_up[i / inner * 2 * inner + i % inner]);
-            const double up = widen(gate_up[i / inner * 2 * inner + inner + i % inner]);
+            const double x = gate_up[i / inner * 2 * inner + i % inner];
+            const double up = gate_up[i / inner * 2 * inner + inner + i % inner];
             const double tanh_part = std::tanh(std::sqrt(2.0 / M_PI) * (x + 0.044715 * x * x * x));
-            near<T>("gate", widen(out[i]), (is_silu ? x / (1.0 + std::exp(-x)) : 0.5 * x * (1.0 + tanh_part)) * up);
+            near("gate", out[i], (is_silu ? x / (1.0 + std::exp(-x)) : 0.5 * x * (1.0 + tanh_part)) * up);
         }
     }
 }
@@ -125,19 +123,17 @@ int main() {
     // group, kv heads, dim, window, tokens before, new tokens, softcap
     const Case small[] = {{1, 2, 16, 0, 0, 3, 0}, {2, 1, 32, 0, 33, 1, 0}, {4, 1, 32, 9, 40, 5, 0}, {7, 1, 32, 0, 520, 2, 30}};
     for (const Case &c : small) {
-        attention<float, 1, 8>(c, attend_f32_1_8, join_f32);
-        attention<__nv_bfloat16, 1, 8>(c, attend_bf16_1_8, join_bf16);
+        attention<float, 8>(c, attend_f32_1_8);
+        attention<__nv_bfloat16, 8>(c, attend_bf16_1_8);
     }
-    attention<float, 2, 8>({8, 1, 64, 0, 1030, 1, 0}, attend_f32_2_8, join_f32);
-    attention<float, 2, 8>({3, 2, 48, 600, 700, 4, 0}, attend_f32_2_8, join_f32);
-    attention<float, 4, 8>({16, 1, 128, 0, 31, 2, 50}, attend_f32_4_8, join_f32);
-    attention<__nv_bfloat16, 4, 8>({4, 1, 96, 0, 60, 3, 0}, attend_bf16_4_8, join_bf16);
-    attention<float, 8, 4>({6, 1, 256, 0, 10, 3, 0}, attend_f32_8_4, join_f32);
-    attention<__nv_bfloat16, 8, 4>({2, 1, 256, 16, 30, 4, 0}, attend_bf16_8_4, join_bf16);
-    norms<float>(add_rms_norm_f32);
-    norms<__nv_bfloat16>(add_rms_norm_bf16);
-    gates<float>(silu_mul_f32, gelu_tanh_mul_f32);
-    gates<__nv_bfloat16>(silu_mul_bf16, gelu_tanh_mul_bf16);
+    attention<float, 8>({8, 1, 64, 0, 1030, 1, 0}, attend_f32_2_8);
+    attention<__nv_bfloat16, 8>({3, 2, 48, 600, 700, 4, 0}, attend_bf16_2_8);
+    attention<float, 8>({16, 1, 128, 0, 31, 2, 50}, attend_f32_4_8);
+    attention<__nv_bfloat16, 8>({4, 1, 96, 0, 60, 3, 0}, attend_bf16_4_8);
+    attention<float, 4>({6, 1, 256, 0, 10, 3, 0}, attend_f32_8_4);
+    attention<__nv_bfloat16, 4>({2, 1, 256, 16, 30, 4, 0}, attend_bf16_8_4);
+    norms();
+    gates();
     std::printf("%d of %d numbers are wrong\n", failures, checks);
     return failures > 0;
 }

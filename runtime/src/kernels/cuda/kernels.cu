@@ -1,4 +1,4 @@
-// The decoder's own kernels on a CUDA device. Activations and the KV pools are T (f32 or bf16), arithmetic is f32.
+// The decoder's own kernels on a CUDA device. Activations and arithmetic are f32, the KV pools are K (f32 or bf16).
 //
 // A query's sum runs over its keys in an order that depends on their absolute positions alone: neither other sequences,
 // nor chunks, nor the number of blocks in the grid change a bit of it. (cuBLAS, which multiplies the weights, promises no
@@ -17,7 +17,7 @@ constexpr unsigned ALL = 0xffffffffu;
 
 __device__ inline float widen(float x) { return x; }
 __device__ inline float widen(__nv_bfloat16 x) { return __bfloat162float(x); }
-template <typename T> __device__ inline T narrow(float x);
+template <typename K> __device__ inline K narrow(float x);
 template <> __device__ inline float narrow<float>(float x) { return x; }
 template <> __device__ inline __nv_bfloat16 narrow<__nv_bfloat16>(float x) { return __float2bfloat16(x); }
 
@@ -38,33 +38,26 @@ __device__ float block_sum(float x) {
     return x;
 }
 
-// One thread block a row. qkv [T, q_width + 2 * kv_width] -> keys and values [slots, kv_width] at slot[row].
-template <typename T>
-__device__ void kv_write(const T *qkv, const unsigned *slot, T *keys, T *values, int q_width, int kv_width) {
-    const T *from = qkv + (size_t)blockIdx.x * (q_width + 2 * kv_width) + q_width;
-    const size_t to = (size_t)slot[blockIdx.x] * kv_width;
-    for (int i = threadIdx.x; i < kv_width; i += blockDim.x) {
-        keys[to + i] = from[i];
-        values[to + i] = from[kv_width + i];
-    }
+// One thread block a row. The `width` numbers from `from` on of each row of qkv -> pool [slots, width] at slot[row].
+template <typename K>
+__device__ void kv_write(const float *qkv, const unsigned *slot, K *pool, int row_width, int from, int width) {
+    const float *row = qkv + (size_t)blockIdx.x * row_width + from;
+    K *to = pool + (size_t)slot[blockIdx.x] * width;
+    for (int i = threadIdx.x; i < width; i += blockDim.x) to[i] = narrow<K>(row[i]);
 }
 
-// One thread block a row. hidden [T, width] += scale * update (unless update is null); out = hidden / rms * weight.
-template <typename T>
-__device__ void add_rms_norm(T *hidden, const T *update, float scale, const float *weight, T *out, int width, float eps) {
-    T *row = hidden + (size_t)blockIdx.x * width;
-    float squares = 0.0f;
+// One thread block a row. out [2, T, width]: hidden + scale * update, and that / rms * weight.
+extern "C" __global__ void add_rms_norm(const float *hidden, const float *update, float scale, const float *weight,
+                                        float *out, int width, float eps) {
+    const size_t start = (size_t)blockIdx.x * width;
+    float *sums = out + start, *normed = sums + (size_t)gridDim.x * width, squares = 0.0f;
     for (int i = threadIdx.x; i < width; i += blockDim.x) {
-        float x = widen(row[i]);
-        if (update != nullptr) {
-            row[i] = narrow<T>(x + scale * widen(update[(size_t)blockIdx.x * width + i]));
-            x = widen(row[i]);
-        }
+        const float x = hidden[start + i] + scale * update[start + i];
+        sums[i] = x;
         squares += x * x;
     }
     const float turn = rsqrtf(block_sum(squares) / width + eps);
-    for (int i = threadIdx.x; i < width; i += blockDim.x)
-        out[(size_t)blockIdx.x * width + i] = narrow<T>(widen(row[i]) * turn * weight[i]);
+    for (int i = threadIdx.x; i < width; i += blockDim.x) normed[i] = sums[i] * turn * weight[i];
 }
 
 __device__ inline float silu(float x) { return x / (1.0f + __expf(-x)); }
@@ -73,12 +66,19 @@ __device__ inline float gelu_tanh(float x) {
 }
 
 // One thread a number. gate_up [T, 2 * inner] -> act(gate) * up [T, inner].
-template <typename T, float (*ACT)(float)>
-__device__ void gated(const T *gate_up, T *out, int inner, size_t count) {
+template <float (*ACT)(float)> __device__ void gated(const float *gate_up, float *out, int inner, size_t count) {
     const size_t at = (size_t)blockIdx.x * blockDim.x + threadIdx.x;
     if (at >= count) return;
-    const T *row = gate_up + at / inner * 2 * inner + at % inner;
-    out[at] = narrow<T>(ACT(widen(row[0])) * widen(row[inner]));
+    const float *row = gate_up + at / inner * 2 * inner + at % inner;
+    out[at] = ACT(row[0]) * row[inner];
+}
+
+extern "C" __global__ void silu_mul(const float *gate_up, float *out, int inner, size_t count) {
+    gated<silu>(gate_up, out, inner, count);
+}
+
+extern "C" __global__ void gelu_tanh_mul(const float *gate_up, float *out, int inner, size_t count) {
+    gated<gelu_tanh>(gate_up, out, inner, count);
 }
 
 // One row's queries that share a key head: `queries` of them, each with its own position.
@@ -108,8 +108,8 @@ template <int PER_LANE> struct Running {
 // A tile is up to QUERIES queries of one sequence that share a key head: tiles[4 * tile ..] = first row, rows, where its
 // blocks begin in `tables`, unused. With more query heads to a key head than QUERIES a part takes QUERIES of them.
 // Every split leaves (mixed, most, total) in partial [T, q_heads, splits, dim + 2]; `join` makes the output of them.
-template <typename T, int PER_LANE, int QUERIES>
-__device__ void attend(const T *qkv, const T *keys, const T *values, const unsigned *pos, const unsigned *tiles,
+template <typename K, int PER_LANE, int QUERIES>
+__device__ void attend(const float *qkv, const K *keys, const K *values, const unsigned *pos, const unsigned *tiles,
                        const unsigned *tables, float *partial, Shape shape, int parts) {
     const int lane = threadIdx.x % LANES, warp = threadIdx.x / LANES, splits = gridDim.z;
     const unsigned *tile = tiles + 4 * blockIdx.x;
@@ -135,7 +135,7 @@ __device__ void attend(const T *qkv, const T *keys, const T *values, const unsig
         for (int i = 0; i < PER_LANE; i++) {
             const int d = lane + LANES * i;
             const bool there = q < queries && d < shape.dim;
-            query[q][i] = there ? widen(qkv[(size_t)row * row_width + head * shape.dim + d]) : 0.0f;
+            query[q][i] = there ? qkv[(size_t)row * row_width + head * shape.dim + d] : 0.0f;
         }
     }
 
@@ -194,9 +194,8 @@ __device__ void attend(const T *qkv, const T *keys, const T *values, const unsig
     }
 }
 
-// Joins a query's splits. Grid: (T, q heads), one thread a dimension. out [T, q_heads * dim].
-template <typename T>
-__device__ void join(const float *partial, const unsigned *pos, T *out, int dim, int splits) {
+// Joins a query's splits. Grid: (T, q heads). out [T, q_heads * dim].
+extern "C" __global__ void join(const float *partial, const unsigned *pos, float *out, int dim, int splits) {
     const size_t query = (size_t)blockIdx.x * gridDim.y + blockIdx.y;
     const float *mine = partial + query * splits * (dim + 2);
     const int count = pos[blockIdx.x] / SPLIT_KEYS + 1;
@@ -212,42 +211,29 @@ __device__ void join(const float *partial, const unsigned *pos, T *out, int dim,
             sum += share * split[dim + 1];
             mixed += share * split[d];
         }
-        out[query * dim + d] = narrow<T>(mixed / sum);
+        out[query * dim + d] = mixed / sum;
     }
 }
 
-#define ATTEND(NAME, T, PER_LANE, QUERIES)                                                                             \
+#define ATTEND(NAME, K, PER_LANE, QUERIES)                                                                             \
     extern "C" __global__ void __launch_bounds__(WARPS *LANES)                                                         \
-        attend_##NAME##_##PER_LANE##_##QUERIES(const T *qkv, const T *keys, const T *values, const unsigned *pos,      \
+        attend_##NAME##_##PER_LANE##_##QUERIES(const float *qkv, const K *keys, const K *values, const unsigned *pos,  \
                                                const unsigned *tiles, const unsigned *tables, float *partial,          \
                                                int q_heads, int kv_heads, int dim, int window, float scale,            \
                                                float softcap, int parts) {                                             \
         const Shape shape = {q_heads, kv_heads, dim, window, scale, softcap};                                          \
-        attend<T, PER_LANE, QUERIES>(qkv, keys, values, pos, tiles, tables, partial, shape, parts);                    \
+        attend<K, PER_LANE, QUERIES>(qkv, keys, values, pos, tiles, tables, partial, shape, parts);                    \
     }
 
-#define EACH(NAME, T)                                                                                                  \
-    extern "C" __global__ void kv_write_##NAME(const T *qkv, const unsigned *slot, T *keys, T *values, int q_width,    \
-                                               int kv_width) {                                                         \
-        kv_write<T>(qkv, slot, keys, values, q_width, kv_width);                                                       \
+#define EACH(NAME, K)                                                                                                  \
+    extern "C" __global__ void kv_write_##NAME(const float *qkv, const unsigned *slot, K *pool, int row_width,         \
+                                               int from, int width) {                                                  \
+        kv_write<K>(qkv, slot, pool, row_width, from, width);                                                          \
     }                                                                                                                  \
-    extern "C" __global__ void add_rms_norm_##NAME(T *hidden, const T *update, float scale, const float *weight,       \
-                                                   T *out, int width, float eps) {                                     \
-        add_rms_norm<T>(hidden, update, scale, weight, out, width, eps);                                               \
-    }                                                                                                                  \
-    extern "C" __global__ void silu_mul_##NAME(const T *gate_up, T *out, int inner, size_t count) {                    \
-        gated<T, silu>(gate_up, out, inner, count);                                                                    \
-    }                                                                                                                  \
-    extern "C" __global__ void gelu_tanh_mul_##NAME(const T *gate_up, T *out, int inner, size_t count) {               \
-        gated<T, gelu_tanh>(gate_up, out, inner, count);                                                               \
-    }                                                                                                                  \
-    extern "C" __global__ void join_##NAME(const float *partial, const unsigned *pos, T *out, int dim, int splits) {   \
-        join<T>(partial, pos, out, dim, splits);                                                                       \
-    }                                                                                                                  \
-    ATTEND(NAME, T, 1, 8)                                                                                              \
-    ATTEND(NAME, T, 2, 8)                                                                                              \
-    ATTEND(NAME, T, 4, 8)                                                                                              \
-    ATTEND(NAME, T, 8, 4)
+    ATTEND(NAME, K, 1, 8)                                                                                              \
+    ATTEND(NAME, K, 2, 8)                                                                                              \
+    ATTEND(NAME, K, 4, 8)                                                                                              \
+    ATTEND(NAME, K, 8, 4)
 
 EACH(f32, float)
 EACH(bf16, __nv_bfloat16)
