@@ -8,6 +8,7 @@ use crate::{
         self, Command, ModelId, Roster,
         events::{Event, Generation, Refusal},
         forward::{Forward, Llm},
+        places::Most,
         request::{Class, Request},
         scheduler::Limits,
         sequence::{Sequence, Vocabulary},
@@ -319,34 +320,38 @@ impl Model {
     /// request's seed plus k: it is what a request of its own with that seed would give.
     pub fn generate_many(&self, request: Request, n: u32) -> Result<Vec<Generation>, Refusal> {
         self.check(&request)?;
-        self.submit(n, request.class, request.prompt.len() as u32, |k, submitted| {
+        self.submit(n, &request, |k, submitted| {
             let seed = request.params.seed.wrapping_add(u64::from(k));
             let params = SamplingParams { seed, ..request.params.clone() };
             Sequence::new(Request { params, ..request.clone() }, submitted)
         })
     }
 
-    /// Queues `n` sequences that begin with the same `prompt_tokens`, the k-th as `make` gives it.
+    /// Queues `n` sequences of this request, the k-th as `make` gives it.
     fn submit(
         &self,
         n: u32,
-        class: Class,
-        prompt_tokens: u32,
+        request: &Request,
         make: impl Fn(u32, Instant) -> (Sequence, mpsc::Receiver<Event>),
     ) -> Result<Vec<Generation>, Refusal> {
         let served = &self.0;
         // Copies must not fill the places that users need.
-        let places = match class {
-            Class::Shadow => served.waiting_max.min(SHADOWS_WAITING_MAX),
-            Class::Interactive | Class::Batch => served.waiting_max,
+        let most = match request.class {
+            Class::Shadow => {
+                let total = served.waiting_max.min(SHADOWS_WAITING_MAX) as u64;
+                Most { total, tenant: total }
+            }
+            Class::Interactive | Class::Batch => Most::halves(served.waiting_max as u64),
         };
-        if !served.stats.enter_queue(n, places) {
+        let Some(mut places) = served.stats.enter_queue(request.tenant, n, most) else {
             return Err(Refusal::Overloaded { retry_after: served.stats.retry_after() });
-        }
+        };
+        let prompt_tokens = request.prompt.len() as u32;
         let submitted = Instant::now();
         let (choices, generations) = (0..n)
             .map(|k| {
-                let (sequence, events) = make(k, submitted);
+                let (mut sequence, events) = make(k, submitted);
+                sequence.place = Some(places.split());
                 let flags = Arc::clone(&sequence.flags);
                 (sequence, Generation { events, flags, submitted, prompt_tokens, ended: false })
             })

@@ -58,7 +58,8 @@ pub struct Settings {
     pub itl_target: Duration,
     /// Most sequences of one model that hold KV blocks at a time.
     pub running_max: usize,
-    /// Most sequences of one model that wait for blocks. Beyond it a request is refused as overloaded.
+    /// Most sequences of one model that wait for their first blocks, at most half of them of one tenant. Beyond it a
+    /// request is refused as overloaded, unless it is one of many choices and nobody else waits.
     pub waiting_max: usize,
     /// Told about every step, on the engine thread: must return quickly and never block.
     pub sink: Option<Arc<dyn Sink>>,

@@ -64,7 +64,7 @@ impl Embedded {
                         })
                         .collect(),
                     turn: 0,
-                    input: measure.input,
+                    choices: choices as usize,
                     tells_tokens: call.request.return_token_ids,
                     tells_logprobs: asked.logprobs.is_some() && call.urgency == Urgency::User,
                     op: call.request.op,
@@ -230,8 +230,8 @@ struct Stream {
     sequences: Vec<Sequence>,
     /// Who is asked first next time, so that none hides the others.
     turn: usize,
-    /// Every prompt once: that several answers compute it again is our own affair.
-    input: u64,
+    /// Sequences of each prompt, which follow each other.
+    choices: usize,
     tells_tokens: bool,
     tells_logprobs: bool,
     op: Op,
@@ -271,7 +271,7 @@ impl Stream {
 
     /// The end of all, once each has ended.
     fn end(&mut self) -> Chunk {
-        let (mut output, mut was_admitted, mut times) = (0, false, EngineTimes::default());
+        let (mut output, mut times) = (0, EngineTimes::default());
         for sequence in &self.sequences {
             let Some((_, timeline)) = &sequence.ending else {
                 output += u64::from(sequence.generation.produced());
@@ -279,7 +279,6 @@ impl Stream {
             };
             self.metrics.runtime_queue(self.model.name(), timeline.queue());
             output += u64::from(timeline.output_tokens);
-            was_admitted |= timeline.admitted.is_some();
             times.queue = times.queue.max(timeline.queue());
             times.prefill = times.prefill.max(timeline.prefill());
             times.decode = times.decode.max(timeline.decode());
@@ -305,9 +304,17 @@ impl Stream {
                     .collect(),
             ),
         };
-        // A sequence that left the queue without being admitted read nothing.
-        let input = if was_admitted { self.input } else { 0 };
-        Chunk::End(End { how, usage: Usage::tokens(input, output), source: UsageSource::Counted, engine: Some(times) })
+        let usage = Usage::tokens(self.read(), output);
+        Chunk::End(End { how, usage, source: UsageSource::Counted, engine: Some(times) })
+    }
+
+    /// Tokens of the prompts that were admitted, each once: of one that left the queue without it nothing was read.
+    fn read(&self) -> u64 {
+        let prompt = |choices: &[Sequence]| {
+            let mut admitted = choices.iter().filter_map(|sequence| sequence.ending.as_ref());
+            admitted.find(|(_, timeline)| timeline.admitted.is_some()).map(|(_, timeline)| timeline.prompt_tokens)
+        };
+        self.sequences.chunks(self.choices.max(1)).filter_map(prompt).map(u64::from).sum()
     }
 
     fn end_one(&mut self, index: usize, ending: Option<(runtime::FinishReason, runtime::Timeline)>) {

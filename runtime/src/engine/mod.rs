@@ -7,6 +7,7 @@ pub(crate) mod embed;
 pub(crate) mod encoders;
 pub(crate) mod events;
 pub(crate) mod forward;
+pub(crate) mod places;
 pub(crate) mod request;
 pub(crate) mod scheduler;
 pub(crate) mod sequence;
@@ -20,6 +21,7 @@ use encoders::{EncoderCommand, Encoders};
 use sequence::Sequence;
 use stats::Stats;
 use std::{
+    any::Any,
     sync::{
         Arc, Mutex, PoisonError,
         mpsc::{Receiver, RecvTimeoutError, Sender, channel},
@@ -177,6 +179,12 @@ impl Engine {
             self.roster.lock().unwrap_or_else(PoisonError::into_inner).retain(|other| !Arc::ptr_eq(other, stats));
         }
     }
+}
+
+/// What a panic said.
+fn message(panic: &(dyn Any + Send)) -> String {
+    let text = panic.downcast_ref::<&str>().copied().or(panic.downcast_ref::<String>().map(String::as_str));
+    format!("panic: {}", text.unwrap_or("of unknown kind"))
 }
 
 fn end_all(choices: Vec<Sequence>, ending: impl Fn() -> sequence::Ending) {

@@ -1,10 +1,11 @@
 //! The numbers one model shares between its engine and whoever asks: written by the engine thread, read anywhere.
 
+use super::places::{Most, Place, Places};
 use crate::report::{ModelReport, PrefixReport, StepRecord, Stuck, WeightKind};
 use std::{
     collections::VecDeque,
     sync::{
-        Mutex, PoisonError,
+        Arc, Mutex, PoisonError,
         atomic::{
             AtomicU32, AtomicU64,
             Ordering::{Relaxed, SeqCst},
@@ -36,6 +37,8 @@ pub(crate) struct Stats {
     entering: AtomicU32,
     /// Those that the engine has seen and that have no blocks.
     queued: AtomicU32,
+    /// Of those that never had blocks.
+    places: Arc<Places>,
     snapshot: Mutex<Snapshot>,
     records: Mutex<VecDeque<StepRecord>>,
     pub blocks_total: u32,
@@ -61,6 +64,7 @@ impl Stats {
             loaded: Instant::now(),
             entering: AtomicU32::new(0),
             queued: AtomicU32::new(0),
+            places: Arc::default(),
             snapshot: Mutex::default(),
             records: Mutex::default(),
             blocks_total: blocks,
@@ -79,17 +83,14 @@ impl Stats {
     }
 
     /// Takes `count` places in the queue, or none if there are fewer.
-    pub fn enter_queue(&self, count: u32, waiting_max: usize) -> bool {
-        let enter = |entering: u32| {
-            let entering = entering.checked_add(count)?;
-            let waiting = u64::from(entering) + u64::from(self.queued.load(SeqCst));
-            (waiting <= waiting_max as u64).then_some(entering)
-        };
-        self.entering.fetch_update(SeqCst, SeqCst, enter).is_ok()
+    pub fn enter_queue(&self, tenant: u64, count: u32, most: Most) -> Option<Place> {
+        let place = self.places.take(tenant, u64::from(count), most)?;
+        self.entering.fetch_add(count, SeqCst);
+        Some(place)
     }
 
     /// The engine has seen `count` of those that entered, and counts them itself. `queued` goes up before `entering` goes
-    /// down: the places are never given to others in between.
+    /// down: a report never misses them.
     pub fn leave_entrance(&self, count: u32) {
         self.entering.fetch_sub(count, SeqCst);
     }
@@ -121,7 +122,7 @@ impl Stats {
         now.saturating_duration_since(self.loaded)
     }
 
-    /// Somebody left the queue who had needed the device for so long.
+    /// So long after the one before, somebody left a full engine.
     pub fn note_pace(&self, took: Duration) {
         let (micros, smooth) = (took.as_micros() as u64, self.pace_micros.load(Relaxed));
         self.pace_micros.store(if smooth == 0 { micros } else { (7 * smooth + micros) / 8 }, Relaxed);

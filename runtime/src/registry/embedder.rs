@@ -7,6 +7,7 @@ use crate::{
         embed::{Embedded, Encode, Encoder, Job},
         encoders::EncoderCommand,
         events::{Failure, Refusal},
+        places::{Most, Places},
         stats::Stats,
     },
     kernels::texts::TextBatch,
@@ -31,6 +32,9 @@ use std::{
     time::{Duration, Instant},
 };
 use tokio::sync::oneshot;
+
+/// Numbers of four bytes that all requests of a model hold at most: tokens and vectors.
+const HELD_MAX: u64 = 32 << 20;
 
 /// Whether a source is a folder of a model that makes embeddings, for [`Runtime::load_embedder`].
 pub fn is_embedder(source: &Path) -> Result<bool, LoadError> {
@@ -73,6 +77,7 @@ impl Runtime {
             vocab,
             dimensions,
             text,
+            held: Arc::default(),
             stats,
         })))
     }
@@ -109,6 +114,7 @@ struct Served {
     vocab: u32,
     dimensions: usize,
     text: TextEncoder,
+    held: Arc<Places>,
     stats: Arc<Stats>,
 }
 
@@ -148,14 +154,17 @@ impl Embedder {
         self.0.text.cut(ids, self.0.limit);
     }
 
-    /// Queues a request; never blocks. What can never be answered is refused here. `deadline`: fails the request if it is
-    /// still queued then.
-    pub fn embed(&self, texts: Vec<Vec<u32>>, deadline: Option<Instant>) -> Result<Embedding, Refusal> {
+    /// Queues a request; never blocks. What can never be answered is refused here. `tenant`: requests with the same number
+    /// share one turn, and one tenant holds at most half of the queue. `deadline`: fails the request if it is still queued
+    /// then.
+    pub fn embed(&self, texts: Vec<Vec<u32>>, tenant: u64, deadline: Option<Instant>) -> Result<Embedding, Refusal> {
         let served = &self.0;
         self.check(&texts)?;
-        if !served.stats.enter_queue(1, served.waiting_max) {
-            return Err(Refusal::Overloaded { retry_after: served.stats.retry_after() });
-        }
+        let numbers: usize = texts.iter().map(|text| text.len() + served.dimensions).sum();
+        let overloaded = || Refusal::Overloaded { retry_after: served.stats.retry_after() };
+        let held = served.held.take(tenant, numbers as u64, Most::halves(HELD_MAX)).ok_or_else(overloaded)?;
+        let most = Most::halves(served.waiting_max as u64);
+        let place = served.stats.enter_queue(tenant, 1, most).ok_or_else(overloaded)?;
         let (reply, answer) = oneshot::channel();
         let submitted = Instant::now();
         let timeline = EmbedTimeline {
@@ -168,7 +177,8 @@ impl Embedder {
             compute: Duration::ZERO,
         };
         let read = Arc::<AtomicU64>::default();
-        let job = Box::new(Job::new(texts, deadline, timeline.clone(), Arc::clone(&read), reply));
+        let job =
+            Box::new(Job::new(texts, tenant, [place, held], deadline, timeline.clone(), Arc::clone(&read), reply));
         if served.commands.send(Command::Encoder(EncoderCommand::Submit { id: served.id, job })).is_err() {
             served.stats.leave_entrance(1);
             return Err(Refusal::Draining);

@@ -29,7 +29,7 @@ async fn alone(settings: Settings) -> Vec<Vec<f32>> {
     let (_runtime, embedder) = serve(settings);
     let mut vectors = Vec::new();
     for text in texts(&embedder) {
-        let embedded = embedder.embed(vec![text], None).expect("accepted").await;
+        let embedded = embedder.embed(vec![text], 0, None).expect("accepted").await;
         vectors.extend(embedded.vectors.expect("vectors"));
     }
     vectors
@@ -46,8 +46,8 @@ async fn vectors_are_identical_alone_together_among_strangers_and_on_more_thread
         let text = writer.generate(greedy(chat(&writer, "Count down from 20 to 9"), 60)).expect("accepted");
         let texts = texts(&embedder);
         let single: Vec<_> =
-            texts.iter().map(|text| embedder.embed(vec![text.clone()], None).expect("accepted")).collect();
-        let whole = embedder.embed(texts, None).expect("accepted").await;
+            texts.iter().map(|text| embedder.embed(vec![text.clone()], 0, None).expect("accepted")).collect();
+        let whole = embedder.embed(texts, 0, None).expect("accepted").await;
         assert_eq!(whole.vectors.as_ref(), Ok(&want));
         assert!(whole.timeline.batches >= 1 && whole.timeline.texts_max > 1 && !whole.timeline.compute.is_zero());
         for (embedding, want) in single.into_iter().zip(&want) {
@@ -62,12 +62,12 @@ async fn vectors_are_identical_alone_together_among_strangers_and_on_more_thread
 async fn what_can_never_be_answered_is_refused_at_the_door() {
     let (runtime, embedder) = serve(settings());
     assert_eq!((embedder.dimensions(), embedder.context()), (32, 24));
-    let refusal = |texts: Vec<Vec<u32>>| embedder.embed(texts, None).err();
+    let refusal = |texts: Vec<Vec<u32>>| embedder.embed(texts, 0, None).err();
     assert_eq!(refusal(Vec::new()), Some(Refusal::EmptyPrompt));
     assert_eq!(refusal(vec![vec![1], Vec::new()]), Some(Refusal::EmptyPrompt));
     assert_eq!(refusal(vec![vec![1, 91]]), Some(Refusal::UnknownToken { id: 91, vocab: 91 }));
     assert_eq!(refusal(vec![vec![1; 25]]), Some(Refusal::OverContext { prompt: 25, max_tokens: 0, context: 24 }));
-    assert!(embedder.embed(vec![vec![1; 24]], None).expect("accepted").await.vectors.is_ok());
+    assert!(embedder.embed(vec![vec![1; 24]], 0, None).expect("accepted").await.vectors.is_ok());
     let report = runtime.report().models.remove(0);
     assert_eq!((report.name.as_str(), report.prompt_tokens, report.running, report.waiting), ("tiny", 24, 0, 0));
     assert!(report.weights_bytes > 50_000 && report.digest == embedder.digest());
@@ -79,7 +79,7 @@ async fn the_queue_is_bounded_and_whoever_leaves_gives_up_a_place() {
     let mut refused = 0;
     let mut under_way = Vec::new();
     for _ in 0..200 {
-        match embedder.embed(vec![vec![1; 24]; 500], None) {
+        match embedder.embed(vec![vec![1; 24]; 500], 0, None) {
             Ok(embedding) => under_way.push(embedding),
             Err(Refusal::Overloaded { .. }) => refused += 1,
             Err(other) => panic!("{other}"),
@@ -90,24 +90,42 @@ async fn the_queue_is_bounded_and_whoever_leaves_gives_up_a_place() {
     while runtime.report().models[0].running + runtime.report().models[0].waiting > 0 {
         tokio::task::yield_now().await;
     }
-    assert!(embedder.embed(vec![vec![1]], None).expect("accepted").await.vectors.is_ok());
+    assert!(embedder.embed(vec![vec![1]], 0, None).expect("accepted").await.vectors.is_ok());
     assert_eq!(runtime.report().models[0].failures, 0);
+}
+
+/// What is being computed counts too.
+#[tokio::test]
+async fn what_is_held_is_bounded_and_no_tenant_holds_all_of_it() {
+    let (_runtime, embedder) = serve(Settings { waiting_max: 10_000, ..settings() });
+    // 56 numbers for each text of 24 tokens.
+    let large = || vec![vec![1; 24]; 30_000];
+    let mut held = Vec::new();
+    let refusal = loop {
+        match embedder.embed(large(), 1, None) {
+            Ok(embedding) => held.push(embedding),
+            Err(refusal) => break refusal,
+        }
+        assert!(held.len() < 30, "there is no bound");
+    };
+    assert!(matches!(refusal, Refusal::Overloaded { .. }), "{refusal}");
+    assert!(embedder.embed(vec![vec![1]], 2, None).expect("room for another tenant").await.vectors.is_ok());
 }
 
 #[tokio::test]
 async fn a_model_that_is_dropped_answers_first_and_a_runtime_that_stops_says_so() {
     let (runtime, embedder) = serve(settings());
-    let under_way = embedder.embed(vec![vec![1; 24]; 600], None).expect("accepted");
+    let under_way = embedder.embed(vec![vec![1; 24]; 600], 0, None).expect("accepted");
     drop(embedder);
     assert_eq!(under_way.await.vectors.expect("vectors").len(), 600);
     while !runtime.report().models.is_empty() {
         tokio::task::yield_now().await;
     }
     let (runtime, embedder) = serve(settings());
-    let cut = embedder.embed(vec![vec![1; 24]; 2000], None).expect("accepted");
+    let cut = embedder.embed(vec![vec![1; 24]; 2000], 0, None).expect("accepted");
     drop(runtime);
     assert_eq!(cut.await.vectors, Err(Failure::EngineStopped));
-    assert_eq!(embedder.embed(vec![vec![1]], None).err(), Some(Refusal::Draining));
+    assert_eq!(embedder.embed(vec![vec![1]], 0, None).err(), Some(Refusal::Draining));
 }
 
 #[test]

@@ -171,6 +171,24 @@ async fn scores_are_the_same_however_they_are_computed() {
     }
 }
 
+/// Nor does what is found in the cache change them, and what others left there stays.
+#[tokio::test]
+async fn scores_are_apart_from_the_prefix_cache() {
+    // Sixteen blocks of 32 tokens.
+    let settings = glassgate_runtime::Settings { kv_bytes: 16 * 65_536, ..crate::support::settings() };
+    let (runtime, model) = crate::support::serve(settings, "glimmer-2");
+    let prompt = vec![5; 129];
+    let want = model.score(&prompt, &[7, 8, 9], 0).await.expect("scores");
+    assert_eq!(runtime.report().models[0].kv_blocks_cached, 0);
+    ask(&model, greedy(prompt.clone(), 1)).await;
+    for n in 0..10 {
+        assert_eq!(model.score(&prompt, &[7, 8, 9], 0).await.expect("scores"), want);
+        model.score(&[20 + n; 100], &[7], 1).await.expect("a score");
+    }
+    assert_eq!(ask(&model, greedy(prompt, 1)).await.timeline.cached_tokens, 128);
+    settled(&runtime).await;
+}
+
 #[tokio::test]
 async fn what_cannot_be_scored_is_refused() {
     let (_runtime, model) = glimmer();

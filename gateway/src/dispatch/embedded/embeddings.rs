@@ -6,6 +6,7 @@ use std::task::{Context, Poll, ready};
 
 use glassgate_runtime as runtime;
 
+use super::tenant_number;
 use crate::accounting::core::Usage;
 use crate::accounting::row::UsageSource;
 use crate::accounting::settlement::Running;
@@ -38,7 +39,7 @@ impl EmbeddingModel {
     }
 
     pub fn start(&self, running: Running, leg: &Leg, call: &Call<'_>) -> Result<Answer, Box<NotStarted>> {
-        match self.model.embed(leg.measure.prompts.to_vec(), None) {
+        match self.model.embed(leg.measure.prompts.to_vec(), tenant_number(call.tenant), None) {
             Ok(embedding) => {
                 let stream = Stream {
                     embedding,

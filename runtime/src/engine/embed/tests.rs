@@ -1,7 +1,11 @@
 //! The queue, the batches and the endings, over a model that only counts.
 
 use super::{BATCH_TOKENS, Embedded, Encode, Encoder, Job};
-use crate::{engine::events::Failure, engine::stats::Stats, kernels::texts::TextBatch, report::EmbedTimeline};
+use crate::{
+    engine::{events::Failure, places::Most, stats::Stats},
+    kernels::texts::TextBatch,
+    report::EmbedTimeline,
+};
 use candle_core::{Device, Result, Tensor};
 use std::{
     sync::{Arc, atomic::Ordering::Relaxed},
@@ -41,8 +45,18 @@ fn encoder() -> Encoder {
 }
 
 fn submit(encoder: &mut Encoder, texts: Vec<Vec<u32>>, deadline: Option<Instant>) -> Receiver<Embedded> {
+    submit_for(encoder, 0, texts, deadline)
+}
+
+fn submit_for(
+    encoder: &mut Encoder,
+    tenant: u64,
+    texts: Vec<Vec<u32>>,
+    deadline: Option<Instant>,
+) -> Receiver<Embedded> {
     let (reply, answer) = oneshot::channel();
-    assert!(encoder.stats().enter_queue(1, 100));
+    let mut place = encoder.stats().enter_queue(tenant, 1, Most::halves(200)).expect("a place");
+    let places = [place.split(), place];
     let submitted = Instant::now();
     let timeline = EmbedTimeline {
         submitted,
@@ -53,7 +67,7 @@ fn submit(encoder: &mut Encoder, texts: Vec<Vec<u32>>, deadline: Option<Instant>
         texts_max: 0,
         compute: Duration::ZERO,
     };
-    encoder.submit(Job::new(texts, deadline, timeline, Arc::default(), reply));
+    encoder.submit(Job::new(texts, tenant, places, deadline, timeline, Arc::default(), reply));
     answer
 }
 
@@ -101,6 +115,22 @@ fn a_request_of_many_texts_delays_the_next_one_by_a_batch() {
     assert!(many.try_recv().is_err());
     drain(&mut encoder);
     assert_eq!(many.try_recv().expect("an answer").vectors.expect("vectors").len(), 2048);
+}
+
+/// However many requests it has, each with a text that waits.
+#[test]
+fn a_tenant_of_many_requests_delays_another_by_a_batch() {
+    let mut encoder = encoder();
+    let flood: Vec<_> = (0..90).map(|_| submit_for(&mut encoder, 1, vec![vec![1; BATCH_TOKENS]; 3], None)).collect();
+    assert!(encoder.turn(None));
+    let mut one = submit_for(&mut encoder, 2, vec![vec![2; 3]], None);
+    let batches = encoder.stats().steps.load(Relaxed);
+    while one.try_recv().is_err() {
+        assert!(encoder.turn(None));
+    }
+    assert!(encoder.stats().steps.load(Relaxed) <= batches + 3);
+    drop(flood);
+    drain(&mut encoder);
 }
 
 #[test]
