@@ -20,7 +20,7 @@ pub enum ModelsCommand {
 pub fn run(place: &Place, command: ModelsCommand) -> Outcome {
     let hub = Hub::from_environment(place.data_dir()?.hub());
     match command {
-        ModelsCommand::Pull { model } => println!("{}", hub.fetch(&model)?.display()),
+        ModelsCommand::Pull { model } => println!("{}", hub.pull(&model)?.display()),
         ModelsCommand::List => {
             for kept in hub.list()? {
                 println!("{:>10}  {}@{}  {}", human(kept.bytes), kept.repository, kept.commit, kept.path.display());

@@ -231,3 +231,15 @@ fn rotary_positions_that_cannot_work_are_refused_by_key() {
         assert!(why.contains(says), "{rope}: {why}");
     }
 }
+
+#[test]
+fn a_granite_that_names_no_multipliers_multiplies_by_one() {
+    let case = cases().into_iter().find(|case| case.config["model_type"] == "granite").expect("a case");
+    let mut config = case.config;
+    for name in ["embedding_multiplier", "attention_multiplier", "residual_multiplier", "logits_scaling"] {
+        config[name] = Value::Null;
+    }
+    let spec = ModelSpec::from_config(&config).expect("a spec");
+    let multipliers = [spec.embed_scale, spec.layers[0].scores.scale, spec.residual_scale, spec.logit_scale];
+    assert_eq!(multipliers, [1.0; 4]);
+}

@@ -35,6 +35,7 @@ use tokio::sync::oneshot;
 
 /// Numbers of four bytes that all requests of a model hold at most: tokens and vectors.
 const HELD_MAX: u64 = 32 << 20;
+const TOKENIZER: &str = "tokenizer.json";
 
 /// Whether a source is a folder of a model that makes embeddings, for [`Runtime::load_embedder`].
 pub fn is_embedder(source: &Path) -> Result<bool, LoadError> {
@@ -43,21 +44,26 @@ pub fn is_embedder(source: &Path) -> Result<bool, LoadError> {
     if source.is_dir() { Ok(config?.is_some_and(|config| is_encoder(&config))) } else { Ok(false) }
 }
 
+/// What an encoder's folder holds besides weights.
+pub(crate) fn read_text_side(folder: &Path) -> Result<(BertSpec, TextEncoder), WeightError> {
+    let spec = BertSpec::read(folder)?;
+    let path = folder.join(TOKENIZER);
+    let json = folder::read_text(&path)?.ok_or_else(|| WeightError::new(&path, "is missing"))?;
+    let text = TextEncoder::new(&json, spec.vocab, spec.head.lower).map_err(|why| WeightError::new(&path, why))?;
+    Ok((spec, text))
+}
+
 impl Runtime {
     /// Validates, loads and warms an embedding model: a folder in the layout of Hugging Face or sentence-transformers.
     /// Blocks until the model is ready: call it where blocking is allowed. Other models keep serving meanwhile.
     pub fn load_embedder(&self, name: &str, folder: &Path) -> Result<Embedder, LoadError> {
         let started = Instant::now();
-        let spec = BertSpec::read(folder)?;
-        let tokenizer = folder.join("tokenizer.json");
-        let json = folder::read_text(&tokenizer)?.ok_or_else(|| WeightError::new(&tokenizer, "is missing"))?;
-        let text = TextEncoder::new(&json, spec.vocab, spec.head.lower);
-        let text = text.map_err(|why| WeightError::new(&tokenizer, why))?;
+        let (spec, text) = read_text_side(folder)?;
         let checkpoint = Checkpoint::open(folder)?;
         let (limit, vocab, dimensions) = (spec.head.limit, spec.vocab as u32, spec.hidden);
         let bert = Bert::load(spec, &checkpoint)?;
         let mut files = BertSpec::files(folder);
-        files.push(tokenizer);
+        files.push(folder.join(TOKENIZER));
         files.extend(checkpoint.files());
         let digest = folder::digest(&files)?;
 

@@ -1,8 +1,10 @@
 //! Vectors for texts: the same bits whatever happens around them, and nobody disturbed.
 
 use crate::support::{ask, chat, collect, endless, folder, greedy, settings};
-use glassgate_runtime::{Embedder, Failure, LoadError, LoadOptions, Refusal, Runtime, Settings, is_embedder};
-use std::path::PathBuf;
+use glassgate_runtime::{
+    Embedder, Failure, LoadError, LoadOptions, Refusal, Runtime, Settings, check_text, is_embedder,
+};
+use std::path::{Path, PathBuf};
 
 fn tiny(name: &str) -> PathBuf {
     [env!("CARGO_MANIFEST_DIR"), "tests", "golden", "bert", name].iter().collect()
@@ -135,8 +137,8 @@ fn a_folder_says_which_kind_of_model_it_holds() {
     assert!(!is_embedder(&folder("nothing-here")).expect("nothing"));
 }
 
-/// A copy of the tiny encoder's folder with one file changed, and what loading it says.
-fn complaint(file: &str, from: &str, to: &str) -> String {
+/// A copy of the tiny encoder's folder with one file changed.
+fn changed(file: &str, from: &str, to: &str) -> tempfile::TempDir {
     let copy = tempfile::tempdir().expect("a folder");
     for name in ["config.json", "modules.json", "1_Pooling/config.json", "tokenizer.json", "tokenizer_config.json"] {
         let mut text = std::fs::read_to_string(tiny("mean").join(name)).expect("a file");
@@ -149,6 +151,12 @@ fn complaint(file: &str, from: &str, to: &str) -> String {
         std::fs::write(path, text).expect("written");
     }
     std::fs::copy(tiny("mean").join("model.safetensors"), copy.path().join("model.safetensors")).expect("copied");
+    copy
+}
+
+/// What loading says of a folder that is changed so.
+fn complaint(file: &str, from: &str, to: &str) -> String {
+    let copy = changed(file, from, to);
     let runtime = Runtime::start(settings()).expect("valid settings");
     match runtime.load_embedder("odd", copy.path()) {
         Ok(_) => "nothing".to_owned(),
@@ -158,6 +166,25 @@ fn complaint(file: &str, from: &str, to: &str) -> String {
         }
         Err(other) => panic!("{other}"),
     }
+}
+
+#[test]
+fn the_text_side_of_an_encoder_is_checked_as_its_load_would() {
+    for name in ["mean", "cls", "roberta"] {
+        check_text(&tiny(name)).expect("a valid folder");
+    }
+    let broken = changed("tokenizer.json", "\"version\"", "\"verse\"");
+    let why = check_text(broken.path()).expect_err("no tokenizer").to_string();
+    assert!(why.contains("tokenizer.json") && why.contains("not a valid tokenizer"), "{why}");
+}
+
+#[test]
+fn whatever_shapes_a_vector_is_in_the_digest() {
+    let runtime = Runtime::start(settings()).expect("valid settings");
+    let digest = |folder: &Path| runtime.load_embedder("tiny", folder).expect("valid").digest().to_owned();
+    let as_it_is = digest(changed("config.json", "{", "{").path());
+    let other_limit = changed("tokenizer_config.json", "{", "{ ");
+    assert_ne!(digest(other_limit.path()), as_it_is, "model_max_length cuts texts");
 }
 
 #[test]
@@ -171,6 +198,8 @@ fn what_an_encoder_asks_for_and_we_cannot_do_is_refused_by_key() {
         ("config.json", "\"model_type\": \"bert\"", "\"model_type\": \"electra\"", "electra"),
         ("modules.json", "normalize.Normalize", "dense.Dense", "Dense"),
         ("modules.json", "\"type\"", "\"kind\"", "list of modules"),
+        ("modules.json", "\"1_Pooling\"", "\"../1_Pooling\"", "outside its folder"),
+        ("modules.json", "\"1_Pooling\"", "\"/1_Pooling\"", "outside its folder"),
         ("1_Pooling/config.json", "\"mean\"", "\"max\"", "max"),
         ("tokenizer.json", "\"version\"", "\"verse\"", "not a valid tokenizer"),
     ] {

@@ -16,3 +16,4 @@ mod quantised;
 mod refusals;
 mod steered;
 mod support;
+mod twins;
