@@ -43,6 +43,7 @@ pub(crate) struct Sequence {
     logprobs: Vec<Logprobs>,
     /// Some: all tokens are given, and those from here on are scored; none is sampled.
     scored_from: Option<usize>,
+    scored_top: usize,
     pub flags: Arc<Flags>,
     ask: Ask,
     ignore_eos: bool,
@@ -89,6 +90,7 @@ impl Sequence {
             tokens: request.prompt,
             logprobs: Vec::new(),
             scored_from: None,
+            scored_top: 0,
             flags: Arc::default(),
             ask,
             detokenizer: Detokenizer::default(),
@@ -109,11 +111,12 @@ impl Sequence {
     }
 
     /// Makes it one that only tells how likely its tokens are: those of its prompt from `first` on, and `last` behind
-    /// them. It ends without a token, and its ending tells them all.
-    pub fn scoring(mut self, first: usize, last: u32) -> Sequence {
+    /// them; and for each place the `top` likeliest. It ends without a token, and its ending tells them all.
+    pub fn scoring(mut self, first: usize, last: u32, top: usize) -> Sequence {
         self.tokens.push(last);
         self.told = self.tokens.len();
         self.scored_from = Some(first);
+        self.scored_top = top;
         self
     }
 
@@ -178,7 +181,7 @@ impl Sequence {
             }
             // What is computed a second time is known.
             if at - from == self.logprobs.len() {
-                self.logprobs.push(logprobs(row, self.tokens[at], 1));
+                self.logprobs.push(logprobs(row, self.tokens[at], self.scored_top));
             }
         }
         None

@@ -4,10 +4,10 @@ use super::{LoadError, Runtime};
 use crate::{
     engine::{
         Command, ModelId,
-        embed::{Embedded, Encode, Encoder, Job},
+        embed::{BATCH_TOKENS, Embedded, Encode, Encoder, Job},
         encoders::EncoderCommand,
         events::{Failure, Refusal},
-        stats::Stats,
+        stats::{Loaded, Stats},
     },
     kernels::texts::TextBatch,
     model::bert::{
@@ -43,7 +43,6 @@ impl Runtime {
     /// Validates, loads and warms an embedding model: a folder in the layout of Hugging Face or sentence-transformers.
     /// Blocks until the model is ready: call it where blocking is allowed. Other models keep serving meanwhile.
     pub fn load_embedder(&self, name: &str, folder: &Path) -> Result<Embedder, LoadError> {
-        let started = Instant::now();
         let spec = BertSpec::read(folder)?;
         let tokenizer = folder.join("tokenizer.json");
         let json = folder::read_text(&tokenizer)?.ok_or_else(|| WeightError::new(&tokenizer, "is missing"))?;
@@ -51,17 +50,21 @@ impl Runtime {
         let text = text.map_err(|why| WeightError::new(&tokenizer, why))?;
         let checkpoint = Checkpoint::open(folder)?;
         let (limit, vocab, dimensions) = (spec.head.limit, spec.vocab as u32, spec.hidden);
+        // A text longer than a batch is one of its own.
+        let memory = Bert::memory(&spec, &checkpoint, BATCH_TOKENS.max(limit))?;
+        let resident = self.admit(name, folder, 0, memory)?;
         let bert = Bert::load(spec, &checkpoint)?;
         let mut files = BertSpec::files(folder);
         files.push(tokenizer);
         files.extend(checkpoint.files());
         let digest = folder::digest(&files)?;
 
-        let stats = Arc::new(Stats::new(name, &digest, 0, bert.bytes() as u64, 0, started.elapsed()));
+        let stats = Arc::clone(&resident.stats);
+        stats.warming(Loaded { digest, weights: Vec::new(), exceptions: Vec::new() });
         let encoder = Box::new(Encoder::new(Box::new(bert), Arc::clone(&stats)));
         let id = self.0.next_model.fetch_add(1, Relaxed);
         let (ready, answer) = channel();
-        let command = Command::Encoder(EncoderCommand::Add { id, encoder, ready });
+        let command = Command::Encoder(EncoderCommand::Add { id, encoder, resident, ready });
         self.0.commands.send(command).map_err(|_| LoadError::Stopped)?;
         let warmed = answer.recv().map_err(|_| LoadError::Stopped)?;
         warmed.map_err(|why| LoadError::Warm { folder: folder.to_owned(), why })?;
@@ -125,7 +128,12 @@ impl Embedder {
 
     /// Hex blake3 over the folder's files.
     pub fn digest(&self) -> &str {
-        &self.0.stats.digest
+        self.0.stats.digest()
+    }
+
+    /// As [`crate::Model::drain`].
+    pub fn drain(&self, cut_at: Instant) {
+        let _ = self.0.commands.send(Command::Encoder(EncoderCommand::Drain { id: self.0.id, cut_at }));
     }
 
     /// Most tokens of one text, those that [`Embedder::tokenize`] adds included.
