@@ -16,8 +16,11 @@ fn data(setup: &Setup) -> String {
 
 /// Whether it passed, what it found, what it said.
 fn verify(setup: &Setup, models: [&str; 2], more: &[&str]) -> (bool, Value, String) {
-    let data = data(setup);
-    let args = [&["models", "verify"], &models[..], &["--data", &data, "--json"], more].concat();
+    verify_on(setup, &data(setup), models, more)
+}
+
+fn verify_on(setup: &Setup, data: &str, models: [&str; 2], more: &[&str]) -> (bool, Value, String) {
+    let args = [&["models", "verify"], &models[..], &["--data", data, "--json"], more].concat();
     let output = setup.run(&args);
     let said = String::from_utf8_lossy(&output.stderr).into_owned();
     (output.status.success(), serde_json::from_slice(&output.stdout).unwrap_or_default(), said)
@@ -73,7 +76,9 @@ fn what_cannot_be_compared_is_said() {
     // Another tokenizer: each is judged for itself, and no bound on their distance is kept.
     let other = root().join("runtime/tests/formats/bytes.gguf").canonicalize().unwrap();
     let models = ["glimmer-2", other.to_str().unwrap()];
-    let (passed, found, said) = verify(&setup, models, &["--limit", "2", "--max-kl", "100"]);
+    let short = setup.0.path().join("short.jsonl");
+    std::fs::write(&short, "{\"prompt\": \"Once upon\", \"answer\": \" a time\"}\n").unwrap();
+    let (passed, found, said) = verify_on(&setup, short.to_str().unwrap(), models, &["--max-kl", "100"]);
     assert!(!passed && found["distance"].is_null() && said.contains("the divergence is NaN"), "{found} {said}");
     let path = setup.0.path().join("bad.jsonl");
     std::fs::write(&path, "{\"prompt\": \"a\"}\n").unwrap();
