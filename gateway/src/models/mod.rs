@@ -171,7 +171,7 @@ impl Models {
         let mut loaded = self.loaded.lock();
         let is_gone = |(name, source, quantize): &Known| {
             let config = models.get(name).filter(|config| config.quantize == *quantize);
-            !config.is_some_and(|config| config.source.to_string() == *source)
+            config.is_none_or(|config| config.source.to_string() != *source)
         };
         for ((name, source, _), model) in loaded.extract_if(|known, _| is_gone(known)) {
             let cut_in = cut_at.saturating_duration_since(Instant::now());

@@ -113,7 +113,7 @@ impl Bench {
         let resets = Arc::new(AtomicU32::new(0));
         let (enter, entered) = channel();
         let fake = Fake { pool: vec![0; 64 * 32], resets: Arc::clone(&resets), bad_resets, permits, entered: enter };
-        let resident = Roster::new(0).admit(Stats::new("fake", 64, Memory::default())).ok().expect("room");
+        let resident = Roster::new(0).admit(Stats::new("fake", 64, Memory::default())).expect("room");
         let stats = Arc::clone(&resident.stats);
         let letters = (0..VOCAB as u8).map(|id| vec![b'a' + id]);
         let vocabulary = Vocabulary { bytes: Arc::new(TokenBytes::new(letters)), end: vec![12] };
