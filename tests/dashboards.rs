@@ -17,7 +17,7 @@ use crate::support::{eventually, http, root};
 const FILES: [&str; 2] = ["overview.json", "cost.json"];
 
 /// Families that no panel and no rule shows, and why.
-const UNSHOWN: [(&str, &str); 17] = [
+const UNSHOWN: [(&str, &str); 18] = [
     ("gateway_inter_token_latency_seconds", "every gap of every stream, for a closer look at time per output token"),
     ("gateway_rejections_total", "the refusals among gateway_requests_total by error_type"),
     ("gateway_reserved_tokens", "what limits hold at the moment, for debugging them"),
@@ -34,6 +34,7 @@ const UNSHOWN: [(&str, &str); 17] = [
     ("runtime_generated_tokens_total", "likewise"),
     ("runtime_failures_total", "likewise; its requests are among the errors by type"),
     ("runtime_model_load_seconds", "likewise"),
+    ("runtime_model_memory_bytes", "likewise"),
     ("gateway_config_info", "names the configuration, for joins"),
 ];
 

@@ -38,3 +38,5 @@ mod tidy;
 mod token_ids;
 mod traces;
 mod upstreams;
+mod verify;
+mod versions;

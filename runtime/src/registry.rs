@@ -1,42 +1,35 @@
 //! The handles a caller holds: [`Runtime`] starts the engine and loads models, [`Model`] turns requests into streams.
 
 pub(crate) mod embedder;
+mod load;
 mod score;
 
 use crate::{
     engine::{
-        self, Command, ModelId, Roster,
+        self, Command, ModelId,
         events::{Event, Generation, Refusal},
-        forward::{Forward, Llm},
         places::Most,
         request::{Class, Request},
-        scheduler::Limits,
-        sequence::{Sequence, Vocabulary},
+        roster::Roster,
+        sequence::Sequence,
         stats::Stats,
-        stepper::Stepper,
     },
     grammar::{BadGrammar, Constraint, Grammar, Grammars},
     kernels::{batch::BLOCK_TOKENS, cpu::kernel_name},
-    model::{decoder::Decoder, kv_pools::block_bytes, spec::ModelSpec},
-    report::{Report, StepRecord, WeightKind},
+    memory,
+    report::{Report, StepRecord},
     sampling::params::SamplingParams,
-    settings::{LoadOptions, Settings},
-    source::Source,
+    settings::Settings,
     text::{Message, TemplateError, TextError, folder::TextSide},
-    weights::{WeightError, folder, quantize::Quantized},
 };
 use std::{
-    path::{Path, PathBuf},
-    sync::{
-        Arc, Mutex, PoisonError,
-        atomic::{AtomicU64, Ordering},
-        mpsc::{Sender, channel},
-    },
+    sync::{Arc, Mutex, PoisonError, atomic::AtomicU64, mpsc::Sender},
     thread::JoinHandle,
     time::Instant,
 };
 use tokio::sync::mpsc;
 
+pub use load::LoadError;
 pub use score::ScoreError;
 
 /// Shadows enter a queue only while it is shorter than this.
@@ -50,23 +43,6 @@ pub enum StartError {
     Thread(std::io::Error),
 }
 
-/// Why a model could not be served. Every message names the file.
-#[derive(Debug, thiserror::Error)]
-pub enum LoadError {
-    #[error("{}: {why}", file.display())]
-    File { file: PathBuf, why: String },
-    #[error("{}: the model loaded but its first step failed: {why}", folder.display())]
-    Warm { folder: PathBuf, why: String },
-    #[error("the engine stopped")]
-    Stopped,
-}
-
-impl From<WeightError> for LoadError {
-    fn from(WeightError { file, why }: WeightError) -> LoadError {
-        LoadError::File { file, why }
-    }
-}
-
 /// The engine of this machine's CPU. When the last handle is dropped, running requests end as cancelled and the
 /// engine's thread ends; dropping waits for that, at most one step.
 #[derive(Clone)]
@@ -76,7 +52,7 @@ struct Handle {
     settings: Settings,
     commands: Sender<Command>,
     thread: Mutex<Option<JoinHandle<()>>>,
-    roster: Roster,
+    roster: Arc<Roster>,
     next_model: AtomicU64,
 }
 
@@ -94,149 +70,22 @@ impl Drop for Handle {
 impl Runtime {
     pub fn start(settings: Settings) -> Result<Runtime, StartError> {
         settings.validate()?;
-        let roster = Roster::default();
-        let (commands, thread) =
-            engine::start(settings.threads, settings.sink.clone(), Arc::clone(&roster)).map_err(StartError::Thread)?;
+        let roster = Roster::new(settings.memory_max.or_else(memory::available).unwrap_or(u64::MAX));
+        let (commands, thread) = engine::start(settings.threads, settings.sink.clone()).map_err(StartError::Thread)?;
         let thread = Mutex::new(Some(thread));
         Ok(Runtime(Arc::new(Handle { settings, commands, thread, roster, next_model: AtomicU64::new(0) })))
     }
 
-    /// Validates, loads and warms a model: a folder in Hugging Face layout or a `.gguf` file. Blocks until the model is
-    /// ready: call it where blocking is allowed. Other models keep serving meanwhile.
-    pub fn load(&self, name: &str, source: &Path, options: &LoadOptions) -> Result<Model, LoadError> {
-        let started = Instant::now();
-        let parts = Parts::read(source, &self.0.settings, options)?;
-        for exception in &parts.exceptions {
-            tracing::warn!(model = name, "not quantised as asked: {exception}");
-        }
-        self.serve(name, source, parts, started)
-    }
-
     /// The last steps of the models with this name, oldest first for each: at most 4,096 of one.
     pub fn steps(&self, model: &str) -> Vec<StepRecord> {
-        let roster = self.0.roster.lock().unwrap_or_else(PoisonError::into_inner);
-        roster.iter().filter(|stats| stats.name == model).flat_map(|stats| stats.records()).collect()
+        let models = self.0.roster.models();
+        models.iter().filter(|stats| stats.name == model).flat_map(|stats| stats.records()).collect()
     }
 
     pub fn report(&self) -> Report {
-        let roster = self.0.roster.lock().unwrap_or_else(PoisonError::into_inner);
-        Report { models: roster.iter().map(|stats| stats.report()).collect(), kernel: kernel_name() }
-    }
-
-    fn serve(&self, name: &str, folder: &Path, parts: Parts, started: Instant) -> Result<Model, LoadError> {
-        let settings = &self.0.settings;
-        let limits = Limits {
-            step_tokens: settings.step_tokens,
-            prefill_chunk: settings.prefill_chunk,
-            running_max: settings.running_max,
-            block_tokens: BLOCK_TOKENS,
-            itl_target: settings.itl_target,
-            preempt_always: settings.preempt_always,
-        };
-        let vocab = parts.forward.vocab() as u32;
-        let mut stats =
-            Stats::new(name, &parts.digest, parts.blocks, parts.weights_bytes, parts.kv_bytes, started.elapsed());
-        stats.weights = parts.weights;
-        stats.exceptions = parts.exceptions;
-        let stats = Arc::new(stats);
-        let grammars = Grammars::new(parts.text.tokenizer().bytes(), parts.end.clone(), vocab as usize);
-        let vocabulary = Vocabulary { bytes: parts.text.tokenizer().bytes(), end: parts.end };
-        let stepper = Box::new(Stepper::new(parts.forward, limits, vocabulary, Arc::clone(&stats)));
-        let id = self.0.next_model.fetch_add(1, Ordering::Relaxed);
-        let (ready, answer) = channel();
-        self.0.commands.send(Command::Add { id, stepper, ready }).map_err(|_| LoadError::Stopped)?;
-        let warmed = answer.recv().map_err(|_| LoadError::Stopped)?;
-        warmed.map_err(|why| LoadError::Warm { folder: folder.to_owned(), why })?;
-        Ok(Model(Arc::new(Served {
-            id,
-            commands: self.0.commands.clone(),
-            waiting_max: settings.waiting_max,
-            context: parts.context,
-            vocab,
-            defaults: parts.defaults,
-            text: parts.text,
-            grammars,
-            stats,
-        })))
-    }
-}
-
-/// What a model's files give.
-struct Parts {
-    forward: Box<dyn Forward>,
-    text: TextSide,
-    /// Tokens that end an answer.
-    end: Vec<u32>,
-    defaults: SamplingParams,
-    digest: String,
-    context: u32,
-    blocks: u32,
-    weights_bytes: u64,
-    weights: Vec<WeightKind>,
-    exceptions: Vec<String>,
-    kv_bytes: u64,
-}
-
-impl Parts {
-    fn read(path: &Path, settings: &Settings, options: &LoadOptions) -> Result<Parts, LoadError> {
-        let source = Source::open(path)?;
-        let (config_file, config) = source.config()?;
-        let blame = |file: &Path| {
-            let file = file.to_owned();
-            move |why: String| LoadError::File { file, why }
-        };
-        let mut spec = ModelSpec::from_config(&config).map_err(blame(&config_file))?;
-        let mut defaults = SamplingParams::default();
-        if let Some((file, generation)) = source.generation()? {
-            defaults = SamplingParams::from_generation_config(&generation).map_err(blame(&file))?;
-            spec.add_end(generation.get("eos_token_id")).map_err(blame(&file))?;
-        }
-        let text = source.text(spec.vocab)?;
-
-        let block = block_bytes(&spec, settings.kv_dtype);
-        let useful = settings.running_max.saturating_mul(spec.context.div_ceil(BLOCK_TOKENS));
-        let blocks = (settings.kv_bytes / block).min(useful).min(u32::MAX as usize / BLOCK_TOKENS);
-        if blocks == 0 {
-            let why = format!(
-                "{BLOCK_TOKENS} tokens of this model need {block} bytes of KV memory, kv_bytes is {}",
-                settings.kv_bytes
-            );
-            return Err(blame(&config_file)(why));
-        }
-        let (tensors, files) = source.weights()?;
-        let positions = spec.context.min(blocks * BLOCK_TOKENS);
-        let (decoder, exceptions) = match options.quantize {
-            None => (Decoder::load(&spec, tensors.as_ref(), positions)?, Vec::new()),
-            Some(to) => {
-                let quantized = Quantized::new(tensors.as_ref(), to);
-                (Decoder::load(&spec, &quantized, positions)?, quantized.exceptions())
-            }
-        };
-        let weights_bytes = decoder.bytes() as u64;
-        let weights =
-            decoder.kinds().into_iter().map(|(kind, bytes)| WeightKind { kind: kind.name(), bytes: bytes as u64 });
-        let weights = weights.collect();
-        let mut digest = folder::digest(&files)?;
-        if let Some(to) = options.quantize {
-            // The same files, other answers.
-            digest = blake3::hash(format!("{digest} {to:?}").as_bytes()).to_hex().to_string();
-        }
-        let (context, end) = (spec.context as u32, spec.end.clone());
-        let llm = Llm::new(spec, decoder, settings.kv_dtype, blocks)
-            .map_err(|error| blame(&config_file)(error.to_string()))?;
-        Ok(Parts {
-            forward: Box::new(llm),
-            text,
-            end,
-            defaults,
-            digest,
-            context,
-            blocks: blocks as u32,
-            weights_bytes,
-            weights,
-            exceptions,
-            kv_bytes: (blocks * block) as u64,
-        })
+        let roster = &self.0.roster;
+        let models = roster.models().iter().map(|stats| stats.report()).collect();
+        Report { models, memory_max: roster.memory_max(), kernel: kernel_name() }
     }
 }
 
@@ -270,12 +119,17 @@ impl Model {
 
     /// Hex blake3 over the model's files, and over how the weights are quantised if they are.
     pub fn digest(&self) -> &str {
-        &self.0.stats.digest
+        self.0.stats.digest()
     }
 
     /// Most tokens of prompt and output together.
     pub fn context(&self) -> u32 {
         self.0.context
+    }
+
+    /// How many token ids the model knows.
+    pub fn vocab(&self) -> u32 {
+        self.0.vocab
     }
 
     /// What the folder's `generation_config.json` asks for.
@@ -308,6 +162,12 @@ impl Model {
     /// what strangers wrote: call it where blocking is allowed.
     pub fn grammar(&self, constraint: &Constraint) -> Result<Grammar, BadGrammar> {
         self.0.grammars.compile(constraint)
+    }
+
+    /// Others serve instead. Who still has this handle may ask until `cut_at`; who is not answered by then fails as
+    /// unloaded, and the memory is free. It is free sooner when the last handle is gone and everybody answered.
+    pub fn drain(&self, cut_at: Instant) {
+        let _ = self.0.commands.send(Command::Drain { id: self.0.id, cut_at });
     }
 
     /// Queues a request; never blocks. What can never be answered is refused here.

@@ -47,6 +47,9 @@ pub struct LoadOptions {
 pub struct Settings {
     /// Threads a step may use, the engine's own included. On a machine that others use too, fewer than its cores.
     pub threads: usize,
+    /// Bytes that all models may take together, what their loads need for a moment included. None: nine tenths of what
+    /// machine and control groups have left at the start.
+    pub memory_max: Option<u64>,
     /// Bytes of KV pool for each model.
     pub kv_bytes: usize,
     pub kv_dtype: KvDtype,
@@ -75,6 +78,7 @@ impl Default for Settings {
         Settings {
             // One core is left to whoever feeds the engine.
             threads: cores.saturating_sub(1).max(1),
+            memory_max: None,
             kv_bytes: 64 << 20,
             kv_dtype: KvDtype::Bf16,
             step_tokens: 256,

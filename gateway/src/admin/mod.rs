@@ -80,6 +80,7 @@ impl Admin {
                 let snapshot = self.app.snapshot.load();
                 json(StatusCode::OK, &config(&snapshot.config, self.app.rejected.lock().as_deref()))
             }
+            (&Method::GET, "/admin/models") => json(StatusCode::OK, &self.app.models.told()),
             (&Method::GET, _) if path.starts_with("/admin/requests/") => {
                 let id = path.trim_start_matches("/admin/requests/");
                 match self.app.observe.find(id) {
@@ -107,7 +108,10 @@ impl Admin {
                     ),
                 }
             }
-            _ => error(StatusCode::NOT_FOUND, "try POST /admin/reload, GET /admin/config or GET /admin/requests/{id}"),
+            _ => error(
+                StatusCode::NOT_FOUND,
+                "try POST /admin/reload, GET /admin/config, GET /admin/models or GET /admin/requests/{id}",
+            ),
         }
     }
 }

@@ -67,9 +67,11 @@ impl std::fmt::Display for ModelSource {
     }
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, clap::ValueEnum)]
 pub enum Quantize {
+    #[value(name = "q8_0")]
     Q8_0,
+    #[value(name = "q4_k")]
     Q4K,
 }
 

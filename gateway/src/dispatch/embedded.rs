@@ -4,6 +4,7 @@ mod embeddings;
 
 use std::sync::Arc;
 use std::task::{Context, Poll};
+use std::time::Instant;
 
 pub use embeddings::EmbeddingModel;
 use glassgate_runtime as runtime;
@@ -35,6 +36,11 @@ impl Embedded {
     /// A hash over the model's files.
     pub fn digest(&self) -> &str {
         self.model.digest()
+    }
+
+    /// Somebody else serves in its place.
+    pub fn drain(&self, cut_at: Instant) {
+        self.model.drain(cut_at);
     }
 
     pub fn start(&self, running: Running, leg: &Leg, call: &Call<'_>) -> Result<Answer, Box<NotStarted>> {
@@ -367,6 +373,9 @@ impl Chunks for Stream {
                         // It can be compiled and still be more than a step may cost.
                         (runtime::Failure::Grammar(why), Some(field)) => {
                             Refusal::BadParam { param: field.into(), why: format!("could not be followed: {why}") }
+                        }
+                        (runtime::Failure::Unloaded, _) => {
+                            Refusal::ModelUnavailable { model: self.model.name().to_owned() }
                         }
                         _ => Refusal::EngineFailed,
                     };

@@ -150,6 +150,7 @@ pub struct Metrics {
     runtime_generated_tokens: IntCounterVec,
     runtime_failures: IntCounterVec,
     runtime_models: IntGaugeVec,
+    runtime_memory: IntGaugeVec,
     runtime_load: GaugeVec,
 }
 
@@ -439,7 +440,12 @@ impl Metrics {
                 &["model"],
                 "Sequences that failed in the engine",
             )?,
-            runtime_models: make.gauges("runtime_model_state", &["model", "state"], "1 for the state a model is in")?,
+            runtime_models: make.gauges("runtime_model_state", &["model", "state"], "Versions of a model in each state")?,
+            runtime_memory: make.gauges(
+                "runtime_model_memory_bytes",
+                &["model", "part"],
+                "What a model's versions are held to take, by the ledger that admits them",
+            )?,
             runtime_load: make.seconds("runtime_model_load_seconds", &["model"], "How long loading took")?,
             tenants: Bounded::to(TENANTS_MAX),
             keys: Bounded::to(KEYS_MAX),
@@ -764,17 +770,13 @@ impl Metrics {
         self.runtime_failures.with_label_values(&[model]).inc();
     }
 
-    /// Every model that should run here, and whether it does.
-    pub fn runtime_models<'a>(&self, models: impl Iterator<Item = (&'a str, bool)>) {
-        self.runtime_models.reset();
-        for (model, ready) in models {
-            self.runtime_model(model, ready);
-        }
+    pub fn runtime_model_state(&self, model: &str, state: &str, versions: u64) {
+        self.runtime_models.with_label_values(&[model, state]).set(versions as i64);
     }
 
-    fn runtime_model(&self, model: &str, ready: bool) {
-        for (state, is) in [("ready", ready), ("failed", !ready)] {
-            self.runtime_models.with_label_values(&[model, state]).set(i64::from(is));
+    pub fn runtime_model_memory(&self, model: &str, parts: [(&str, u64); 4]) {
+        for (part, bytes) in parts {
+            self.runtime_memory.with_label_values(&[model, part]).set(bytes as i64);
         }
     }
 

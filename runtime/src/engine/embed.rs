@@ -31,7 +31,7 @@ const TURN: Duration = Duration::from_millis(5);
 
 /// A batch is full with so many tokens. (A text is never split, so one alone may have more.) Weights are read once for
 /// all of them, and what is between two products still fits into a cache.
-const BATCH_TOKENS: usize = 512;
+pub(crate) const BATCH_TOKENS: usize = 512;
 
 /// What the engine needs of an embedding model.
 pub(crate) trait Encode: Send {
@@ -116,10 +116,6 @@ pub(crate) struct Encoder {
 impl Encoder {
     pub fn new(model: Box<dyn Encode>, stats: Arc<Stats>) -> Encoder {
         Encoder { model, stats, jobs: BTreeMap::new(), waiting: 0, rota: Rota::default(), next_job: 0, running: None }
-    }
-
-    pub fn stats(&self) -> &Arc<Stats> {
-        &self.stats
     }
 
     pub fn is_idle(&self) -> bool {
@@ -263,6 +259,14 @@ impl Encoder {
             self.end(*id, Err(Failure::Step(why.to_owned())));
         }
         self.tell(running, (before - self.jobs.len()) as u32, sink);
+    }
+
+    pub fn fail_all(&mut self, failure: &Failure) {
+        self.running = None;
+        for id in self.jobs.keys().copied().collect::<Vec<_>>() {
+            self.end(id, Err(failure.clone()));
+        }
+        self.publish();
     }
 
     /// How many jobs wait, and how many have begun.

@@ -42,6 +42,8 @@ pub(crate) struct Sequence {
     told: usize,
     /// Of the tokens that the client does not know, if it wants them.
     logprobs: Vec<Logprobs>,
+    /// How many of the likeliest a score tells for each place.
+    scored_top: usize,
     /// In the queue, until it first leaves it.
     pub place: Option<Place>,
     pub flags: Arc<Flags>,
@@ -90,6 +92,7 @@ impl Sequence {
             told: request.prompt.len(),
             tokens: request.prompt,
             logprobs: Vec::new(),
+            scored_top: 0,
             place: None,
             flags: Arc::default(),
             ask,
@@ -111,11 +114,12 @@ impl Sequence {
     }
 
     /// Makes it one that only tells how likely its tokens are: those of its prompt from `first` on, and `last` behind
-    /// them. It ends without a token, and its ending tells them all.
-    pub fn scoring(mut self, first: usize, last: u32) -> Sequence {
+    /// them; and for each place the `top` likeliest. It ends without a token, and its ending tells them all.
+    pub fn scoring(mut self, first: usize, last: u32, top: usize) -> Sequence {
         self.tokens.push(last);
         self.told = self.tokens.len();
         self.ask.scored_from = Some(first);
+        self.scored_top = top;
         self
     }
 
@@ -171,7 +175,7 @@ impl Sequence {
             }
             // What is computed a second time is known.
             if at - from == self.logprobs.len() {
-                self.logprobs.push(logprobs(row, self.tokens[at], 1));
+                self.logprobs.push(logprobs(row, self.tokens[at], self.scored_top));
             }
         }
         None

@@ -62,10 +62,6 @@ impl Stepper {
         }
     }
 
-    pub fn stats(&self) -> &Arc<Stats> {
-        &self.stats
-    }
-
     pub fn is_idle(&self) -> bool {
         self.sequences.is_empty()
     }
@@ -152,10 +148,10 @@ impl Stepper {
         true
     }
 
-    /// Ends everything, for a runtime that stops.
-    pub fn cancel_all(&mut self) {
+    /// Ends everything, for a runtime that stops or a model that has to go.
+    pub fn end_all(&mut self, ending: impl Fn() -> Ending) {
         for id in self.sequences.keys().copied().collect::<Vec<_>>() {
-            self.end(id, Ending::Finished(FinishReason::Cancelled));
+            self.end(id, ending());
         }
         self.publish();
     }

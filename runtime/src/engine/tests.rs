@@ -1,11 +1,12 @@
 //! The engine with a fake model: what happens when a step goes wrong.
 
 use super::{
-    Command, Roster,
+    Command,
     events::{Event, Failure, FinishReason, Generation},
     forward::Forward,
     places::Most,
     request::{Class, Request},
+    roster::Roster,
     scheduler::Limits,
     sequence::{Sequence, Vocabulary},
     stats::Stats,
@@ -14,6 +15,7 @@ use super::{
 use crate::{
     kernels::batch::StepBatch,
     kv::block_pool::BlockCopy,
+    memory::Memory,
     report::{StepRecord, Timeline},
     sampling::params::SamplingParams,
     text::detokenize::TokenBytes,
@@ -138,13 +140,14 @@ impl Bench {
             permits,
             entered: enter,
         };
-        let stats = Arc::new(Stats::new("fake", "", 64, 0, 0, Duration::ZERO));
+        let resident = Roster::new(0).admit(Stats::new("fake", 64, Memory::default())).expect("room");
+        let stats = Arc::clone(&resident.stats);
         let letters = (0..VOCAB as u8).map(|id| vec![b'a' + id]);
         let vocabulary = Vocabulary { bytes: Arc::new(TokenBytes::new(letters)), end: vec![END] };
         let stepper = Box::new(Stepper::new(Box::new(fake), limits, vocabulary, Arc::clone(&stats)));
-        let (commands, thread) = super::start(1, None, Roster::default()).expect("a thread");
+        let (commands, thread) = super::start(1, None).expect("a thread");
         let (ready, answer) = channel();
-        commands.send(Command::Add { id: 0, stepper, ready }).expect("the engine runs");
+        commands.send(Command::Add { id: 0, stepper, resident, ready }).expect("the engine runs");
         assert_eq!(answer.recv(), Ok(Ok(())));
         entered.recv().expect("the warm-up");
         (Bench { commands, thread: Some(thread), stats, resets, entered }, gate)

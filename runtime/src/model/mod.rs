@@ -8,6 +8,7 @@ mod dense;
 mod family_tests;
 mod fields;
 pub(crate) mod kv_pools;
+pub(crate) mod layout;
 mod rope;
 pub(crate) mod spec;
 #[cfg(test)]

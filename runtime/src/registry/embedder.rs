@@ -4,11 +4,11 @@ use super::{LoadError, Runtime};
 use crate::{
     engine::{
         Command, ModelId,
-        embed::{Embedded, Encode, Encoder, Job},
+        embed::{BATCH_TOKENS, Embedded, Encode, Encoder, Job},
         encoders::EncoderCommand,
         events::{Failure, Refusal},
         places::{Most, Places},
-        stats::Stats,
+        stats::{Loaded, Stats},
     },
     kernels::texts::TextBatch,
     model::bert::{
@@ -57,21 +57,24 @@ impl Runtime {
     /// Validates, loads and warms an embedding model: a folder in the layout of Hugging Face or sentence-transformers.
     /// Blocks until the model is ready: call it where blocking is allowed. Other models keep serving meanwhile.
     pub fn load_embedder(&self, name: &str, folder: &Path) -> Result<Embedder, LoadError> {
-        let started = Instant::now();
         let (spec, text) = read_text_side(folder)?;
         let checkpoint = Checkpoint::open(folder)?;
         let (limit, vocab, dimensions) = (spec.head.limit, spec.vocab as u32, spec.hidden);
+        // A text longer than a batch is one of its own.
+        let memory = Bert::memory(&spec, &checkpoint, BATCH_TOKENS.max(limit))?;
+        let resident = self.admit(name, folder, 0, memory)?;
         let bert = Bert::load(spec, &checkpoint)?;
         let mut files = BertSpec::files(folder);
         files.push(folder.join(TOKENIZER));
         files.extend(checkpoint.files());
         let digest = folder::digest(&files)?;
 
-        let stats = Arc::new(Stats::new(name, &digest, 0, bert.bytes() as u64, 0, started.elapsed()));
+        let stats = Arc::clone(&resident.stats);
+        stats.warming(Loaded { digest, weights: Vec::new(), exceptions: Vec::new() });
         let encoder = Box::new(Encoder::new(Box::new(bert), Arc::clone(&stats)));
         let id = self.0.next_model.fetch_add(1, Relaxed);
         let (ready, answer) = channel();
-        let command = Command::Encoder(EncoderCommand::Add { id, encoder, ready });
+        let command = Command::Encoder(EncoderCommand::Add { id, encoder, resident, ready });
         self.0.commands.send(command).map_err(|_| LoadError::Stopped)?;
         let warmed = answer.recv().map_err(|_| LoadError::Stopped)?;
         warmed.map_err(|why| LoadError::Warm { folder: folder.to_owned(), why })?;
@@ -137,7 +140,12 @@ impl Embedder {
 
     /// Hex blake3 over the folder's files.
     pub fn digest(&self) -> &str {
-        &self.0.stats.digest
+        self.0.stats.digest()
+    }
+
+    /// As [`crate::Model::drain`].
+    pub fn drain(&self, cut_at: Instant) {
+        let _ = self.0.commands.send(Command::Encoder(EncoderCommand::Drain { id: self.0.id, cut_at }));
     }
 
     /// Most tokens of one text, those that [`Embedder::tokenize`] adds included.

@@ -20,9 +20,16 @@ pub enum ScoreError {
 }
 
 impl Model {
-    /// How likely the model finds each token of `continuation` after the prompt and the tokens before it, with the one
-    /// that it finds the likeliest there. Reads both as one prompt, in the class of batches. Dropping the future cancels.
-    pub async fn score(&self, prompt: &[u32], continuation: &[u32], tenant: u64) -> Result<Vec<Logprobs>, ScoreError> {
+    /// How likely the model finds each token of `continuation` after the prompt and the tokens before it, with the `top`
+    /// that it finds the likeliest there; [`Model::vocab`] gives whole distributions, 8 bytes a token of the vocabulary.
+    /// Reads both as one prompt, in the class of batches. Dropping the future cancels.
+    pub async fn score(
+        &self,
+        prompt: &[u32],
+        continuation: &[u32],
+        top: u32,
+        tenant: u64,
+    ) -> Result<Vec<Logprobs>, ScoreError> {
         let Some((&last, rest)) = continuation.split_last() else { return Ok(Vec::new()) };
         if prompt.is_empty() {
             return Err(Refusal::EmptyPrompt.into());
@@ -46,7 +53,7 @@ impl Model {
         }
         let sequences = self.submit(1, &request, |_, submitted| {
             let (sequence, events) = Sequence::new(request.clone(), submitted);
-            (sequence.scoring(prompt.len(), last), events)
+            (sequence.scoring(prompt.len(), last, top as usize), events)
         })?;
         let Some(mut generation) = sequences.into_iter().next() else { return Err(Refusal::Draining.into()) };
         loop {

@@ -72,7 +72,7 @@ async fn what_can_never_be_answered_is_refused_at_the_door() {
     assert!(embedder.embed(vec![vec![1; 24]], 0, None).expect("accepted").await.vectors.is_ok());
     let report = runtime.report().models.remove(0);
     assert_eq!((report.name.as_str(), report.prompt_tokens, report.running, report.waiting), ("tiny", 24, 0, 0));
-    assert!(report.weights_bytes > 50_000 && report.digest == embedder.digest());
+    assert!(report.memory.weights > 50_000 && report.digest == embedder.digest());
 }
 
 #[tokio::test]

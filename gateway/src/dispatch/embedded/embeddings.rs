@@ -3,6 +3,7 @@
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
+use std::time::Instant;
 
 use glassgate_runtime as runtime;
 
@@ -32,6 +33,11 @@ impl EmbeddingModel {
     /// A hash over the model's files.
     pub fn digest(&self) -> &str {
         self.model.digest()
+    }
+
+    /// Somebody else serves in its place.
+    pub fn drain(&self, cut_at: Instant) {
+        self.model.drain(cut_at);
     }
 
     pub fn dimensions(&self) -> u32 {

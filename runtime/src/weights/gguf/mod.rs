@@ -12,7 +12,7 @@ mod vocabulary;
 pub(crate) use vocabulary::{TokenKind, Vocabulary, VocabularyModel};
 
 use super::{Tensors, WeightError};
-use crate::kernels::cpu::Raw;
+use crate::kernels::cpu::{Kind, Raw};
 use architecture::Architecture;
 use candle_core::{Device, Tensor};
 use config::{Evidence, RopeFactors};
@@ -93,8 +93,7 @@ impl Gguf {
         Ok(Evidence { vocab, tied, biases, rope })
     }
 
-    /// The tensor that the file calls `stored`, as it lies there. `name`: what it is called in messages.
-    fn read(&self, name: &str, stored: &str, rows: usize, columns: usize) -> Result<Raw, WeightError> {
+    fn find(&self, stored: &str, rows: usize, columns: usize) -> Result<&Entry, WeightError> {
         let bad = |why: String| WeightError::new(&self.path, why);
         let Some(entry) = self.tensors.get(stored) else {
             return Err(bad(format!("tensor `{stored}` is missing")));
@@ -105,6 +104,13 @@ impl Gguf {
                 "tensor `{stored}` has shape [{has_rows}, {has_columns}], its metadata asks for [{rows}, {columns}]"
             )));
         }
+        Ok(entry)
+    }
+
+    /// The tensor that the file calls `stored`, as it lies there. `name`: what it is called in messages.
+    fn read(&self, name: &str, stored: &str, rows: usize, columns: usize) -> Result<Raw, WeightError> {
+        let bad = |why: String| WeightError::new(&self.path, why);
+        let entry = self.find(stored, rows, columns)?;
         // Both the shape and the length were checked against the file, so this is no more than the file holds.
         let mut bytes = vec![0; entry.len as usize];
         self.file
@@ -163,6 +169,10 @@ fn widened(raw: &Raw) -> Vec<f32> {
 }
 
 impl Tensors for Gguf {
+    fn kinds(&self, name: &str, rows: usize, columns: usize) -> Result<[Kind; 2], WeightError> {
+        Ok([self.find(&self.stored(name)?, rows, columns)?.kind; 2])
+    }
+
     fn matrix(&self, name: &str, rows: usize, columns: usize) -> Result<Raw, WeightError> {
         self.read(name, &self.stored(name)?, rows, columns)
     }
