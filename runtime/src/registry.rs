@@ -32,7 +32,7 @@ use std::{
         mpsc::{Sender, channel},
     },
     thread::JoinHandle,
-    time::Instant,
+    time::{Duration, Instant},
 };
 use tokio::sync::mpsc;
 
@@ -275,6 +275,11 @@ impl Model {
     /// Most tokens of prompt and output together.
     pub fn context(&self) -> u32 {
         self.0.context
+    }
+
+    /// When a request that finds no place now is likely to find one.
+    pub fn retry_after(&self) -> Duration {
+        self.0.stats.retry_after()
     }
 
     /// What the folder's `generation_config.json` asks for.

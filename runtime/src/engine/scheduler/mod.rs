@@ -86,6 +86,8 @@ pub(crate) struct Admitted {
     pub id: SequenceId,
     /// Tokens that were found in the cache.
     pub cached: usize,
+    /// Tokens that a pool of twice the size would have found too.
+    pub regretted: usize,
     /// Not a choice that begins as another's copy.
     pub owns_prompt: bool,
 }
@@ -322,6 +324,10 @@ impl Scheduler {
 
     pub fn waiting(&self) -> usize {
         self.waiting.iter().map(|entry| 1 + entry.forks.len()).sum()
+    }
+
+    pub fn waiting_in(&self, class: Class) -> usize {
+        self.waiting.iter().filter(|entry| entry.ask.class == class).map(|entry| 1 + entry.forks.len()).sum()
     }
 
     pub fn pool(&self) -> &BlockPool {
