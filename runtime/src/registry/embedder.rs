@@ -20,7 +20,7 @@ use crate::{
 };
 use candle_core::{Result as CandleResult, Tensor};
 use std::{
-    path::Path,
+    path::{Path, PathBuf},
     pin::Pin,
     sync::{
         Arc,
@@ -39,16 +39,31 @@ pub fn is_embedder(source: &Path) -> Result<bool, LoadError> {
     if source.is_dir() { Ok(config?.is_some_and(|config| is_encoder(&config))) } else { Ok(false) }
 }
 
+/// How an encoder reads texts, and the file that says it.
+fn read_text(folder: &Path, spec: &BertSpec) -> Result<(PathBuf, TextEncoder), WeightError> {
+    let tokenizer = folder.join("tokenizer.json");
+    let json = folder::read_text(&tokenizer)?.ok_or_else(|| WeightError::new(&tokenizer, "is missing"))?;
+    match TextEncoder::new(&json, spec.vocab, spec.head.lower) {
+        Ok(text) => Ok((tokenizer, text)),
+        Err(why) => Err(WeightError::new(&tokenizer, why)),
+    }
+}
+
+/// As [`crate::check_text`], for an encoder.
+pub(crate) fn check_text(folder: &Path) -> Result<(), LoadError> {
+    let (_, text) = read_text(folder, &BertSpec::read(folder)?)?;
+    // Some texts cannot be read; what counts here is that it comes to an end.
+    let _ = text.encode("Hello, there!");
+    Ok(())
+}
+
 impl Runtime {
     /// Validates, loads and warms an embedding model: a folder in the layout of Hugging Face or sentence-transformers.
     /// Blocks until the model is ready: call it where blocking is allowed. Other models keep serving meanwhile.
     pub fn load_embedder(&self, name: &str, folder: &Path) -> Result<Embedder, LoadError> {
         let started = Instant::now();
         let spec = BertSpec::read(folder)?;
-        let tokenizer = folder.join("tokenizer.json");
-        let json = folder::read_text(&tokenizer)?.ok_or_else(|| WeightError::new(&tokenizer, "is missing"))?;
-        let text = TextEncoder::new(&json, spec.vocab, spec.head.lower);
-        let text = text.map_err(|why| WeightError::new(&tokenizer, why))?;
+        let (tokenizer, text) = read_text(folder, &spec)?;
         let checkpoint = Checkpoint::open(folder)?;
         let (limit, vocab, dimensions) = (spec.head.limit, spec.vocab as u32, spec.hidden);
         let bert = Bert::load(spec, &checkpoint)?;
