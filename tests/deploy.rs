@@ -67,7 +67,7 @@ fn every_alert_fires_when_it_should_and_is_silent_when_it_should_be() {
 fn what_compose_starts_finds_its_files_its_ports_and_each_other() {
     let compose = yaml("compose.yaml");
     let services = compose["services"].as_object().unwrap();
-    assert_eq!(services.keys().collect::<Vec<_>>(), ["alertmanager", "glassgate", "grafana", "network", "prometheus"]);
+    assert_eq!(services.keys().collect::<Vec<_>>(), ["network", "glassgate", "prometheus", "alertmanager", "grafana"]);
     let volumes: BTreeSet<&String> = compose["volumes"].as_object().unwrap().keys().collect();
     for (name, service) in services {
         assert_eq!(service["restart"], "unless-stopped", "{name}");

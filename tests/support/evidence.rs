@@ -950,7 +950,7 @@ impl Evidence {
     }
 
     /// The engine counts what it computes and samples, and knows nothing of the ledger. Shared answers compute nothing,
-    /// shadows do, and `n` answers compute their prompt once.
+    /// shadows do, and `n` answers share their prompt, of which only what was not found in the cache is computed.
     fn engine(&self, index: &Index<'_>, found: &mut Vec<String>) {
         let mut owed: BTreeMap<&str, (u64, u64, u64, u64)> = BTreeMap::new();
         for row in self.rows.iter().filter(|row| row.provider == EMBEDDED && !row.is_shared()) {
