@@ -20,6 +20,7 @@ mod deploy;
 mod drain;
 mod embeddings;
 mod endings;
+mod engine;
 mod feedback;
 mod glimmer;
 mod golden;

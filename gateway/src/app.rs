@@ -24,7 +24,7 @@ use crate::exchange::EMBEDDED;
 use crate::models::{Loaded, Models};
 use crate::observe::Observe;
 use crate::observe::metrics::{Metrics, Served};
-use crate::ports::Clock;
+use crate::ports::{Clock, Priority};
 use crate::routing::{Entry, Reads, Routing, Target};
 use crate::shadow::Shadows;
 
@@ -119,7 +119,7 @@ impl App {
                     || config.gateway.wal_bytes_max != current.config.gateway.wal_bytes_max,
             ),
             (
-                "models.threads, models.memory_max, models.kv_cache or models.queue_max",
+                "models.threads, models.memory_max, models.kv_cache, models.queue_max or models.itl_target",
                 config.gateway.engine != current.config.gateway.engine,
             ),
             (
@@ -241,6 +241,7 @@ impl Snapshot {
                 fallback: Vec::new(),
                 cache: None,
                 shadow: None,
+                priority: Priority::default(),
                 timeouts: Timeouts::default(),
             };
             routing.add(Entry {

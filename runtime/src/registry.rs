@@ -25,7 +25,7 @@ use crate::{
 use std::{
     sync::{Arc, Mutex, PoisonError, atomic::AtomicU64, mpsc::Sender},
     thread::JoinHandle,
-    time::Instant,
+    time::{Duration, Instant},
 };
 use tokio::sync::mpsc;
 
@@ -130,6 +130,11 @@ impl Model {
     /// How many token ids the model knows.
     pub fn vocab(&self) -> u32 {
         self.0.vocab
+    }
+
+    /// When a request that finds no place now is likely to find one.
+    pub fn retry_after(&self) -> Duration {
+        self.0.stats.retry_after()
     }
 
     /// What the folder's `generation_config.json` asks for.

@@ -1,6 +1,6 @@
 //! What the engine tells about itself and about each request: plain structs, and the one trait that receives them.
 
-use crate::memory::Memory;
+use crate::{engine::request::Class, memory::Memory};
 use std::time::{Duration, Instant};
 
 /// Receives every step's record on the engine thread. Must return quickly and never block.
@@ -27,8 +27,12 @@ pub struct StepRecord {
     pub decode_tokens: u32,
     /// Computed before, and lost with the blocks of a preempted sequence. Not among the two above.
     pub recomputed_tokens: u32,
-    /// Found in the prefix cache by those that were admitted with this step.
+    /// Of the prompts that were admitted with this step.
+    pub admitted_tokens: u32,
+    /// Those of them that were found in the prefix cache.
     pub cached_tokens: u32,
+    /// Those of them that a pool of twice the size would have found too.
+    pub regretted_tokens: u32,
     /// Tokens that were chosen: one for each sequence whose prompt is computed.
     pub sampled_tokens: u32,
     /// Sequences that took part.
@@ -189,6 +193,8 @@ pub struct ModelReport {
     pub memory: Memory,
     pub running: u32,
     pub waiting: u32,
+    /// Those that wait as of the last step, by class.
+    pub waiting_by_class: [(Class, u32); 3],
     pub kv_blocks_used: u32,
     pub kv_blocks_total: u32,
     /// Full blocks that are found by what they hold, used ones among them.

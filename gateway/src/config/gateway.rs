@@ -94,6 +94,8 @@ pub struct EngineConfig {
     /// KV cache of each model.
     pub kv_bytes: u64,
     pub waiting_max: usize,
+    /// How long the next token of whoever is being answered may take, while others' prompts are read.
+    pub itl_target: Duration,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -125,7 +127,13 @@ pub(super) fn gateway(root: Section<'_, '_>, folder: &Path) -> (GatewayConfig, P
         data_dir: folder.join("../data"),
         wal_bytes_max: 64 << 20,
         model_roots: vec![folder.join("../models")],
-        engine: EngineConfig { threads: spare_cores(), memory_max: None, kv_bytes: 32 << 20, waiting_max: 256 },
+        engine: EngineConfig {
+            threads: spare_cores(),
+            memory_max: None,
+            kv_bytes: 32 << 20,
+            waiting_max: 256,
+            itl_target: Duration::from_millis(50),
+        },
         models_drain: Duration::from_secs(300),
         limits: Limits::default(),
         cache_bytes_max: 64 << 20,
@@ -176,6 +184,7 @@ pub(super) fn gateway(root: Section<'_, '_>, folder: &Path) -> (GatewayConfig, P
         config.engine.kv_bytes = models.bytes("kv_cache", 1 << 20).unwrap_or(config.engine.kv_bytes);
         config.engine.waiting_max =
             models.integer("queue_max", 1..=100_000).map_or(config.engine.waiting_max, |n| n as usize);
+        config.engine.itl_target = models.duration("itl_target").unwrap_or(config.engine.itl_target);
         models.finish();
     }
     if let Some(section) = root.section("limits") {

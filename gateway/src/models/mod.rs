@@ -1,13 +1,14 @@
 //! Model versions: loaded once, kept while a configuration names them, shared by every route that uses them.
 
 pub mod hub;
+mod steps;
 pub mod verify;
 pub mod vet;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use glassgate_runtime as runtime;
 use parking_lot::Mutex;
@@ -65,7 +66,8 @@ impl Models {
             memory_max: config.memory_max,
             kv_bytes: usize::try_from(config.kv_bytes).unwrap_or(usize::MAX),
             waiting_max: config.waiting_max,
-            sink: Some(Arc::new(EngineSink(metrics.clone()))),
+            itl_target: config.itl_target,
+            sink: Some(Arc::new(EngineSink { metrics: metrics.clone(), itl_target: config.itl_target })),
             ..runtime::Settings::default()
         };
         let runtime = runtime::Runtime::start(settings).map_err(|error| error.to_string())?;
@@ -232,6 +234,16 @@ impl Models {
         })
     }
 
+    /// The last steps of a model of the engine, oldest first, each as a JSON object.
+    ///
+    /// # Errors
+    /// The names that there are, if this is none of them.
+    pub fn steps(&self, model: &str) -> Result<Vec<Value>, Vec<String>> {
+        let names: Vec<String> = self.runtime.report().models.into_iter().map(|model| model.name).collect();
+        let is_known = names.iter().any(|name| name == model);
+        if is_known { Ok(self.runtime.steps(model).iter().map(steps::line).collect()) } else { Err(names) }
+    }
+
     /// Copies the engine's gauges to the metrics: between steps nobody else does.
     pub fn observe(&self) {
         self.observe_states();
@@ -243,6 +255,11 @@ impl Models {
                 u64::from(model.kv_blocks_used),
                 u64::from(model.kv_blocks_total),
             );
+            let queued = model.waiting_by_class.iter().map(|(class, count)| (class_name(*class), u64::from(*count)));
+            let is = |why| model.stuck == Some(why);
+            let stuck =
+                [("shadows_wait", is(runtime::Stuck::ShadowsWait)), ("nobody_fits", is(runtime::Stuck::NobodyFits))];
+            self.metrics.runtime_progress(&model.name, queued, stuck, model.in_step.unwrap_or_default());
         }
     }
 }
@@ -255,17 +272,44 @@ fn options(quantize: Option<Quantize>) -> runtime::LoadOptions {
     runtime::LoadOptions { quantize }
 }
 
+fn class_name(class: runtime::Class) -> &'static str {
+    match class {
+        runtime::Class::Interactive => "interactive",
+        runtime::Class::Batch => "batch",
+        runtime::Class::Shadow => "shadow",
+    }
+}
+
 /// The engine's steps as metrics.
-struct EngineSink(Arc<Metrics>);
+struct EngineSink {
+    metrics: Arc<Metrics>,
+    itl_target: Duration,
+}
 
 impl runtime::Sink for EngineSink {
     fn step(&self, model: &str, step: &runtime::StepRecord) {
-        self.0.runtime_step(
+        let missed = step.admitted_tokens.saturating_sub(step.cached_tokens + step.regretted_tokens);
+        self.metrics.runtime_step(
             model,
             &EngineStep {
-                duration: step.build + step.forward + step.sample + step.emit,
+                parts: [
+                    ("gap", step.gap),
+                    ("build", step.build),
+                    ("forward", step.forward),
+                    ("sample", step.sample),
+                    ("emit", step.emit),
+                ],
+                is_late: step.build + step.forward + step.sample > self.itl_target,
                 sequences: u64::from(step.sequences),
                 prefill_tokens: u64::from(step.prefill_tokens),
+                decode_tokens: u64::from(step.decode_tokens),
+                recomputed_tokens: u64::from(step.recomputed_tokens),
+                prefix: [
+                    ("hit", u64::from(step.cached_tokens)),
+                    ("regretted", u64::from(step.regretted_tokens)),
+                    ("miss", u64::from(missed)),
+                ],
+                preempted: u64::from(step.preempted),
                 sampled_tokens: u64::from(step.sampled_tokens),
                 running: u64::from(step.running),
                 waiting: u64::from(step.waiting),

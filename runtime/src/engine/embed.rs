@@ -276,7 +276,7 @@ impl Encoder {
 
     fn publish(&self) {
         let (waiting, running) = self.places();
-        self.stats.publish(waiting, Snapshot { running, ..Snapshot::default() });
+        self.stats.publish(waiting, Snapshot { running, waiting: [waiting, 0, 0], ..Snapshot::default() });
     }
 
     fn tell(&self, running: &Running, failed: u32, sink: Option<&Arc<dyn Sink>>) {
@@ -290,8 +290,10 @@ impl Encoder {
             running: places.1,
             waiting: places.0,
             failed,
+            at: self.stats.since_load(Instant::now()).saturating_sub(running.spent),
             ..StepRecord::default()
         };
+        self.stats.record(record);
         // Not our code: it must not end the one thread that serves every model.
         let told = sink.map(|sink| catch_unwind(AssertUnwindSafe(|| sink.step(&self.stats.name, &record))));
         if told.is_some_and(|told| told.is_err()) {

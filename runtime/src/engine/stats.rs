@@ -1,6 +1,9 @@
 //! The numbers one model shares between its engine and whoever asks: written by the engine thread, read anywhere.
 
-use super::places::{Most, Place, Places};
+use super::{
+    places::{Most, Place, Places},
+    request::Class,
+};
 use crate::{
     memory::Memory,
     report::{ModelReport, ModelState, PrefixReport, StepRecord, Stuck, WeightKind},
@@ -24,6 +27,8 @@ const STEPS_MAX: usize = 4096;
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Snapshot {
     pub running: u32,
+    /// In the order of `Class::ALL`.
+    pub waiting: [u32; 3],
     pub blocks_used: u32,
     pub blocks_cached: u32,
     pub prefix: PrefixReport,
@@ -182,6 +187,7 @@ impl Stats {
             memory: self.memory,
             running: snapshot.running,
             waiting: self.waiting(),
+            waiting_by_class: std::array::from_fn(|at| (Class::ALL[at], snapshot.waiting[at])),
             kv_blocks_used: snapshot.blocks_used,
             kv_blocks_total: self.blocks_total,
             kv_blocks_cached: snapshot.blocks_cached,

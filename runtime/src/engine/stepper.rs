@@ -7,6 +7,7 @@ use super::{
     events::{Failure, FinishReason},
     forward::Forward,
     message,
+    request::Class,
     scheduler::{History, Limits, Plan, Scheduler, SequenceId, Work},
     sequence::{Ending, Sequence, Vocabulary},
     stats::{Snapshot, Stats},
@@ -257,8 +258,11 @@ impl Stepper {
         for admitted in &plan.admitted {
             let Some(sequence) = self.sequences.get_mut(&admitted.id) else { continue };
             if sequence.admit(now, admitted.cached) && admitted.owns_prompt {
-                self.stats.prompt_tokens.fetch_add(sequence.ask().prompt_tokens as u64, Relaxed);
+                let prompt = sequence.ask().prompt_tokens;
+                self.stats.prompt_tokens.fetch_add(prompt as u64, Relaxed);
+                record.admitted_tokens += prompt as u32;
                 record.cached_tokens += admitted.cached as u32;
+                record.regretted_tokens += admitted.regretted as u32;
             }
         }
     }
@@ -330,6 +334,7 @@ impl Stepper {
         let pool = self.scheduler.pool();
         let snapshot = Snapshot {
             running: self.scheduler.running() as u32,
+            waiting: Class::ALL.map(|class| self.scheduler.waiting_in(class) as u32),
             blocks_used: pool.used(),
             blocks_cached: pool.index().len() as u32,
             prefix: self.scheduler.prefix(),

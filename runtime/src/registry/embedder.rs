@@ -153,6 +153,11 @@ impl Embedder {
         self.0.limit as u32
     }
 
+    /// When a request that finds no place now is likely to find one.
+    pub fn retry_after(&self) -> Duration {
+        self.0.stats.retry_after()
+    }
+
     /// Numbers in a vector.
     pub fn dimensions(&self) -> u32 {
         self.0.dimensions as u32

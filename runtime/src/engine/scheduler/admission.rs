@@ -170,34 +170,34 @@ impl Scheduler {
         entry.has_progressed = false;
         entry.blocked_since = None;
         self.tenants.note_admission(entry.ask.tenant, now);
-        if !entry.has_started {
-            self.note_first(&mut entry, tokens);
-        }
-        let cached = entry.computed;
-        plan.admitted.push(Admitted { id: entry.id, cached, owns_prompt: true });
-        plan.admitted.extend(entry.forks.iter().map(|&id| Admitted { id, cached, owns_prompt: false }));
+        let regretted = if entry.has_started { 0 } else { self.note_first(&mut entry, tokens) };
+        let admitted = Admitted { id: entry.id, cached: entry.computed, regretted, owns_prompt: true };
+        plan.admitted.push(admitted);
+        plan.admitted.extend(entry.forks.iter().map(|&id| Admitted { id, owns_prompt: false, ..admitted }));
         self.running.push(entry);
         true
     }
 
-    /// The prompt is paid for once, by what has to be computed of it.
-    fn note_first(&mut self, entry: &mut Entry, tokens: &[u32]) {
+    /// The prompt is paid for once, by what has to be computed of it. How much of that a larger pool would have saved.
+    fn note_first(&mut self, entry: &mut Entry, tokens: &[u32]) -> usize {
         entry.has_started = true;
         if !entry.is_shadow() {
             self.tenants.charge(entry.ask.tenant, (entry.tokens - entry.computed) as u64 * PROMPT_WEIGHT);
         }
         if entry.ask.scored_from.is_some() {
-            return;
+            return 0;
         }
         let block_tokens = self.limits.block_tokens;
         let missed = entry.computed / block_tokens..(entry.tokens - 1) / block_tokens;
         // What is still there behind a lost block would be found with it.
         let index = self.pool.index();
         let was_held = |content: Content| index.was_evicted(content.key) || index.find(content).is_some();
-        let regretted = missed.take_while(|&block| was_held(entry.chain.content(block, tokens))).count();
+        let lost = missed.take_while(|&block| was_held(entry.chain.content(block, tokens))).count();
+        let regretted = lost * block_tokens;
         self.prefix.looked_up_tokens += entry.tokens as u64;
         self.prefix.found_tokens += entry.computed as u64;
-        self.prefix.regretted_tokens += (regretted * block_tokens) as u64;
+        self.prefix.regretted_tokens += regretted as u64;
+        regretted
     }
 
     /// Puts the youngest shadow back into the queue, where the least is lost. False: none runs.

@@ -91,6 +91,8 @@ pub(crate) struct Admitted {
     pub id: SequenceId,
     /// Tokens that were found in the cache.
     pub cached: usize,
+    /// Tokens that a pool of twice the size would have found too.
+    pub regretted: usize,
     /// Not a choice that begins as another's copy.
     pub owns_prompt: bool,
 }
@@ -353,6 +355,10 @@ impl Scheduler {
 
     pub fn waiting(&self) -> usize {
         self.waiting.len()
+    }
+
+    pub fn waiting_in(&self, class: Class) -> usize {
+        self.waiting.iter().filter(|entry| entry.ask.class == class).map(|entry| 1 + entry.forks.len()).sum()
     }
 
     pub fn pool(&self) -> &BlockPool {
