@@ -169,7 +169,7 @@ impl Bench {
             let (sequence, events) = Sequence::new(request.clone(), submitted);
             let flags = Arc::clone(&sequence.flags);
             let prompt_tokens = request.prompt.len() as u32;
-            let sequence = scored_from.into_iter().fold(sequence, |sequence, from| sequence.scoring(from, 1));
+            let sequence = scored_from.into_iter().fold(sequence, |sequence, from| sequence.scoring(from, 1, 1));
             (sequence, Generation { events, flags, submitted, prompt_tokens, ended: false })
         };
         let (choices, generations) = requests.iter().map(choice).unzip();

@@ -37,12 +37,12 @@ impl Engine {
     }
 
     pub fn weight_bytes(&self) -> f64 {
-        self.runtime.report().models[0].weights_bytes as f64
+        self.runtime.report().models[0].memory.weights as f64
     }
 
     /// Weights and KV pool.
     pub fn accounted_bytes(&self) -> f64 {
-        self.weight_bytes() + self.runtime.report().models[0].kv_bytes as f64
+        self.weight_bytes() + self.runtime.report().models[0].memory.kv as f64
     }
 
     /// Since before the load.
