@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""The dashboards' source: writes overview.json and cost.json beside this file (`make dashboards`).
+"""The dashboards' source: writes overview.json, cost.json and engine.json beside this file (`make dashboards`).
 
 A panel is one call that says what is shown, why, and what to do when it looks bad; what Grafana wants beyond that is
 said once, at the end. With `--check` nothing is written, and the exit status says whether the files are up to date.
@@ -383,6 +383,73 @@ COST = [
           "currencyUSD", (per(rate("gateway_cost_usd_total", BILLED, EACH), rate("gateway_settled_requests_total", ANSWERED, EACH), 1000), BOTH)),
 ]
 
+# ------------------------------------------------------------------------------------------------- gw-engine
+
+HERE_RUN = OURS + ',model=~"$model"'
+COMPUTED = rate("runtime_prompt_tokens_total", HERE_RUN)
+AGAIN = rate("runtime_recomputed_tokens_total", HERE_RUN)
+DECODED = rate("runtime_decode_steps_total", HERE_RUN)
+LATE = rate("runtime_decode_steps_total", HERE_RUN + ',pace="late"')
+KNOWN_PROMPT = rate("runtime_prefix_tokens_total", HERE_RUN + ',result="hit"')
+PROMPTS = rate("runtime_prefix_tokens_total", HERE_RUN)
+BLOCKS = f"sum by (model) (runtime_kv_blocks{{{HERE_RUN}}})"
+BLOCKS_USED = f'sum by (model) (runtime_kv_blocks{{{HERE_RUN},state="used"}})'
+
+ENGINE = [
+    stat("Generated", "runtime_generated_tokens_total: tokens that were sampled, shadows included. Falls with requests, or when steps get slower.",
+         "suffix: tok/s", rate("runtime_generated_tokens_total", HERE_RUN), decimals=0),
+    stat("Prompts computed", "runtime_prompt_tokens_total: prompt tokens that were not in the prefix cache. Rising alone: clients send longer or newer prompts.",
+         "suffix: tok/s", COMPUTED, decimals=0),
+    stat("Prefix cache", "Share of prompt tokens that were there already (runtime_prefix_tokens_total{result=hit}). Low with chats of many turns: the pool is too small, see “Prefix cache” below.",
+         "percentunit", ratio(KNOWN_PROMPT, PROMPTS), max=1),
+    stat("Late steps", "Share of steps with a next token in them that took longer than models.itl_target (runtime_decode_steps_total). Bad: the batch is too large for the machine, or others use it too.",
+         "percentunit", ratio(LATE, DECODED), steps((None, "green"), (0.1, "orange"), (0.25, "red")), max=1),
+    stat("KV cache used", "The fullest model's share of runtime_kv_blocks in use. At 100 % sequences give up their blocks for others: raise models.kv_cache.",
+         "percentunit", f"max({BLOCKS_USED} / ({BLOCKS} > 0))", steps((None, "green"), (0.8, "orange"), (0.95, "red")), max=1),
+    stat("Computed again", "Share of tokens that were computed a second time after a preemption (runtime_recomputed_tokens_total). Above 20 % models.kv_cache is too small for what runs at a time.",
+         "percentunit", ratio(AGAIN, f"{COMPUTED} + {AGAIN}"), steps((None, "green"), (0.05, "orange"), (0.2, "red")), max=1),
+    stat("Failures", "runtime_failures_total over the chosen time: sequences that the engine could not finish. Above 0: stderr says why; please report it.",
+         "short", over_range("runtime_failures_total", HERE_RUN), steps((None, "green"), (1, "red")), decimals=0),
+    stat("Step under way", "The longest runtime_step_under_way_seconds. More than some seconds: the machine is far too slow for the model, or the engine hangs.",
+         "s", f"max(runtime_step_under_way_seconds{{{HERE_RUN}}})", steps((None, "green"), (5, "orange"), (60, "red"))),
+
+    row("Steps"),
+    lines("Tokens by work", "runtime_prompt_tokens_total, runtime_generated_tokens_total and runtime_recomputed_tokens_total: what the engine spends its steps on. Much that is computed again: see “Preemptions”.",
+          "suffix: tok/s", (COMPUTED, "prompts"), (rate("runtime_generated_tokens_total", HERE_RUN), "generated"), (AGAIN, "again"), stack=True),
+    lines("Where the time goes", "runtime_step_part_seconds_total by part, of all time. forward is the model itself; gap between steps is other models' turn; sample grows with the vocabulary and with grammars; build and emit should be small.",
+          "percentunit", (rate("runtime_step_part_seconds_total", HERE_RUN, "part"), "{{part}}"), stack=True),
+    lines("Step p95 by phase", "runtime_step_seconds: a step with any prompt in it counts as prefill. decode alone rises with the batch; prefill should stay below models.itl_target while others are answered.",
+          "s", (quantile(0.95, "runtime_step_seconds", HERE_RUN, "model, phase"), "{{model}} {{phase}}")),
+    lines("Steps in time", "runtime_decode_steps_total by pace: late ones took longer than models.itl_target. Raise the target, or let fewer requests run at a time.",
+          "suffix: /s", (rate("runtime_decode_steps_total", HERE_RUN, "pace"), "{{pace}}"), stack=True),
+    lines("Batch", "runtime_batch_size: sequences (or texts to embed) in one step, p50 and p95. The larger, the more each read of the weights is worth.",
+          "short", (quantile(0.5, "runtime_batch_size", HERE_RUN, "model"), "{{model}} p50"),
+          (quantile(0.95, "runtime_batch_size", HERE_RUN, "model"), "{{model}} p95"), top=4),
+    bars("Load time", "runtime_model_load_seconds: how long reading, checking and warming the model took. A restart is at least as long without it.",
+         "s", (f"max by (model) (runtime_model_load_seconds{{{HERE_RUN}}})", "{{model}}"), h=7),
+
+    row("Who waits"),
+    lines("Queue by class", "runtime_queued_requests: interactive ones first, then batch, shadows when nobody else is there. Interactive ones that wait: the engine is full.",
+          "short", (f"sum by (class) (runtime_queued_requests{{{HERE_RUN}}})", "{{class}}"), stack=True, top=4),
+    lines("Time in the queue p95 by class", "runtime_queue_seconds until admission. Interactive above a second raises GatewayEngineQueues; at a route's timeouts.queue requests are refused with 503.",
+          "s", (quantile(0.95, "runtime_queue_seconds", HERE_RUN, "class"), "{{class}}")),
+    lines("Stuck", "runtime_stuck by why, and runtime_step_under_way_seconds. shadows_wait is as it should be; nobody_fits is a mistake of ours and raises GatewayEngineStuck.",
+          "short", (f"sum by (why) (runtime_stuck{{{HERE_RUN}}})", "{{why}}"),
+          (f"max(runtime_step_under_way_seconds{{{HERE_RUN}}})", "seconds in a step"), top=1),
+
+    row("Memory"),
+    lines("Prefix cache", "runtime_prefix_tokens_total: prompt tokens by what was known of them. regretted: a pool of twice the size would have had them, so raise models.kv_cache if they are many; miss: nobody has sent them lately.",
+          "suffix: tok/s", (rate("runtime_prefix_tokens_total", HERE_RUN, "result"), "{{result}}"), stack=True),
+    lines("Cached tokens by tenant", "gateway_tokens_total{kind=cache_read}: whose prompts were known. A tenant finds only its own; one with long prompts and none of these changes their beginning each time.",
+          "suffix: tok/s", (or_zero(rate("gateway_tokens_total", HERE_RUN + ',kind="cache_read"', "tenant"), "tenant"), "{{tenant}}"), stack=True),
+    lines("KV cache used", "runtime_kv_blocks in use, of all, by model. What is free still holds prompts that may be found again, the least recently used go first.",
+          "percentunit", (f"{BLOCKS_USED} / ({BLOCKS} > 0)", "{{model}}"), max=1),
+    lines("Preemptions", "runtime_preemptions_total a minute: sequences that gave up their blocks and compute their tokens again later. Often: raise models.kv_cache, or lower the limit of requests at a time.",
+          "cpm", (f"60 * {rate('runtime_preemptions_total', HERE_RUN, 'model')}", "{{model}}"), top=1),
+    lines("Running", "runtime_requests that hold KV blocks, by model. With many waiting and few running the pool is too small for their prompts.",
+          "short", (f'sum by (model) (runtime_requests{{{HERE_RUN},state="running"}})', "{{model}}"), stack=True, top=4),
+]
+
 # ------------------------------------------------------------------------------------------------- dashboards
 
 
@@ -415,6 +482,8 @@ VARIABLES = [
     variable("model", f'{CONFIGURED}{{{OURS},route=~"$route"}}', "model"),
     variable("variant", f'{CONFIGURED}{{{OURS},route=~"$route"}}', "variant"),
 ]
+# What runs elsewhere has no engine here.
+ENGINES = [*VARIABLES[:2], variable("model", f"runtime_model_load_seconds{{{OURS}}}", "model")]
 TENANT = variable("tenant", f"gateway_cost_usd_total{{{OURS}}}", "tenant")
 
 
@@ -465,6 +534,7 @@ def dashboard(uid, title, about, variables, panels):
 FILES = {
     "overview.json": dashboard("gw-overview", "Glassgate / Overview", "Is it well, and if not: who is slow, broken or refused?", VARIABLES, OVERVIEW),
     "cost.json": dashboard("gw-cost", "Glassgate / Cost and quality", "Who spends what, what it costs us, and which version is worth it.", [*VARIABLES, TENANT], COST),
+    "engine.json": dashboard("gw-engine", "Glassgate / Engine", "What the models in this process do with their time and memory, and who waits for them.", ENGINES, ENGINE),
 }
 
 

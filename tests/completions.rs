@@ -3,7 +3,7 @@
 use serde_json::{Value, json};
 
 use crate::support::eventually;
-use crate::support::gateway::{TestGateway, chat_with};
+use crate::support::gateway::{Setup, TestGateway, chat_with};
 use crate::support::http::{self, Response};
 
 fn complete(gateway: &TestGateway, more: Value) -> Response {
@@ -129,4 +129,25 @@ fn a_hang_up_ends_all_of_them_and_each_token_is_owed() {
     assert_eq!(row.outcome, "aborted");
     assert_eq!(row.output as f64, gateway.metric("runtime_generated_tokens_total", &[]));
     assert!((4..1600).contains(&row.output), "{}", row.output);
+}
+
+#[test]
+fn a_hang_up_is_billed_for_the_prompts_that_were_read_and_no_others() {
+    let setup = Setup::shipped();
+    // A thousand tokens: there is room for one of the two at a time.
+    setup.replace("gateway.toml", "device = \"auto\"", "device = \"auto\"\nkv_cache = \"1MiB\"");
+    let gateway = setup.start();
+    let prompts = [vec![5; 560], vec![6; 560]];
+    let body = json!({
+        "model": "assistant", "prompt": prompts, "max_tokens": 440, "ignore_eos": true, "stream": true,
+    });
+    let mut open = gateway.open(&http::post("/v1/completions", Some(&gateway.key), &[], body.to_string().as_bytes()));
+    open.chunk().unwrap();
+    drop(open);
+    let row = eventually("the row", || {
+        let idle =
+            gateway.metric("runtime_requests", &[]) == 0.0 && gateway.metric("gateway_in_flight_requests", &[]) == 0.0;
+        idle.then(|| crate::support::evidence::ledger(&gateway).pop()).flatten()
+    });
+    assert_eq!((row.outcome.as_str(), row.input), ("aborted", 560));
 }

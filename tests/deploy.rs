@@ -142,7 +142,10 @@ fn what_compose_starts_finds_its_files_its_ports_and_each_other() {
     let folder = told(&provider["options"]["path"]);
     let mount = format!("../dashboards:{folder}:ro");
     assert!(list(&compose["services"]["grafana"]["volumes"]).contains(&mount.as_str()), "{mount}");
-    assert_eq!(json_files(&root().join("dashboards")), ["cost.json".to_owned(), "overview.json".to_owned()].into());
+    assert_eq!(
+        json_files(&root().join("dashboards")),
+        ["cost.json", "engine.json", "overview.json"].map(str::to_owned).into()
+    );
     assert_eq!(provider["allowUiUpdates"], false);
 }
 

@@ -29,6 +29,10 @@ struct Mischief {
     bare_list: bool,
     /// Heads that never come.
     silent: u32,
+    /// Requests for the list of files that fail in passing.
+    busy: u32,
+    /// The list is that of another commit.
+    strays: bool,
 }
 
 #[derive(Debug)]
@@ -69,17 +73,24 @@ fn checksum(name: &str, bytes: &[u8]) -> String {
     hex(digest(&SHA1_FOR_LEGACY_USE_ONLY, &blob).as_ref())
 }
 
+fn large() -> Vec<u8> {
+    (0..300_000u32).flat_map(|n| n.to_le_bytes()).collect()
+}
+
 impl Stage {
     fn new(mischief: Mischief) -> Stage {
-        let large: Vec<u8> = (0..300_000u32).flat_map(|n| n.to_le_bytes()).collect();
         let files = [
             ("config.json", b"{\"model_type\": \"llama\"}".to_vec()),
             ("tokenizer.json", b"{}".to_vec()),
-            ("model.safetensors", large.clone()),
-            ("model-Q8_0.gguf", large[..100_000].to_vec()),
+            ("model.safetensors", large()),
+            ("model-Q8_0.gguf", large()[..100_000].to_vec()),
             ("README.md", b"not needed".to_vec()),
             ("pytorch_model.bin", b"never".to_vec()),
         ];
+        Stage::of(files.into(), mischief)
+    }
+
+    fn of(files: Vec<(&str, Vec<u8>)>, mischief: Mischief) -> Stage {
         let files = files.into_iter().map(|(name, bytes)| (name.to_owned(), bytes)).collect();
         let hub = TcpListener::bind("127.0.0.1:0").unwrap();
         let cdn = TcpListener::bind("127.0.0.1:0").unwrap();
@@ -141,13 +152,17 @@ impl Site {
         self.seen.lock().unwrap().push(Seen { is_cdn, path: path.clone(), range: range.clone(), authorization });
         let head = |status: &str, headers: String| format!("HTTP/1.1 {status}\r\nconnection: close\r\n{headers}\r\n");
         if path.starts_with("/api/models/") {
-            let bare = self.mischief.lock().unwrap().bare_list;
-            let body = self.list(bare).to_string();
+            let mut mischief = self.mischief.lock().unwrap();
+            if take(&mut mischief.busy) {
+                return stream.write_all(head("503 Busy", "content-length: 0\r\n".to_owned()).as_bytes());
+            }
+            let body = self.list(mischief.bare_list, mischief.strays).to_string();
             let known = path.contains("/org/name/revision/");
             let status = if known { "200 OK" } else { "404 Not Found" };
             return stream.write_all((head(status, format!("content-length: {}\r\n", body.len())) + &body).as_bytes());
         }
-        let name = path.rsplit('/').next().unwrap_or_default().to_owned();
+        let place = if is_cdn { "/blobs/".to_owned() } else { format!("/resolve/{COMMIT}/") };
+        let name = path.split_once(&place).unwrap_or_default().1.to_owned();
         let Some(bytes) = self.files.get(&name) else {
             return stream.write_all(head("404 Not Found", "content-length: 0\r\n".to_owned()).as_bytes());
         };
@@ -173,6 +188,10 @@ impl Site {
         let from =
             range.and_then(|range| range.strip_prefix("bytes=")?.trim_end_matches('-').parse().ok()).unwrap_or(0);
         let from: usize = if take(&mut mischief.ignores_range) { 0 } else { from };
+        if from >= bytes.len() {
+            let headers = format!("content-range: bytes */{}\r\ncontent-length: 0\r\n", bytes.len());
+            return stream.write_all(head("416 Range Not Satisfiable", headers).as_bytes());
+        }
         let mut bytes = bytes[from..].to_vec();
         if is_large(&name) && take(&mut mischief.lies) {
             bytes[0] ^= 1;
@@ -188,7 +207,7 @@ impl Site {
         stream.write_all(if cut { &bytes[..bytes.len() / 2] } else { &bytes })
     }
 
-    fn list(&self, bare: bool) -> serde_json::Value {
+    fn list(&self, bare: bool, strays: bool) -> serde_json::Value {
         let files = self.files.iter().map(|(name, bytes)| match (bare, is_large(name)) {
             (true, _) => serde_json::json!({"rfilename": name}),
             (false, true) => serde_json::json!({
@@ -199,7 +218,8 @@ impl Site {
                 serde_json::json!({"rfilename": name, "size": bytes.len(), "blobId": checksum(name, bytes)})
             }
         });
-        serde_json::json!({"sha": COMMIT, "siblings": files.collect::<Vec<_>>()})
+        let sha = if strays { "f".repeat(40) } else { COMMIT.to_owned() };
+        serde_json::json!({"sha": sha, "siblings": files.collect::<Vec<_>>()})
     }
 }
 
@@ -287,4 +307,89 @@ fn a_busy_or_silent_hub_is_asked_again_and_a_refusal_is_explained() {
     assert!(why.contains("hf://org/other@main") && why.contains("knows no"), "{why}");
     let why = stage.fetch("hf://org/name@main/missing.gguf").unwrap_err();
     assert!(why.contains("model-Q8_0.gguf"), "{why}");
+}
+
+#[test]
+fn what_came_whole_before_the_end_is_not_asked_for_again_and_what_is_not_it_is_thrown_away() {
+    let whole = large();
+    let longer = [&whole[..], b"x"].concat();
+    for (part, cdn_asked) in [(whole, 1), (longer, 2)] {
+        // Without sizes in the list only a range beyond the end tells.
+        let stage = Stage::new(Mischief { bare_list: true, ..Mischief::default() });
+        let folder = stage.folder.path().join(format!("hub/org--name/{COMMIT}"));
+        std::fs::create_dir_all(&folder).unwrap();
+        std::fs::write(folder.join("model.safetensors.part"), part).unwrap();
+        assert_eq!(stage.fetch("hf://org/name").unwrap(), folder);
+        stage.assert_whole(&folder, &FOLDER);
+        assert_eq!(stage.asked("/blobs/"), cdn_asked);
+    }
+}
+
+#[test]
+fn an_encoder_comes_with_what_its_modules_keep_in_folders_of_their_own() {
+    let modules = br#"[{"path": "", "type": "m.Transformer"}, {"path": "1_Pooling", "type": "m.Pooling"},
+        {"path": "../up", "type": "m.Pooling"}, {"path": "2_Normalize", "type": "m.Normalize"}]"#;
+    let files = vec![
+        ("config.json", b"{}".to_vec()),
+        ("modules.json", modules.to_vec()),
+        ("sentence_bert_config.json", b"{}".to_vec()),
+        ("config_sentence_transformers.json", b"{}".to_vec()),
+        ("1_Pooling/config.json", b"{\"pooling_mode\": \"mean\"}".to_vec()),
+        ("../up/config.json", b"{}".to_vec()),
+        ("model.safetensors", large()),
+    ];
+    let names: Vec<&str> = files.iter().map(|(name, _)| *name).filter(|name| !name.starts_with("..")).collect();
+    let stage = Stage::of(files.clone(), Mischief::default());
+    let folder = stage.fetch("hf://org/name").unwrap();
+    stage.assert_whole(&folder, &names);
+    assert_eq!(stage.asked("up"), 0, "nothing is fetched to another folder");
+}
+
+#[test]
+fn of_many_weights_only_the_shards_that_the_index_names_come() {
+    let index =
+        br#"{"weight_map": {"a": "model-1.safetensors", "b": "model-2.safetensors", "c": "model-1.safetensors"}}"#;
+    let with_index = |index: &[u8]| {
+        vec![
+            ("config.json", b"{}".to_vec()),
+            ("model.safetensors.index.json", index.to_vec()),
+            ("model-1.safetensors", large()),
+            ("model-2.safetensors", large()[..5000].to_vec()),
+            ("consolidated.safetensors", large()),
+        ]
+    };
+    let stage = Stage::of(with_index(index), Mischief::default());
+    let folder = stage.fetch("hf://org/name").unwrap();
+    stage.assert_whole(&folder, &["model-1.safetensors", "model-2.safetensors", "model.safetensors.index.json"]);
+    assert!(!folder.join("consolidated.safetensors").exists());
+    for name in ["../model-1.safetensors", "/etc/passwd", "config.json", "model-3.safetensors"] {
+        let index = serde_json::json!({"weight_map": {"a": name}}).to_string();
+        let why = Stage::of(with_index(index.as_bytes()), Mischief::default()).fetch("hf://org/name").unwrap_err();
+        assert!(why.contains(name) && why.contains("no file of weights"), "{why}");
+    }
+}
+
+#[test]
+fn a_branch_that_was_fetched_serves_while_the_hub_cannot_be_asked() {
+    let stage = Stage::new(Mischief { busy: 4, ..Mischief::default() });
+    let main = Reference::parse("hf://org/name@main").unwrap();
+    assert_eq!(stage.hub.kept(&main), None);
+    let folder = stage.fetch("hf://org/name@main").unwrap();
+    assert_eq!(stage.asked("/api/"), 5, "the list is asked for as files are");
+    assert_eq!(stage.hub.kept(&main), Some(folder.clone()));
+    assert_eq!(stage.hub.kept(&Reference::parse("hf://org/name@other").unwrap()), None);
+
+    stage.site.mischief.lock().unwrap().busy = u32::MAX;
+    assert_eq!(stage.hub.fetch(&main).unwrap(), folder);
+    let why = stage.hub.pull(&main).unwrap_err();
+    assert!(why.contains("503"), "who pulls wants what is there now: {why}");
+    assert!(stage.fetch("hf://org/name@other").unwrap_err().contains("503"));
+}
+
+#[test]
+fn another_commit_than_the_one_that_was_asked_for_is_refused() {
+    let stage = Stage::new(Mischief { strays: true, ..Mischief::default() });
+    let why = stage.fetch(&format!("hf://org/name@{COMMIT}")).unwrap_err();
+    assert!(why.contains("another commit: ffff"), "{why}");
+    assert_eq!(stage.hub.list().unwrap(), []);
 }

@@ -19,7 +19,7 @@ const QUESTIONS: [&str; 6] = [
     "12 + 34 = ?",
     "Sort: 9 4 7 1",
     "이 영화 정말 재미있어요!",
-    "Reverse the words: red green blue",
+    "Reverse the words: red green blue yellow orange purple brown black white pink gold silver grey",
     "안녕하세요 👋🏽",
 ];
 const LONG: &str = "Count up from 1 to 99.";
@@ -537,7 +537,7 @@ fn miscount(evidence: &mut Evidence, family: &str, label: &str) {
 }
 
 /// Every leg, and faults that it is there to find.
-const FAULTS: [Fault; 62] = [
+const FAULTS: [Fault; 63] = [
     ("record", |e| drop(e.log.pop())),
     ("record", |e| e.log.push(e.log[0].clone())),
     ("record", |e| miscount(e, "gateway_access_log_lines_total", "suppressed")),
@@ -615,6 +615,7 @@ const FAULTS: [Fault; 62] = [
     ("funnel", |e| miscount(e, "gateway_shadow_requests_total", "eligible")),
     ("engine", |e| lose(e, "runtime_generated_tokens_total{")),
     ("engine", |e| lose(e, "runtime_prompt_tokens_total{")),
+    ("engine", |e| lose(e, "runtime_prefix_tokens_total{")),
 ];
 
 /// Prints how often each thing was there.

@@ -32,9 +32,10 @@ fn check(setup: &Setup) -> (bool, String) {
     (output.status.success(), String::from_utf8_lossy(&said).into_owned())
 }
 
-/// Doubling a string a hundred times takes few instructions and no machine's memory.
+/// Doubling a string a hundred times takes few instructions and no machine's memory. One that waits for a talk of another
+/// kind than those is not found.
 #[test]
-fn a_template_that_asks_for_all_memory_ends_a_child_and_not_the_gateway() {
+fn a_template_that_asks_for_all_memory_in_a_talk_of_up_to_five_turns_ends_a_child_and_not_the_gateway() {
     let doubling =
         "{% set s = namespace(x='xxxxxxxx') %}{% for i in range(100) %}{% set s.x = s.x ~ s.x %}{% endfor %}";
     let only_in_long_talks = format!("{{% if messages | length > 3 %}}{doubling}{{% endif %}}x");

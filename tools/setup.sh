@@ -2,7 +2,7 @@
 # Installs what a chore needs, or says in one line what is missing.
 #   tools/setup.sh build    what building needs: a C/C++ compiler and cmake
 #   tools/setup.sh demo     the above, Prometheus and curl
-#   tools/setup.sh bench    what building needs, and what the gateway is measured beside: nginx; SMG and transformers (in a
+#   tools/setup.sh bench    what building needs, and what the gateway is measured beside: nginx; llama.cpp; SMG and transformers (in a
 #                           venv under the target folder; several GB, because PyTorch comes with CUDA)
 #   tools/setup.sh cuda     what building needs; nvcc and CUDA's libraries in a venv under the target folder (1.2 GB)
 #   tools/setup.sh test     what building needs, cargo-nextest, cargo-deny, Prometheus and amtool, and the Python clients (in a venv
@@ -84,7 +84,24 @@ venv() {
 }
 
 [ "${1:-build}" != cuda ] || venv cuda tools/cuda/requirements.txt
-[ "${1:-build}" != bench ] || venv peers tests/bench/peers/requirements.txt
+# llama.cpp comes whole in the source package of its Python binding. Without it, the engine's bench leaves its figures out.
+llama() {
+  local version=0.3.36 folder=$target/llama
+  [ ! -e "$folder/build/.made" ] || return 0
+  echo "glassgate: building llama.cpp in $folder (minutes)"
+  rm -rf "$folder" && mkdir -p "$folder"
+  "$target/peers/bin/pip" download --quiet --disable-pip-version-check --no-deps --no-binary :all: \
+    -d "$folder" "llama-cpp-python==$version" || return 1
+  tar -xf "$folder"/llama_cpp_python-*.tar.gz -C "$folder" --strip-components 1 || return 1
+  cmake -S "$folder/vendor/llama.cpp" -B "$folder/build" -DCMAKE_BUILD_TYPE=Release -DGGML_NATIVE=ON \
+    -DLLAMA_CURL=OFF -DLLAMA_BUILD_UI=OFF >"$folder/log" 2>&1 || return 1
+  cmake --build "$folder/build" -j --target llama-bench llama-quantize llama-server >>"$folder/log" 2>&1 || return 1
+  touch "$folder/build/.made"
+}
+if [ "${1:-build}" = bench ]; then
+  venv peers tests/bench/peers/requirements.txt
+  llama || echo "glassgate: llama.cpp could not be built ($target/llama/log says why): it is left out of the bench"
+fi
 if [ "${1:-build}" = pictures ] && ! [ tools/pictures/node_modules/.package-lock.json -nt tools/pictures/package.json ]; then
   echo "glassgate: installing Grafana's components into tools/pictures/node_modules"
   npm install --prefix tools/pictures --no-package-lock --no-audit --no-fund --loglevel=error

@@ -136,6 +136,10 @@ pub struct EngineTimes {
     pub steps: u32,
     pub prefill_chunks: u32,
     pub batch_max: u32,
+    /// Prompt tokens that were there already.
+    pub cached_tokens: u64,
+    /// How often it gave up its memory for others, and computed again what it had.
+    pub preemptions: u32,
 }
 
 /// A backend's stream of chunks. Its last chunk is `End`; after `cancel` that comes within one engine step, or as soon as

@@ -6,6 +6,7 @@
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Instant;
 
 use arc_swap::ArcSwap;
 use parking_lot::Mutex;
@@ -23,7 +24,7 @@ use crate::exchange::EMBEDDED;
 use crate::models::{Loaded, Models};
 use crate::observe::Observe;
 use crate::observe::metrics::{Metrics, Served};
-use crate::ports::Clock;
+use crate::ports::{Clock, Priority};
 use crate::routing::{Entry, Reads, Routing, Target};
 use crate::shadow::Shadows;
 
@@ -118,7 +119,7 @@ impl App {
                     || config.gateway.wal_bytes_max != current.config.gateway.wal_bytes_max,
             ),
             (
-                "models.threads, models.kv_cache or models.queue_max",
+                "models.threads, models.memory_max, models.kv_cache, models.queue_max or models.itl_target",
                 config.gateway.engine != current.config.gateway.engine,
             ),
             (
@@ -141,16 +142,18 @@ impl App {
         let loaded = self.models.load(&config.models);
         // At a start a broken model is set aside; a reload must not make things worse than they are.
         if let Some((name, why)) = loaded.iter().find_map(|(name, outcome)| Some((name, outcome.as_ref().err()?))) {
-            self.models.retain(&current.config.models);
+            self.models.retain(&current.config.models, Instant::now());
             return Err(ReloadError::Model(format!("model `{name}`: {why}")));
         }
         let hash = config.hash.clone();
         let next = Snapshot::build(config, &loaded, &servers, self.clock.now_ns() / 1_000_000_000);
+        let next = Arc::new(next);
         self.upstreams.retain(servers);
-        self.models.retain(&next.config.models);
         self.models.show(&loaded);
         next.show(&self.metrics);
-        self.snapshot.store(Arc::new(next));
+        self.snapshot.store(next.clone());
+        // After the switch: who comes now is not sent to those that go.
+        self.models.retain(&next.config.models, Instant::now() + next.config.gateway.models_drain);
         Ok(hash)
     }
 
@@ -238,6 +241,7 @@ impl Snapshot {
                 fallback: Vec::new(),
                 cache: None,
                 shadow: None,
+                priority: Priority::default(),
                 timeouts: Timeouts::default(),
             };
             routing.add(Entry {

@@ -15,7 +15,7 @@ use crate::accounting::settlement::Receipt;
 use crate::answer::{EngineTimes, Finish};
 use crate::api::openai::ratelimit::Quotas;
 use crate::api::openai::request::Sampling;
-use crate::ports::Clock;
+use crate::ports::{Clock, Priority};
 use crate::refusal::Refusal;
 
 /// Takes closed records. Implemented by `observe`.
@@ -140,6 +140,7 @@ pub struct Record {
     /// Who made the answer: `EMBEDDED`, or the name of a provider.
     pub provider: String,
     pub stream: bool,
+    pub priority: Priority,
     pub cache: &'static str,
     /// How long the cache had it wait for somebody else's answer.
     pub cache_waited: Duration,
@@ -278,6 +279,7 @@ impl Exchange {
             variant: "none".into(),
             provider: EMBEDDED.into(),
             stream: false,
+            priority: Priority::default(),
             cache: "none",
             cache_waited: Duration::ZERO,
             config_hash: String::new(),

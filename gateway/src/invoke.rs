@@ -62,6 +62,8 @@ pub async fn answer(
 
     let route = snapshot.routing.choose(&caller, &request, &inbound.head().headers)?;
     note_route(exchange, snapshot, &route);
+    let priority = route.priority(&inbound.head().headers)?;
+    exchange.note(|record| record.priority = priority);
     let plan = route.measure(&request).await?;
     exchange.mark(|record, now| record.marks.measured = Some(now));
 
@@ -95,7 +97,7 @@ pub async fn answer(
         Find::Alone => None,
     };
     let mirror = row.and_then(|row| mirror(app, snapshot, &route, &request, &row, exchange));
-    let asked = Asked { caller: &caller, request: &request, plan };
+    let asked = Asked { caller: &caller, request: &request, priority, plan };
     let sent = failover::send(&snapshot.backends, ticket.start(), asked, &mut waits, inbound, exchange).await;
     let answer = match (sent, flight) {
         (Ok(answer), Some(flight)) if is_by_chosen(exchange, &route) => {

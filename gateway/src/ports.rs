@@ -117,3 +117,30 @@ pub trait Tokenize: Send + Sync {
     /// Tokens that prompt and answer may have together.
     fn context(&self) -> u64;
 }
+
+/// Who is served first when an engine of ours is full. The later one may wait.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Priority {
+    #[default]
+    Interactive,
+    Batch,
+}
+
+impl Priority {
+    pub const WORDS: [&str; 2] = ["interactive", "batch"];
+
+    pub fn parse(word: &str) -> Option<Priority> {
+        match word {
+            "interactive" => Some(Priority::Interactive),
+            "batch" => Some(Priority::Batch),
+            _ => None,
+        }
+    }
+
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Priority::Interactive => "interactive",
+            Priority::Batch => "batch",
+        }
+    }
+}

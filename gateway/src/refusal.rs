@@ -110,6 +110,11 @@ pub enum Refusal {
     EngineBusy {
         retry_after: Duration,
     },
+    /// It had a place in the queue and did not come to its turn.
+    QueuedTooLong {
+        limit: Duration,
+        retry_after: Duration,
+    },
     ModelUnavailable {
         model: String,
     },
@@ -197,6 +202,7 @@ impl Refusal {
             Refusal::LedgerFull              => (503, "server_error",          "ledger_full", Some(true)),
             Refusal::Draining                => (503, "server_error",          "shutting_down", Some(true)),
             Refusal::EngineBusy { .. }       => (503, "server_error",          "engine_busy", Some(true)),
+            Refusal::QueuedTooLong { .. }    => (503, "server_error",          "engine_busy", Some(true)),
             Refusal::ModelUnavailable { .. } => (503, "server_error",          "model_unavailable", Some(false)),
             Refusal::NoEmbeddingModel        => (503, "server_error",          "no_embedding_model", Some(false)),
             Refusal::TimedOut { .. }         => (504, "server_error",          "timeout", None),
@@ -270,6 +276,7 @@ impl Refusal {
             Refusal::LedgerFull,
             Refusal::Draining,
             Refusal::EngineBusy { retry_after: Duration::from_secs(2) },
+            Refusal::QueuedTooLong { limit: Duration::from_secs(15), retry_after: Duration::from_secs(2) },
             Refusal::ModelUnavailable { model: "assistant".into() },
             Refusal::NoEmbeddingModel,
             Refusal::TimedOut { what: "first token", limit: Duration::from_secs(5) },
@@ -304,6 +311,7 @@ impl Refusal {
                 | Refusal::UpstreamAuth
                 | Refusal::UpstreamLimited { .. }
                 | Refusal::EngineBusy { .. }
+                | Refusal::QueuedTooLong { .. }
                 | Refusal::EngineFailed
                 | Refusal::ModelUnavailable { .. }
                 | Refusal::TimedOut { .. }
@@ -312,7 +320,7 @@ impl Refusal {
 
     /// Whether others are being served in its place.
     pub fn is_busy(&self) -> bool {
-        matches!(self, Refusal::EngineBusy { .. } | Refusal::UpstreamLimited { .. })
+        matches!(self, Refusal::EngineBusy { .. } | Refusal::QueuedTooLong { .. } | Refusal::UpstreamLimited { .. })
     }
 
     /// Which request field is to blame.
@@ -345,7 +353,8 @@ impl Refusal {
         match self {
             Refusal::RequestsLimited { retry_after, .. }
             | Refusal::FeedbackLimited { retry_after, .. }
-            | Refusal::EngineBusy { retry_after } => Some(*retry_after),
+            | Refusal::EngineBusy { retry_after }
+            | Refusal::QueuedTooLong { retry_after, .. } => Some(*retry_after),
             Refusal::UpstreamLimited { retry_after } | Refusal::TokensLimited { retry_after, .. } => *retry_after,
             Refusal::BudgetSpent { limit, requested, reset, .. } => (requested <= limit).then_some(*reset),
             // Nobody knows when one of the others ends.
@@ -461,6 +470,11 @@ impl Refusal {
             }
             Refusal::EngineBusy { retry_after } => format!(
                 "The model's queue is full. Try again in {:.3} s.",
+                retry_after.as_secs_f64()
+            ),
+            Refusal::QueuedTooLong { limit, retry_after } => format!(
+                "The model was busy with others for {:.3} s. Try again in {:.3} s.",
+                limit.as_secs_f64(),
                 retry_after.as_secs_f64()
             ),
             Refusal::ModelUnavailable { model } => {

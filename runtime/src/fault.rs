@@ -49,11 +49,17 @@ pub(crate) enum Fault {
     ShadowBesideUsers,
     /// A preempted sequence is forgotten.
     PreemptedForgotten,
+    /// A sequence is admitted to a step that has no time for it.
+    AdmittedWithoutTime,
+    /// Choices are believed to have a token when the first of them has one.
+    ForksFollowTheFirst,
+    /// Requests are served in the order of submission once they waited for long.
+    FloodServedFirst,
 }
 
 #[cfg(test)]
 impl Fault {
-    pub const ALL: [Fault; 16] = [
+    pub const ALL: [Fault; 19] = [
         Fault::LeakOnCancel,
         Fault::FreedWhileShared,
         Fault::StaleHash,
@@ -70,6 +76,9 @@ impl Fault {
         Fault::DecodeOutsideBudget,
         Fault::ShadowBesideUsers,
         Fault::PreemptedForgotten,
+        Fault::AdmittedWithoutTime,
+        Fault::ForksFollowTheFirst,
+        Fault::FloodServedFirst,
     ];
 }
 

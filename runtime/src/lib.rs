@@ -10,6 +10,7 @@
 //! - `text`: chat template, tokenizer, incremental detokenizer
 //! - `grammar`: which tokens may come next, for answers that must keep to a schema
 //! - `sampling`: logits → the next token; stop strings
+//! - `memory`: what a model takes of it, before it does
 //! - `report`: what the engine tells; plain structs
 
 #![cfg_attr(test, allow(clippy::unwrap_used, clippy::expect_used, clippy::panic))]
@@ -21,6 +22,7 @@ mod engine;
 mod grammar;
 mod kernels;
 mod kv;
+mod memory;
 mod model;
 mod registry;
 mod report;
@@ -34,11 +36,14 @@ pub use engine::embed::Embedded;
 pub use engine::events::{Event, Failure, FinishReason, Generation, Handle, Refusal};
 pub use engine::request::{Class, Request};
 pub use grammar::{BadGrammar, Constraint, Grammar};
+pub use memory::Memory;
 pub use registry::{
     LoadError, Model, Runtime, ScoreError, StartError,
     embedder::{Embedder, Embedding, is_embedder},
 };
-pub use report::{EmbedTimeline, ModelReport, PrefixReport, Report, Sink, StepRecord, Stuck, Timeline, WeightKind};
+pub use report::{
+    EmbedTimeline, ModelReport, ModelState, PrefixReport, Report, Sink, StepRecord, Stuck, Timeline, WeightKind,
+};
 pub use sampling::{
     logprobs::Logprobs,
     params::{BadParam, SamplingParams},

@@ -1,43 +1,37 @@
 //! The handles a caller holds: [`Runtime`] starts the engine and loads models, [`Model`] turns requests into streams.
 
 pub(crate) mod embedder;
+mod load;
 mod placement;
 mod score;
 
 use crate::{
     engine::{
-        self, Command, ModelId, Roster,
+        self, Command, ModelId,
         events::{Event, Generation, Refusal},
-        forward::Forward,
+        places::Most,
         request::{Class, Request},
-        scheduler::Limits,
-        sequence::{Sequence, Vocabulary},
+        roster::Roster,
+        sequence::Sequence,
         stats::Stats,
-        stepper::Stepper,
     },
     grammar::{BadGrammar, Constraint, Grammar, Grammars},
-    kernels::{batch::BLOCK_TOKENS, ops::block_bytes},
-    model::spec::ModelSpec,
-    report::{Report, StepRecord, WeightKind},
+    kernels::batch::BLOCK_TOKENS,
+    memory,
+    report::{Report, StepRecord},
     sampling::params::SamplingParams,
-    settings::{LoadOptions, Settings},
-    source::Source,
+    settings::Settings,
     text::{Message, TemplateError, TextError, folder::TextSide},
-    weights::{WeightError, folder, quantize::Quantized},
 };
-use placement::{Placement, Shape};
+use placement::Placement;
 use std::{
-    path::{Path, PathBuf},
-    sync::{
-        Arc, Mutex, PoisonError,
-        atomic::{AtomicU64, Ordering},
-        mpsc::{Sender, channel},
-    },
+    sync::{Arc, Mutex, PoisonError, atomic::AtomicU64, mpsc::Sender},
     thread::JoinHandle,
-    time::Instant,
+    time::{Duration, Instant},
 };
 use tokio::sync::mpsc;
 
+pub use load::LoadError;
 pub use score::ScoreError;
 
 /// Shadows enter a queue only while it is shorter than this.
@@ -51,23 +45,6 @@ pub enum StartError {
     Thread(std::io::Error),
 }
 
-/// Why a model could not be served. Every message names the file.
-#[derive(Debug, thiserror::Error)]
-pub enum LoadError {
-    #[error("{}: {why}", file.display())]
-    File { file: PathBuf, why: String },
-    #[error("{}: the model loaded but its first step failed: {why}", folder.display())]
-    Warm { folder: PathBuf, why: String },
-    #[error("the engine stopped")]
-    Stopped,
-}
-
-impl From<WeightError> for LoadError {
-    fn from(WeightError { file, why }: WeightError) -> LoadError {
-        LoadError::File { file, why }
-    }
-}
-
 /// The engine of one of this machine's devices. When the last handle is dropped, running requests end as cancelled and the
 /// engine's thread ends; dropping waits for that, at most one step.
 #[derive(Clone)]
@@ -78,7 +55,7 @@ struct Handle {
     placement: Placement,
     commands: Sender<Command>,
     thread: Mutex<Option<JoinHandle<()>>>,
-    roster: Roster,
+    roster: Arc<Roster>,
     next_model: AtomicU64,
 }
 
@@ -97,147 +74,22 @@ impl Runtime {
     pub fn start(settings: Settings) -> Result<Runtime, StartError> {
         settings.validate()?;
         let placement = Placement::choose(settings.device)?;
-        let roster = Roster::default();
-        let (commands, thread) =
-            engine::start(settings.threads, settings.sink.clone(), Arc::clone(&roster)).map_err(StartError::Thread)?;
+        let roster = Roster::new(settings.memory_max.or_else(memory::available).unwrap_or(u64::MAX));
+        let (commands, thread) = engine::start(settings.threads, settings.sink.clone()).map_err(StartError::Thread)?;
         let thread = Mutex::new(Some(thread));
         Ok(Runtime(Arc::new(Handle { settings, placement, commands, thread, roster, next_model: AtomicU64::new(0) })))
     }
 
-    /// Validates, loads and warms a model: a folder in Hugging Face layout or a `.gguf` file. Blocks until the model is
-    /// ready: call it where blocking is allowed. Other models keep serving meanwhile.
-    pub fn load(&self, name: &str, source: &Path, options: &LoadOptions) -> Result<Model, LoadError> {
-        let started = Instant::now();
-        let parts = Parts::read(source, &self.0, options)?;
-        for exception in &parts.exceptions {
-            tracing::warn!(model = name, "not quantised as asked: {exception}");
-        }
-        self.serve(name, source, parts, started)
-    }
-
     /// The last steps of the models with this name, oldest first for each: at most 4,096 of one.
     pub fn steps(&self, model: &str) -> Vec<StepRecord> {
-        let roster = self.0.roster.lock().unwrap_or_else(PoisonError::into_inner);
-        roster.iter().filter(|stats| stats.name == model).flat_map(|stats| stats.records()).collect()
+        let models = self.0.roster.models();
+        models.iter().filter(|stats| stats.name == model).flat_map(|stats| stats.records()).collect()
     }
 
     pub fn report(&self) -> Report {
-        let roster = self.0.roster.lock().unwrap_or_else(PoisonError::into_inner);
-        Report { models: roster.iter().map(|stats| stats.report()).collect(), kernel: self.0.placement.kernel_name() }
-    }
-
-    fn serve(&self, name: &str, folder: &Path, parts: Parts, started: Instant) -> Result<Model, LoadError> {
-        let settings = &self.0.settings;
-        let limits = Limits {
-            step_tokens: settings.step_tokens,
-            prefill_chunk: settings.prefill_chunk,
-            running_max: settings.running_max,
-            block_tokens: BLOCK_TOKENS,
-            itl_target: settings.itl_target,
-            preempt_always: settings.preempt_always,
-        };
-        let vocab = parts.forward.vocab() as u32;
-        let mut stats =
-            Stats::new(name, &parts.digest, parts.blocks, parts.weights_bytes, parts.kv_bytes, started.elapsed());
-        stats.weights = parts.weights;
-        stats.exceptions = parts.exceptions;
-        let stats = Arc::new(stats);
-        let grammars = Grammars::new(parts.text.tokenizer().bytes(), parts.end.clone(), vocab as usize);
-        let vocabulary = Vocabulary { bytes: parts.text.tokenizer().bytes(), end: parts.end };
-        let stepper = Box::new(Stepper::new(parts.forward, limits, vocabulary, Arc::clone(&stats)));
-        let id = self.0.next_model.fetch_add(1, Ordering::Relaxed);
-        let (ready, answer) = channel();
-        self.0.commands.send(Command::Add { id, stepper, ready }).map_err(|_| LoadError::Stopped)?;
-        let warmed = answer.recv().map_err(|_| LoadError::Stopped)?;
-        warmed.map_err(|why| LoadError::Warm { folder: folder.to_owned(), why })?;
-        Ok(Model(Arc::new(Served {
-            id,
-            commands: self.0.commands.clone(),
-            waiting_max: settings.waiting_max,
-            context: parts.context,
-            vocab,
-            defaults: parts.defaults,
-            text: parts.text,
-            grammars,
-            stats,
-        })))
-    }
-}
-
-/// What a model's files give.
-struct Parts {
-    forward: Box<dyn Forward>,
-    text: TextSide,
-    /// Tokens that end an answer.
-    end: Vec<u32>,
-    defaults: SamplingParams,
-    digest: String,
-    context: u32,
-    blocks: u32,
-    weights_bytes: u64,
-    weights: Vec<WeightKind>,
-    exceptions: Vec<String>,
-    kv_bytes: u64,
-}
-
-impl Parts {
-    fn read(path: &Path, handle: &Handle, options: &LoadOptions) -> Result<Parts, LoadError> {
-        let settings = &handle.settings;
-        let source = Source::open(path)?;
-        let (config_file, config) = source.config()?;
-        let blame = |file: &Path| {
-            let file = file.to_owned();
-            move |why: String| LoadError::File { file, why }
-        };
-        let mut spec = ModelSpec::from_config(&config).map_err(blame(&config_file))?;
-        let mut defaults = SamplingParams::default();
-        if let Some((file, generation)) = source.generation()? {
-            defaults = SamplingParams::from_generation_config(&generation).map_err(blame(&file))?;
-            spec.add_end(generation.get("eos_token_id")).map_err(blame(&file))?;
-        }
-        let text = source.text(spec.vocab)?;
-
-        let block = spec.layers.len() * block_bytes(spec.heads(), settings.kv_dtype);
-        let useful = settings.running_max.saturating_mul(spec.context.div_ceil(BLOCK_TOKENS));
-        let blocks = (settings.kv_bytes / block).min(useful).min(u32::MAX as usize / BLOCK_TOKENS);
-        if blocks == 0 {
-            let why = format!(
-                "{BLOCK_TOKENS} tokens of this model need {block} bytes of KV memory, kv_bytes is {}",
-                settings.kv_bytes
-            );
-            return Err(blame(&config_file)(why));
-        }
-        let (tensors, files) = source.weights()?;
-        let positions = spec.context.min(blocks * BLOCK_TOKENS);
-        let quantized = options.quantize.map(|to| Quantized::new(tensors.as_ref(), to));
-        let (context, end) = (spec.context as u32, spec.end.clone());
-        let placed = handle.placement.place(Shape {
-            spec,
-            tensors: quantized.as_ref().map_or(tensors.as_ref(), |quantized| quantized),
-            positions,
-            kv_dtype: settings.kv_dtype,
-            blocks,
-        })?;
-        let weights = placed.kinds.into_iter();
-        let weights = weights.map(|(kind, bytes)| WeightKind { kind: kind.name(), bytes: bytes as u64 }).collect();
-        let mut digest = folder::digest(&files)?;
-        if let Some(to) = options.quantize {
-            // The same files, other answers.
-            digest = blake3::hash(format!("{digest} {to:?}").as_bytes()).to_hex().to_string();
-        }
-        Ok(Parts {
-            forward: placed.forward,
-            text,
-            end,
-            defaults,
-            digest,
-            context,
-            blocks: blocks as u32,
-            weights_bytes: placed.bytes as u64,
-            weights,
-            exceptions: quantized.map_or_else(Vec::new, |quantized| quantized.exceptions()),
-            kv_bytes: (blocks * block) as u64,
-        })
+        let roster = &self.0.roster;
+        let models = roster.models().iter().map(|stats| stats.report()).collect();
+        Report { models, memory_max: roster.memory_max(), kernel: self.0.placement.kernel_name() }
     }
 }
 
@@ -271,12 +123,22 @@ impl Model {
 
     /// Hex blake3 over the model's files, and over how the weights are quantised if they are.
     pub fn digest(&self) -> &str {
-        &self.0.stats.digest
+        self.0.stats.digest()
     }
 
     /// Most tokens of prompt and output together.
     pub fn context(&self) -> u32 {
         self.0.context
+    }
+
+    /// How many token ids the model knows.
+    pub fn vocab(&self) -> u32 {
+        self.0.vocab
+    }
+
+    /// When a request that finds no place now is likely to find one.
+    pub fn retry_after(&self) -> Duration {
+        self.0.stats.retry_after()
     }
 
     /// What the folder's `generation_config.json` asks for.
@@ -311,6 +173,12 @@ impl Model {
         self.0.grammars.compile(constraint)
     }
 
+    /// Others serve instead. Who still has this handle may ask until `cut_at`; who is not answered by then fails as
+    /// unloaded, and the memory is free. It is free sooner when the last handle is gone and everybody answered.
+    pub fn drain(&self, cut_at: Instant) {
+        let _ = self.0.commands.send(Command::Drain { id: self.0.id, cut_at });
+    }
+
     /// Queues a request; never blocks. What can never be answered is refused here.
     pub fn generate(&self, request: Request) -> Result<Generation, Refusal> {
         let mut choices = self.generate_many(request, 1)?;
@@ -321,34 +189,38 @@ impl Model {
     /// request's seed plus k: it is what a request of its own with that seed would give.
     pub fn generate_many(&self, request: Request, n: u32) -> Result<Vec<Generation>, Refusal> {
         self.check(&request)?;
-        self.submit(n, request.class, request.prompt.len() as u32, |k, submitted| {
+        self.submit(n, &request, |k, submitted| {
             let seed = request.params.seed.wrapping_add(u64::from(k));
             let params = SamplingParams { seed, ..request.params.clone() };
             Sequence::new(Request { params, ..request.clone() }, submitted)
         })
     }
 
-    /// Queues `n` sequences that begin with the same `prompt_tokens`, the k-th as `make` gives it.
+    /// Queues `n` sequences of this request, the k-th as `make` gives it.
     fn submit(
         &self,
         n: u32,
-        class: Class,
-        prompt_tokens: u32,
+        request: &Request,
         make: impl Fn(u32, Instant) -> (Sequence, mpsc::Receiver<Event>),
     ) -> Result<Vec<Generation>, Refusal> {
         let served = &self.0;
         // Copies must not fill the places that users need.
-        let places = match class {
-            Class::Shadow => served.waiting_max.min(SHADOWS_WAITING_MAX),
-            Class::Interactive | Class::Batch => served.waiting_max,
+        let most = match request.class {
+            Class::Shadow => {
+                let total = served.waiting_max.min(SHADOWS_WAITING_MAX) as u64;
+                Most { total, tenant: total }
+            }
+            Class::Interactive | Class::Batch => Most::halves(served.waiting_max as u64),
         };
-        if !served.stats.enter_queue(n, places) {
+        let Some(mut places) = served.stats.enter_queue(request.tenant, n, most) else {
             return Err(Refusal::Overloaded { retry_after: served.stats.retry_after() });
-        }
+        };
+        let prompt_tokens = request.prompt.len() as u32;
         let submitted = Instant::now();
         let (choices, generations) = (0..n)
             .map(|k| {
-                let (sequence, events) = make(k, submitted);
+                let (mut sequence, events) = make(k, submitted);
+                sequence.place = Some(places.split());
                 let flags = Arc::clone(&sequence.flags);
                 (sequence, Generation { events, flags, submitted, prompt_tokens, ended: false })
             })

@@ -1,5 +1,6 @@
 //! What the engine tells about itself and about each request: plain structs, and the one trait that receives them.
 
+use crate::{engine::request::Class, memory::Memory};
 use std::time::{Duration, Instant};
 
 /// Receives every step's record on the engine thread. Must return quickly and never block.
@@ -18,7 +19,7 @@ pub struct StepRecord {
     pub sample: Duration,
     /// Detokenising, scanning for stop strings, handing text to clients.
     pub emit: Duration,
-    /// When it began, since the model was loaded.
+    /// When it began, since the model's load began.
     pub at: Duration,
     /// What it was planned to take, up to the choice of tokens; zero before anything was learnt.
     pub expected: Duration,
@@ -26,8 +27,12 @@ pub struct StepRecord {
     pub decode_tokens: u32,
     /// Computed before, and lost with the blocks of a preempted sequence. Not among the two above.
     pub recomputed_tokens: u32,
-    /// Found in the prefix cache by those that were admitted with this step.
+    /// Of the prompts that were admitted with this step.
+    pub admitted_tokens: u32,
+    /// Those of them that were found in the prefix cache.
     pub cached_tokens: u32,
+    /// Those of them that a pool of twice the size would have found too.
+    pub regretted_tokens: u32,
     /// Tokens that were chosen: one for each sequence whose prompt is computed.
     pub sampled_tokens: u32,
     /// Sequences that took part.
@@ -114,8 +119,10 @@ impl EmbedTimeline {
 /// The state of the runtime at one moment.
 #[derive(Clone, Debug)]
 pub struct Report {
-    /// In the order in which they were loaded; a draining model stays until its memory is free.
+    /// In the order in which their loads began; a draining model stays until its memory is free.
     pub models: Vec<ModelReport>,
+    /// Bytes that they may take together.
+    pub memory_max: u64,
     /// The instruction set the kernels chose on this machine.
     pub kernel: &'static str,
 }
@@ -151,12 +158,43 @@ pub enum Stuck {
     NobodyFits,
 }
 
+/// Where a model version is in its life. One that is unloaded is in no report.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ModelState {
+    /// Its files are read; its memory is set aside.
+    Loading,
+    /// Its first step, of which nobody sees anything.
+    Warming,
+    Ready,
+    /// Nobody new is sent here; who is here may finish.
+    Draining,
+}
+
+impl ModelState {
+    pub const ALL: [ModelState; 4] =
+        [ModelState::Loading, ModelState::Warming, ModelState::Ready, ModelState::Draining];
+
+    pub fn name(self) -> &'static str {
+        match self {
+            ModelState::Loading => "loading",
+            ModelState::Warming => "warming",
+            ModelState::Ready => "ready",
+            ModelState::Draining => "draining",
+        }
+    }
+}
+
 #[derive(Clone, Debug)]
 pub struct ModelReport {
     pub name: String,
+    pub state: ModelState,
+    /// Empty while it loads.
     pub digest: String,
+    pub memory: Memory,
     pub running: u32,
     pub waiting: u32,
+    /// Those that wait as of the last step, by class.
+    pub waiting_by_class: [(Class, u32); 3],
     pub kv_blocks_used: u32,
     pub kv_blocks_total: u32,
     /// Full blocks that are found by what they hold, used ones among them.
@@ -172,14 +210,14 @@ pub struct ModelReport {
     pub prompt_tokens: u64,
     /// Sampled tokens since the load.
     pub generated_tokens: u64,
+    /// Tokens sampled for each second of the last steps, those of other models left out; 0 before the first.
+    pub tokens_per_second: f64,
     pub steps: u64,
     /// Requests that ended in `Failed` since the load.
     pub failures: u64,
-    pub weights_bytes: u64,
     /// How the matrices are kept, by kind.
     pub weights: Vec<WeightKind>,
     /// Matrices that could not be quantised as asked, and why.
     pub exceptions: Vec<String>,
-    pub kv_bytes: u64,
     pub load_seconds: f64,
 }

@@ -58,6 +58,9 @@ pub struct Settings {
     pub device: Device,
     /// Threads a step may use, the engine's own included. On a machine that others use too, fewer than its cores.
     pub threads: usize,
+    /// Bytes that all models may take together, what their loads need for a moment included. None: nine tenths of what
+    /// machine and control groups have left at the start.
+    pub memory_max: Option<u64>,
     /// Bytes of KV pool for each model.
     pub kv_bytes: usize,
     pub kv_dtype: KvDtype,
@@ -69,7 +72,8 @@ pub struct Settings {
     pub itl_target: Duration,
     /// Most sequences of one model that hold KV blocks at a time.
     pub running_max: usize,
-    /// Most sequences of one model that wait for blocks. Beyond it a request is refused as overloaded.
+    /// Most sequences of one model that wait for their first blocks, at most half of them of one tenant. Beyond it a
+    /// request is refused as overloaded, unless it is one of many choices and nobody else waits.
     pub waiting_max: usize,
     /// Told about every step, on the engine thread: must return quickly and never block.
     pub sink: Option<Arc<dyn Sink>>,
@@ -86,6 +90,7 @@ impl Default for Settings {
             device: Device::Auto,
             // One core is left to whoever feeds the engine.
             threads: cores.saturating_sub(1).max(1),
+            memory_max: None,
             kv_bytes: 64 << 20,
             kv_dtype: KvDtype::Bf16,
             step_tokens: 256,

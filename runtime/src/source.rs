@@ -2,7 +2,10 @@
 
 use crate::{
     model::spec::ModelSpec,
-    registry::LoadError,
+    registry::{
+        LoadError,
+        embedder::{is_embedder, read_text_side},
+    },
     text::{Message, folder::TextSide},
     weights::{
         Tensors, WeightError, folder,
@@ -78,9 +81,13 @@ impl Source {
     }
 }
 
-/// Reads tokenizer and chat template as [`crate::Runtime::load`] will, and no weights. Hostile ones may take all memory
-/// or time there is, so this is best called in a process of its own that may not have them.
+/// Reads tokenizer and chat template as [`crate::Runtime::load`] and [`crate::Runtime::load_embedder`] will, and no
+/// weights. Hostile ones may take all memory or time there is, so this is best called in a process of its own that may not
+/// have them.
 pub fn check_text(path: &Path) -> Result<(), LoadError> {
+    if is_embedder(path)? {
+        return Ok(read_text_side(path).map(drop)?);
+    }
     let source = Source::open(path)?;
     let (file, config) = source.config()?;
     let spec = ModelSpec::from_config(&config).map_err(|why| WeightError::new(&file, why))?;

@@ -39,7 +39,7 @@ pub fn run(root: &Path) {
                 ours.truncate(&mut ids);
                 ids
             });
-            let embedding = ours.embed(ids.collect(), None).unwrap();
+            let embedding = ours.embed(ids.collect(), 0, None).unwrap();
             waiter.block_on(embedding).vectors.unwrap();
             began.elapsed()
         };

@@ -32,7 +32,13 @@ pub struct Request {
 }
 
 impl Request {
-    fn next(&self) -> Cow<'_, [u8]> {
+    /// The same for another path than that of chats.
+    pub fn to_path(&self, path: &str) -> Request {
+        let text = String::from_utf8(self.bytes.clone()).unwrap().replacen("/v1/chat/completions", path, 1);
+        Request { number_at: memmem::find(text.as_bytes(), NUMBER.as_bytes()), bytes: text.into_bytes() }
+    }
+
+    pub fn next(&self) -> Cow<'_, [u8]> {
         let Some(at) = self.number_at else { return Cow::Borrowed(&self.bytes) };
         let mut bytes = self.bytes.clone();
         let number = NUMBERS.fetch_add(1, Ordering::Relaxed);
@@ -107,7 +113,7 @@ impl Client {
     }
 
     /// Sends a request and reads its answer to the end.
-    async fn ask(&mut self, request: &[u8]) -> usize {
+    pub async fn ask(&mut self, request: &[u8]) -> usize {
         self.got.clear();
         self.stream.write_all(request).await.unwrap();
         let mut reads = 0;

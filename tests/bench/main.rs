@@ -1,11 +1,12 @@
 //! `make bench`: what the gateway costs and what batching gains, as ratios of figures taken in turn in one run.
 //!
 //! Absolute figures depend on the machine and its mood; each ratio is formed within a round, and median, minimum and
-//! maximum over the rounds are printed and written to `tests/bench/results/`. An argument (`serving`, `upstream`, `embeddings`) runs
-//! that part alone.
+//! maximum over the rounds are printed and written to `tests/bench/results/`. An argument (`serving`, `upstream`, `embeddings`, `engine`)
+//! runs that section alone, and one after `engine` (`speed`, `prefix`, `clients`, `memory`) that part of it.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a benchmark that cannot go on should stop")]
 
 mod embeddings;
+mod engine;
 mod latency;
 mod load;
 mod origin;
@@ -32,6 +33,10 @@ fn main() {
     // Only by name: it needs weights that `tools/setup.sh long` fetches.
     if part.as_deref() == Some("embeddings") {
         embeddings::run(root);
+    }
+    // Only by name as well: its weights take minutes to make, and gigabytes.
+    if part.as_deref() == Some("engine") {
+        engine::run(root, std::env::args().nth(2).as_deref());
     }
     if is_asked("serving") {
         serving::run(root);

@@ -83,7 +83,7 @@ impl Process {
     }
 
     /// Starts it and waits until it says where it serves. What it prints is in its folder.
-    fn start(
+    pub fn start(
         mut command: Command,
         folder: tempfile::TempDir,
         mut ready: impl FnMut() -> Option<SocketAddr>,
@@ -179,11 +179,11 @@ pub fn peer(name: &str) -> PathBuf {
 }
 
 /// From the folder of the profile that this program was built with.
-fn beside(name: &str) -> PathBuf {
+pub fn beside(name: &str) -> PathBuf {
     std::env::current_exe().unwrap().parent().unwrap().parent().unwrap().join(name)
 }
 
 /// For those who cannot tell which port they were given.
-fn free_address() -> SocketAddr {
+pub fn free_address() -> SocketAddr {
     TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap()
 }

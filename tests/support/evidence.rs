@@ -17,6 +17,8 @@ use super::{eventually, root};
 
 /// Disjoint counts of tokens: input, cache_read, cache_write, output, reasoning.
 pub type Tokens = [u64; 5];
+/// Of the engine's prefix cache.
+const BLOCK_TOKENS: u64 = 32;
 const KINDS: [&str; 5] = ["input", "cache_read", "cache_write", "output", "reasoning"];
 /// Who makes an answer in the gateway's own process.
 const EMBEDDED: &str = "glassgate";
@@ -375,8 +377,12 @@ impl Evidence {
             }
             if let Some(prompt) = &seen.prompt {
                 for row in index.rows.get(id.as_str()).into_iter().flatten() {
-                    let is_read = row.tokens[0] != 0 || matches!(row.outcome.as_str(), "answered");
-                    if row.provider == EMBEDDED && is_read && row.tokens[..3] != [recount(prompt), 0, 0] {
+                    let [input, read, write, ..] = row.tokens;
+                    let is_read = input != 0 || matches!(row.outcome.as_str(), "answered");
+                    // Whole blocks are found in the engine's cache, and never all of a prompt.
+                    let is_sound =
+                        input + read == recount(prompt) && input > 0 && read % BLOCK_TOKENS == 0 && write == 0;
+                    if row.provider == EMBEDDED && is_read && !is_sound {
                         let said = &row.tokens[..3];
                         found.push(format!(
                             "recount: {} has {} prompt tokens, not {said:?}",
@@ -944,12 +950,12 @@ impl Evidence {
     }
 
     /// The engine counts what it computes and samples, and knows nothing of the ledger. Shared answers compute nothing,
-    /// shadows do, and `n` answers share their prompt, of which a part may have been found in the cache.
+    /// shadows do, and `n` answers share their prompt, of which only what was not found in the cache is computed.
     fn engine(&self, index: &Index<'_>, found: &mut Vec<String>) {
-        let mut owed: BTreeMap<&str, (u64, u64, u64)> = BTreeMap::new();
+        let mut owed: BTreeMap<&str, (u64, u64, u64, u64)> = BTreeMap::new();
         for row in self.rows.iter().filter(|row| row.provider == EMBEDDED && !row.is_shared()) {
             let n = index.seen.get(row.request_id.as_str()).map_or(1, |seen| seen.n);
-            let all = row.tokens[0] + row.tokens[1];
+            let all = row.tokens[0];
             // Who left may have left between two pieces of the prompt, or before all of its answers had begun.
             let least = match row.outcome.as_str() {
                 "answered" => all,
@@ -957,13 +963,17 @@ impl Evidence {
                 _ => 0,
             };
             let sums = owed.entry(&row.model).or_default();
-            *sums = (sums.0 + row.tokens[3], sums.1 + least, sums.2 + all);
+            *sums = (sums.0 + row.tokens[3], sums.1 + least, sums.2 + all, sums.3 + row.tokens[1]);
         }
-        for (model, (output, least, most)) in &owed {
+        for (model, (output, least, most, read)) in &owed {
             let label = format!("model=\"{model}\"");
             let counted = |family: &str| metric(&self.metrics, family, &[label.as_str()]) as u64;
             let (sampled, computed) =
                 (counted("runtime_generated_tokens_total"), counted("runtime_prompt_tokens_total"));
+            let hit = metric(&self.metrics, "runtime_prefix_tokens_total", &[label.as_str(), "result=\"hit\""]) as u64;
+            if hit != *read {
+                found.push(format!("engine: {hit} tokens found in the cache of {model}, {read} in the ledger"));
+            }
             if sampled != *output {
                 found.push(format!("engine: {sampled} tokens sampled by {model}, {output} in the ledger"));
             }

@@ -80,7 +80,7 @@ impl std::fmt::Display for NanoUsd {
 }
 
 /// Pico-dollars for one token.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub struct PicoPerToken(pub u64);
 
 /// Prices above this are a typing error, and would let sums overflow: $1,000,000 per million tokens.

@@ -1,4 +1,6 @@
-//! The admin listener: metrics and probes, open on loopback; everything under `/admin` needs the token.
+//! The admin listener: metrics, probes and the engine's steps, open on loopback; everything under `/admin` needs the token.
+
+mod steps;
 
 use std::sync::Arc;
 
@@ -32,6 +34,9 @@ impl ServeHttp for Admin {
                 self.app.metrics.cache_bytes(self.app.cache.bytes());
                 (StatusCode::OK, "text/plain; version=0.0.4; charset=utf-8", self.app.metrics.encode().into_bytes())
             }
+            (&Method::GET, "/debug/steps") => {
+                steps::answer(&self.app.models, session.req_header().uri.query().unwrap_or(""))
+            }
             // Alive: the process can answer. Nothing that others do makes it dead.
             (&Method::GET, "/livez") => probe(None),
             (&Method::GET, "/startupz" | "/readyz") => probe(self.app.unready()),
@@ -45,7 +50,10 @@ impl ServeHttp for Admin {
                     self.admin(&method, path).await
                 }
             }
-            _ => error(StatusCode::NOT_FOUND, "there is nothing here; try /metrics, /livez, /readyz or /startupz"),
+            _ => error(
+                StatusCode::NOT_FOUND,
+                "there is nothing here; try /metrics, /debug/steps, /livez, /readyz or /startupz",
+            ),
         };
         let response =
             Response::builder().status(status).header("content-type", kind).header("content-length", body.len());
@@ -80,6 +88,7 @@ impl Admin {
                 let snapshot = self.app.snapshot.load();
                 json(StatusCode::OK, &config(&snapshot.config, self.app.rejected.lock().as_deref()))
             }
+            (&Method::GET, "/admin/models") => json(StatusCode::OK, &self.app.models.told()),
             (&Method::GET, _) if path.starts_with("/admin/requests/") => {
                 let id = path.trim_start_matches("/admin/requests/");
                 match self.app.observe.find(id) {
@@ -107,7 +116,10 @@ impl Admin {
                     ),
                 }
             }
-            _ => error(StatusCode::NOT_FOUND, "try POST /admin/reload, GET /admin/config or GET /admin/requests/{id}"),
+            _ => error(
+                StatusCode::NOT_FOUND,
+                "try POST /admin/reload, GET /admin/config, GET /admin/models or GET /admin/requests/{id}",
+            ),
         }
     }
 }
@@ -135,6 +147,7 @@ fn config(config: &Config, rejected: Option<&str>) -> Value {
             "name": route.name,
             "split": route.split.iter().map(|(name, weight)| (name.clone(), json!(weight))).collect::<serde_json::Map<_, _>>(),
             "fallback": route.fallback,
+            "priority": route.priority.as_str(),
             "shadow": route.shadow.as_ref().map(|rule| json!({"variant": rule.variant, "sample": rule.sample})),
             "cache": route.cache.map(|rule| json!({"ttl_seconds": rule.ttl.as_secs_f64(), "sampled": rule.sampled})),
         })).collect::<Vec<_>>(),

@@ -10,6 +10,7 @@ mod routes;
 pub mod serve;
 mod spend;
 mod trace;
+mod verify;
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -94,7 +95,7 @@ enum Command {
         #[command(subcommand)]
         command: routes::RoutesCommand,
     },
-    /// Download models from the Hugging Face hub (HF_TOKEN, HF_ENDPOINT), and list those that are here
+    /// Download, list, watch and compare models
     Models {
         #[command(flatten)]
         place: Place,

@@ -23,6 +23,8 @@ pub struct GatewayConfig {
     pub wal_bytes_max: u64,
     pub model_roots: Vec<PathBuf>,
     pub engine: EngineConfig,
+    /// How long requests may go on with a model that a reload has replaced or removed.
+    pub models_drain: Duration,
     pub limits: Limits,
     pub cache_bytes_max: u64,
     pub shadow: ShadowConfig,
@@ -88,9 +90,13 @@ pub const CONCURRENCY_MAX: u32 = 10_000;
 pub struct EngineConfig {
     pub device: Device,
     pub threads: usize,
+    /// What all models may take together; `None`: nearly all that the machine has left at the start.
+    pub memory_max: Option<u64>,
     /// KV cache of each model.
     pub kv_bytes: u64,
     pub waiting_max: usize,
+    /// How long the next token of whoever is being answered may take, while others' prompts are read.
+    pub itl_target: Duration,
 }
 
 /// Where embedded models run.
@@ -130,7 +136,15 @@ pub(super) fn gateway(root: Section<'_, '_>, folder: &Path) -> (GatewayConfig, P
         data_dir: folder.join("../data"),
         wal_bytes_max: 64 << 20,
         model_roots: vec![folder.join("../models")],
-        engine: EngineConfig { device: Device::Auto, threads: spare_cores(), kv_bytes: 32 << 20, waiting_max: 256 },
+        engine: EngineConfig {
+            device: Device::Auto,
+            threads: spare_cores(),
+            memory_max: None,
+            kv_bytes: 32 << 20,
+            waiting_max: 256,
+            itl_target: Duration::from_millis(50),
+        },
+        models_drain: Duration::from_secs(300),
         limits: Limits::default(),
         cache_bytes_max: 64 << 20,
         shadow: ShadowConfig { concurrency: 4, queue_max: 256 },
@@ -179,9 +193,12 @@ pub(super) fn gateway(root: Section<'_, '_>, folder: &Path) -> (GatewayConfig, P
             _ => Device::Auto,
         };
         config.engine.threads = models.integer("threads", 1..=256).map_or(config.engine.threads, |n| n as usize);
+        config.engine.memory_max = models.bytes("memory_max", 1 << 20);
+        config.models_drain = models.duration("drain").unwrap_or(config.models_drain);
         config.engine.kv_bytes = models.bytes("kv_cache", 1 << 20).unwrap_or(config.engine.kv_bytes);
         config.engine.waiting_max =
             models.integer("queue_max", 1..=100_000).map_or(config.engine.waiting_max, |n| n as usize);
+        config.engine.itl_target = models.duration("itl_target").unwrap_or(config.engine.itl_target);
         models.finish();
     }
     if let Some(section) = root.section("limits") {

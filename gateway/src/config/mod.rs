@@ -17,7 +17,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 pub use gateway::{
-    AccessLogTo, CONCURRENCY_MAX, EngineConfig, GatewayConfig, Limits, ListenConfig, REQUESTS_PER_MINUTE_MAX,
+    AccessLogTo, CONCURRENCY_MAX, Device, EngineConfig, GatewayConfig, Limits, ListenConfig, REQUESTS_PER_MINUTE_MAX,
     ShadowConfig, TOKENS_PER_MINUTE_MAX,
 };
 pub use prices::PricesConfig;

@@ -43,6 +43,13 @@ pub(super) fn prices(root: Section<'_, '_>, models: &BTreeMap<String, ModelConfi
             })
         });
         let cache_read = price("cache_read").unwrap_or(input);
+        // What a request may cost is reserved before anybody knows what is cached of it.
+        if cache_read > input {
+            let name = section.name();
+            section.problem(format!(
+                "`{name}.cache_read` is above `{name}.input`: a cached token costs as much at the most"
+            ));
+        }
         section.finish();
         prices.models.insert(
             name.value,

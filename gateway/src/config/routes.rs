@@ -11,6 +11,7 @@ use super::reader::{At, Section};
 use super::secret::Secret;
 use crate::exchange::EMBEDDED;
 use crate::models::hub::{Reference, SCHEME};
+use crate::ports::Priority;
 
 /// A server that speaks OpenAI's dialect.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -67,9 +68,11 @@ impl std::fmt::Display for ModelSource {
     }
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, clap::ValueEnum)]
 pub enum Quantize {
+    #[value(name = "q8_0")]
     Q8_0,
+    #[value(name = "q4_k")]
     Q4K,
 }
 
@@ -93,6 +96,7 @@ pub struct RouteConfig {
     pub fallback: Vec<String>,
     pub cache: Option<CacheRule>,
     pub shadow: Option<ShadowRule>,
+    pub priority: Priority,
     pub timeouts: Timeouts,
 }
 
@@ -122,6 +126,8 @@ pub enum Unit {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Timeouts {
+    /// Until an engine of ours begins with it.
+    pub queue: Duration,
     pub first_token: Duration,
     pub idle: Duration,
     pub total: Duration,
@@ -130,6 +136,7 @@ pub struct Timeouts {
 impl Default for Timeouts {
     fn default() -> Self {
         Timeouts {
+            queue: Duration::from_secs(15),
             first_token: Duration::from_secs(30),
             idle: Duration::from_secs(30),
             total: Duration::from_secs(300),
@@ -202,16 +209,11 @@ pub(super) fn routes(root: Section<'_, '_>, folder: &Path, model_roots: &[PathBu
             Some(units) => units.into_iter().filter_map(|unit| sticky_unit(&section, unit)).collect(),
             None => vec![Unit::User, Unit::Key],
         };
-        let mut timeouts = Timeouts::default();
-        if let Some(section) = section.section("timeouts") {
-            timeouts.first_token = section.duration("first_token").unwrap_or(timeouts.first_token);
-            timeouts.idle = section.duration("idle").unwrap_or(timeouts.idle);
-            timeouts.total = section.duration("total").unwrap_or(timeouts.total);
-            section.finish();
-        }
+        let priority = section.word("priority", &Priority::WORDS).and_then(Priority::parse).unwrap_or_default();
+        let timeouts = section.section("timeouts").map(timeouts).unwrap_or_default();
         section.finish();
         let fallback = fallback.into_iter().map(|name| name.value).collect();
-        routes.push(RouteConfig { name: name.value, split, sticky, fallback, cache, shadow, timeouts });
+        routes.push(RouteConfig { name: name.value, split, sticky, fallback, cache, shadow, priority, timeouts });
     }
     if routes.is_empty() && !models.values().any(|model| model.public) {
         root.problem("there is nothing that a client could call: add a `[routes.NAME]` with a `split`");
@@ -353,6 +355,27 @@ fn shadow_rule(section: Section<'_, '_>, models: &BTreeMap<String, ModelConfig>)
     }
     section.finish();
     Some(ShadowRule { variant: variant?.value, sample: sample.map_or(1.0, |sample| sample.value) })
+}
+
+fn timeouts(section: Section<'_, '_>) -> Timeouts {
+    let default = Timeouts::default();
+    let first_token = section.duration("first_token").unwrap_or(default.first_token);
+    let queue = section.duration("queue");
+    if queue.is_some_and(|queue| queue >= first_token) {
+        section.problem(format!(
+            "`{0}.queue` is not shorter than `{0}.first_token`, so it limits nothing",
+            section.name()
+        ));
+    }
+    let timeouts = Timeouts {
+        // The other half is for reading the prompt.
+        queue: queue.unwrap_or(first_token / 2),
+        first_token,
+        idle: section.duration("idle").unwrap_or(default.idle),
+        total: section.duration("total").unwrap_or(default.total),
+    };
+    section.finish();
+    timeouts
 }
 
 fn check_model(section: &Section<'_, '_>, key: &str, name: &At<String>, models: &BTreeMap<String, ModelConfig>) {

@@ -1,23 +1,22 @@
 //! The embedded runtime as a backend: the one place where its words become ours.
 
 mod embeddings;
+mod stream;
 
 use std::sync::Arc;
-use std::task::{Context, Poll};
+use std::time::Instant;
 
 pub use embeddings::EmbeddingModel;
 use glassgate_runtime as runtime;
+use stream::{Sequence, Stream};
 
-use crate::accounting::core::Usage;
-use crate::accounting::row::UsageSource;
 use crate::accounting::settlement::Running;
-use crate::answer::{Answer, Chunk, Chunks, End, Ended, EngineTimes, Finish, Part};
+use crate::answer::Answer;
 use crate::api::openai::asked::Asked;
-use crate::api::openai::logprobs::{Place, Token, render};
-use crate::api::openai::request::{Op, Sampling};
+use crate::api::openai::request::Sampling;
 use crate::dispatch::{Call, NotStarted, Urgency};
 use crate::observe::metrics::Metrics;
-use crate::ports::{Form, Meter, Prepared, Prompt, Tokenize};
+use crate::ports::{Form, Meter, Prepared, Priority, Prompt, Tokenize};
 use crate::refusal::Refusal;
 use crate::routing::{Leg, Measure};
 
@@ -37,6 +36,11 @@ impl Embedded {
         self.model.digest()
     }
 
+    /// Somebody else serves in its place.
+    pub fn drain(&self, cut_at: Instant) {
+        self.model.drain(cut_at);
+    }
+
     pub fn start(&self, running: Running, leg: &Leg, call: &Call<'_>) -> Result<Answer, Box<NotStarted>> {
         let measure = &leg.measure;
         let asked = match call.request.asked() {
@@ -53,20 +57,13 @@ impl Embedded {
             Ok(generations) => {
                 let handles = generations.iter().map(runtime::Generation::handle).collect();
                 let chunks = Box::new(Stream {
-                    sequences: generations
-                        .into_iter()
-                        .map(|generation| Sequence {
-                            generation,
-                            told_chars: 0,
-                            has_told: false,
-                            has_ended: false,
-                            ending: None,
-                        })
-                        .collect(),
+                    sequences: generations.into_iter().map(Sequence::new).collect(),
                     turn: 0,
-                    input: measure.input,
+                    choices: choices as usize,
+                    class: call.urgency.as_str(),
+                    queue: call.queue.unwrap_or_default(),
                     tells_tokens: call.request.return_token_ids,
-                    tells_logprobs: asked.logprobs.is_some() && call.urgency == Urgency::User,
+                    tells_logprobs: asked.logprobs.is_some() && call.urgency != Urgency::Nobody,
                     op: call.request.op,
                     form: asked.form.as_ref().map(|(field, _)| *field),
                     failed: None,
@@ -85,7 +82,7 @@ impl Embedded {
         let mut params = sampling(&call.request.sampling, self.model.defaults());
         params.logit_bias = asked.logit_bias.clone();
         // Nobody reads what a shadow says, and these change no token.
-        params.logprobs = asked.logprobs.filter(|_| call.urgency == Urgency::User);
+        params.logprobs = asked.logprobs.filter(|_| call.urgency != Urgency::Nobody);
         params.grammar = measure.form.as_ref().and_then(|form| form.downcast_ref::<runtime::Grammar>()).cloned();
         runtime::Request {
             prompt,
@@ -96,10 +93,12 @@ impl Embedded {
             tenant: tenant_number(call.tenant),
             salt: tenant_salt(call.tenant),
             class: match call.urgency {
-                Urgency::User => runtime::Class::Interactive,
+                Urgency::User(Priority::Interactive) => runtime::Class::Interactive,
+                Urgency::User(Priority::Batch) => runtime::Class::Batch,
                 Urgency::Nobody => runtime::Class::Shadow,
             },
-            deadline: None,
+            // Of several prompts one may have begun: the others then wait as long as it takes.
+            deadline: call.queue.filter(|_| measure.prompts.len() == 1).map(|queue| Instant::now() + queue),
         }
     }
 
@@ -212,172 +211,5 @@ struct Count(Vec<runtime::Handle>);
 impl Meter for Count {
     fn produced(&self) -> u64 {
         self.0.iter().map(|handle| u64::from(handle.produced())).sum()
-    }
-}
-
-/// One choice.
-struct Sequence {
-    generation: runtime::Generation,
-    /// Characters of the tokens whose log-probabilities were told.
-    told_chars: usize,
-    has_told: bool,
-    has_ended: bool,
-    ending: Option<(runtime::FinishReason, runtime::Timeline)>,
-}
-
-/// One answer of independent sequences.
-struct Stream {
-    sequences: Vec<Sequence>,
-    /// Who is asked first next time, so that none hides the others.
-    turn: usize,
-    /// Every prompt once: that several answers compute it again is our own affair.
-    input: u64,
-    tells_tokens: bool,
-    tells_logprobs: bool,
-    op: Op,
-    /// The field that asks for a form.
-    form: Option<&'static str>,
-    failed: Option<Refusal>,
-    model: runtime::Model,
-    metrics: Arc<Metrics>,
-}
-
-impl Stream {
-    fn part(&mut self, index: usize, text: String, mut tokens: Vec<u32>, logprobs: &[runtime::Logprobs]) -> Chunk {
-        if !self.tells_tokens {
-            tokens.clear();
-        }
-        let places: Vec<Place> = logprobs.iter().map(|told| self.place(told)).collect();
-        let is_due = !places.is_empty() || self.owes_logprobs(index);
-        let sequence = &mut self.sequences[index];
-        sequence.has_told |= is_due;
-        let logprobs = is_due.then(|| render(self.op, &places, &mut sequence.told_chars)).flatten();
-        Chunk::Part(Part { tokens, logprobs, ..Part::text(index as u32, text) })
-    }
-
-    /// Who asks is told something, if only that there was no token.
-    fn owes_logprobs(&self, index: usize) -> bool {
-        self.tells_logprobs && !self.sequences[index].has_told
-    }
-
-    fn place(&self, told: &runtime::Logprobs) -> Place {
-        let token = |id: u32, logprob: f32| match self.model.control_token(id) {
-            Some(name) => Token { bytes: None, name: name.to_owned(), logprob },
-            None => Token { bytes: Some(self.model.token_bytes(id).to_vec()), name: String::new(), logprob },
-        };
-        let top = told.top.iter().map(|&(id, logprob)| token(id, logprob)).collect();
-        Place { chosen: token(told.id, told.logprob), top }
-    }
-
-    /// The end of all, once each has ended.
-    fn end(&mut self) -> Chunk {
-        let (mut output, mut was_admitted, mut times) = (0, false, EngineTimes::default());
-        for sequence in &self.sequences {
-            let Some((_, timeline)) = &sequence.ending else {
-                output += u64::from(sequence.generation.produced());
-                continue;
-            };
-            self.metrics.runtime_queue(self.model.name(), timeline.queue());
-            output += u64::from(timeline.output_tokens);
-            was_admitted |= timeline.admitted.is_some();
-            times.queue = times.queue.max(timeline.queue());
-            times.prefill = times.prefill.max(timeline.prefill());
-            times.decode = times.decode.max(timeline.decode());
-            times.compute += timeline.compute;
-            times.steps = times.steps.max(timeline.steps);
-            times.prefill_chunks = times.prefill_chunks.max(timeline.prefill_chunks);
-            times.batch_max = times.batch_max.max(timeline.batch_max);
-        }
-        let is_cut = self
-            .sequences
-            .iter()
-            .any(|sequence| matches!(sequence.ending, None | Some((runtime::FinishReason::Cancelled, _))));
-        let how = match self.failed.take() {
-            Some(refusal) => Ended::Failed(refusal),
-            None if is_cut => Ended::Cancelled,
-            None => Ended::Finished(
-                self.sequences
-                    .iter()
-                    .map(|sequence| match sequence.ending {
-                        Some((runtime::FinishReason::Length, _)) => Finish::Length,
-                        _ => Finish::Stop,
-                    })
-                    .collect(),
-            ),
-        };
-        // A sequence that left the queue without being admitted read nothing.
-        let input = if was_admitted { self.input } else { 0 };
-        Chunk::End(End { how, usage: Usage::tokens(input, output), source: UsageSource::Counted, engine: Some(times) })
-    }
-
-    fn end_one(&mut self, index: usize, ending: Option<(runtime::FinishReason, runtime::Timeline)>) {
-        (self.sequences[index].has_ended, self.sequences[index].ending) = (true, ending);
-    }
-
-    /// One failed: the others have no use any more.
-    fn fail(&mut self, index: usize, refusal: Refusal, timeline: Option<runtime::Timeline>) {
-        self.metrics.runtime_failure(self.model.name());
-        self.failed = Some(refusal);
-        self.end_one(index, timeline.map(|timeline| (runtime::FinishReason::Cancelled, timeline)));
-        self.cancel();
-    }
-}
-
-impl Chunks for Stream {
-    fn poll_next(&mut self, context: &mut Context<'_>) -> Poll<Chunk> {
-        let count = self.sequences.len();
-        let mut asked = 0;
-        while asked < count {
-            let index = (self.turn + asked) % count;
-            if self.sequences[index].has_ended {
-                asked += 1;
-                continue;
-            }
-            let Poll::Ready(event) = self.sequences[index].generation.poll_next(context) else {
-                asked += 1;
-                continue;
-            };
-            match event {
-                Some(runtime::Event::Text { text, tokens, logprobs }) => {
-                    self.turn = (index + 1) % count;
-                    return Poll::Ready(self.part(index, text, tokens, &logprobs));
-                }
-                Some(runtime::Event::Finished { reason, tokens, mut logprobs, timeline }) => {
-                    self.end_one(index, Some((reason, timeline)));
-                    // A stop string is no part of the answer, as little as an end token.
-                    if reason == runtime::FinishReason::Stop {
-                        logprobs.clear();
-                    }
-                    // The end token makes no text.
-                    let has_tokens = self.tells_tokens && !tokens.is_empty();
-                    if has_tokens || !logprobs.is_empty() || self.owes_logprobs(index) {
-                        return Poll::Ready(self.part(index, String::new(), tokens, &logprobs));
-                    }
-                }
-                Some(runtime::Event::Failed { failure, timeline }) => {
-                    tracing::error!(model = self.model.name(), %failure, "a sequence failed in the engine");
-                    let refusal = match (failure, self.form) {
-                        // It can be compiled and still be more than a step may cost.
-                        (runtime::Failure::Grammar(why), Some(field)) => {
-                            Refusal::BadParam { param: field.into(), why: format!("could not be followed: {why}") }
-                        }
-                        _ => Refusal::EngineFailed,
-                    };
-                    self.fail(index, refusal, Some(timeline));
-                }
-                // The engine promises a last event; without one it is gone.
-                None => self.fail(index, Refusal::EngineFailed, None),
-            }
-        }
-        match self.sequences.iter().all(|sequence| sequence.has_ended) {
-            true => Poll::Ready(self.end()),
-            false => Poll::Pending,
-        }
-    }
-
-    fn cancel(&mut self) {
-        for sequence in &mut self.sequences {
-            sequence.generation.cancel();
-        }
     }
 }

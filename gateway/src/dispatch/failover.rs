@@ -11,7 +11,7 @@ use crate::api::openai::request::Request;
 use crate::auth::Caller;
 use crate::dispatch::waits::Waits;
 use crate::exchange::{Attempt, Child, Exchange};
-use crate::ports::Inbound;
+use crate::ports::{Inbound, Priority};
 use crate::refusal::Refusal;
 use crate::routing::{Leg, Plan};
 
@@ -19,6 +19,7 @@ use crate::routing::{Leg, Plan};
 pub struct Asked<'a> {
     pub caller: &'a Caller,
     pub request: &'a Request,
+    pub priority: Priority,
     pub plan: Plan,
 }
 
@@ -49,7 +50,7 @@ pub async fn send(
     inbound: &mut impl Inbound,
     exchange: &mut Exchange,
 ) -> Result<Answer, Refusal> {
-    let Asked { caller, request, plan: Plan { first: mut leg, mut fallback } } = asked;
+    let Asked { caller, request, priority, plan: Plan { first: mut leg, mut fallback } } = asked;
     let (mut role, mut has_retried) = (Role::Primary, false);
     // Whoever waited for somebody else's answer has not waited for this one.
     waits.again();
@@ -64,7 +65,8 @@ pub async fn send(
                 .record()
                 .map(|record| record.traceparent(Child::Attempt(attempt)))
                 .unwrap_or_default(),
-            urgency: Urgency::User,
+            urgency: Urgency::User(priority),
+            queue: Some(waits.queue()),
             is_fresh: role == Role::Retry,
         };
         let failed = match try_leg(backends, running, &leg, &call, waits, inbound, exchange).await {

@@ -7,10 +7,12 @@ pub mod waits;
 
 use std::collections::HashMap;
 use std::sync::Arc;
+use std::time::Duration;
 
 use crate::accounting::settlement::Running;
 use crate::answer::Answer;
 use crate::api::openai::request::Request;
+use crate::ports::Priority;
 use crate::refusal::Refusal;
 use crate::routing::Leg;
 use embedded::{Embedded, EmbeddingModel};
@@ -36,6 +38,8 @@ pub struct Call<'a> {
     /// The span that the attempt is, as W3C `traceparent`.
     pub traceparent: String,
     pub urgency: Urgency,
+    /// How long it may wait for a place in an engine of ours; as long as there is, if that is not said.
+    pub queue: Option<Duration>,
     /// Not on a connection that was used before.
     pub is_fresh: bool,
 }
@@ -43,9 +47,19 @@ pub struct Call<'a> {
 /// Who waits for the answer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Urgency {
-    User,
+    User(Priority),
     /// Nobody: it runs only when no user does.
     Nobody,
+}
+
+impl Urgency {
+    /// As the engine and its metrics call it.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Urgency::User(priority) => priority.as_str(),
+            Urgency::Nobody => "shadow",
+        }
+    }
 }
 
 /// The backend would not begin. What is owed comes back with its reason: another one may be asked.

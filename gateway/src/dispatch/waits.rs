@@ -44,6 +44,11 @@ impl Waits {
         self.attempt_began = Instant::now();
     }
 
+    /// How long an attempt that begins now may wait for a place in an engine.
+    pub fn queue(&self) -> Duration {
+        self.limits.queue.min(self.end().saturating_duration_since(Instant::now()))
+    }
+
     /// When there is no time for anything more.
     pub fn end(&self) -> Instant {
         self.began + self.limits.total

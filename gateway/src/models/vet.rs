@@ -1,6 +1,7 @@
 //! A look at a model's text files before they come into this process: a chat template of a hundred bytes can ask for
 //! more memory than there is, and a failed allocation is the end of whoever asked. So a child of ours with limits on
-//! memory and time reads them first.
+//! memory and time reads them first, and tries the template on a few short talks. That finds accidents and clumsy attacks:
+//! a template that waits for a talk of another length or content is not found out.
 
 use std::io::Read;
 use std::os::unix::process::ExitStatusExt;

@@ -11,7 +11,8 @@ use std::time::Duration;
 use prometheus::core::Collector;
 use prometheus::proto::MetricType;
 use prometheus::{
-    GaugeVec, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry,
+    CounterVec, GaugeVec, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec,
+    Opts, Registry,
 };
 
 use super::labels::{Bounded, Vocabulary};
@@ -142,14 +143,23 @@ pub struct Metrics {
     span_export: HistogramVec,
     log_lines: IntCounterVec,
     runtime_requests: IntGaugeVec,
+    runtime_queued: IntGaugeVec,
     runtime_kv_blocks: IntGaugeVec,
     runtime_queue: HistogramVec,
     runtime_step: HistogramVec,
     runtime_batch: HistogramVec,
     runtime_prompt_tokens: IntCounterVec,
     runtime_generated_tokens: IntCounterVec,
+    runtime_prefix_tokens: IntCounterVec,
+    runtime_preemptions: IntCounterVec,
+    runtime_recomputed_tokens: IntCounterVec,
+    runtime_step_parts: CounterVec,
+    runtime_decode_steps: IntCounterVec,
+    runtime_stuck: IntGaugeVec,
+    runtime_in_step: GaugeVec,
     runtime_failures: IntCounterVec,
     runtime_models: IntGaugeVec,
+    runtime_memory: IntGaugeVec,
     runtime_load: GaugeVec,
 }
 
@@ -204,6 +214,15 @@ impl Maker {
         help: &'static str,
     ) -> prometheus::Result<GaugeVec> {
         self.register(GaugeVec::new(Opts::new(name, help), labels), Family { name, kind: "gauge", labels, help })
+    }
+
+    fn counted_seconds(
+        &mut self,
+        name: &'static str,
+        labels: &'static [&'static str],
+        help: &'static str,
+    ) -> prometheus::Result<CounterVec> {
+        self.register(CounterVec::new(Opts::new(name, help), labels), Family { name, kind: "counter", labels, help })
     }
 
     fn histograms(
@@ -414,10 +433,15 @@ impl Metrics {
             )?,
             log_lines: make.counters("gateway_access_log_lines_total", &["result"], "Access log lines")?,
             runtime_requests: make.gauges("runtime_requests", &["model", "state"], "Sequences in the engine")?,
+            runtime_queued: make.gauges(
+                "runtime_queued_requests",
+                &["model", "class"],
+                "Sequences in the engine's queue as of its last step, by who is served first",
+            )?,
             runtime_kv_blocks: make.gauges("runtime_kv_blocks", &["model", "state"], "KV blocks of 32 tokens")?,
             runtime_queue: make.histograms(
                 "runtime_queue_seconds",
-                &["model"],
+                &["model", "class"],
                 STEP,
                 "From submission to admission in the engine",
             )?,
@@ -434,12 +458,54 @@ impl Metrics {
                 "Prompt tokens computed",
             )?,
             runtime_generated_tokens: make.counters("runtime_generated_tokens_total", &["model"], "Tokens sampled")?,
+            runtime_prefix_tokens: make.counters(
+                "runtime_prefix_tokens_total",
+                &["model", "result"],
+                "Prompt tokens of admitted sequences by what the prefix cache knew of them: hit, regretted (a pool of \
+                 twice the size would have known them) or miss",
+            )?,
+            runtime_preemptions: make.counters(
+                "runtime_preemptions_total",
+                &["model"],
+                "Sequences that gave up their KV blocks for others",
+            )?,
+            runtime_recomputed_tokens: make.counters(
+                "runtime_recomputed_tokens_total",
+                &["model"],
+                "Tokens computed again, because their blocks had been given up",
+            )?,
+            runtime_step_parts: make.counted_seconds(
+                "runtime_step_part_seconds_total",
+                &["model", "part"],
+                "Where the engine's time goes: between steps with work to do (gap), and the parts of a step",
+            )?,
+            runtime_decode_steps: make.counters(
+                "runtime_decode_steps_total",
+                &["model", "pace"],
+                "Steps in which somebody's next token was made, by whether they kept to models.itl_target",
+            )?,
+            runtime_stuck: make.gauges(
+                "runtime_stuck",
+                &["model", "why"],
+                "1 while sequences wait and none runs: shadows for another model's users, or because nobody fits, which \
+                 should never be",
+            )?,
+            runtime_in_step: make.seconds(
+                "runtime_step_under_way_seconds",
+                &["model"],
+                "How long the step under way has been going on; 0 between steps",
+            )?,
             runtime_failures: make.counters(
                 "runtime_failures_total",
                 &["model"],
                 "Sequences that failed in the engine",
             )?,
-            runtime_models: make.gauges("runtime_model_state", &["model", "state"], "1 for the state a model is in")?,
+            runtime_models: make.gauges("runtime_model_state", &["model", "state"], "Versions of a model in each state")?,
+            runtime_memory: make.gauges(
+                "runtime_model_memory_bytes",
+                &["model", "part"],
+                "What a model's versions are held to take, by the ledger that admits them",
+            )?,
             runtime_load: make.seconds("runtime_model_load_seconds", &["model"], "How long loading took")?,
             tenants: Bounded::to(TENANTS_MAX),
             keys: Bounded::to(KEYS_MAX),
@@ -739,13 +805,26 @@ impl Metrics {
         self.log_lines.with_label_values(&[result]).inc_by(lines);
     }
 
-    pub fn runtime_queue(&self, model: &str, queued: Duration) {
-        self.runtime_queue.with_label_values(&[model]).observe(queued.as_secs_f64());
+    pub fn runtime_queue(&self, model: &str, class: &str, queued: Duration) {
+        self.runtime_queue.with_label_values(&[model, class]).observe(queued.as_secs_f64());
     }
 
     pub fn runtime_step(&self, model: &str, step: &EngineStep) {
         let phase = if step.prefill_tokens > 0 { "prefill" } else { "decode" };
-        self.runtime_step.with_label_values(&[model, phase]).observe(step.duration.as_secs_f64());
+        let duration: Duration = step.parts.iter().filter(|(part, _)| *part != "gap").map(|(_, took)| *took).sum();
+        self.runtime_step.with_label_values(&[model, phase]).observe(duration.as_secs_f64());
+        for (part, took) in step.parts {
+            self.runtime_step_parts.with_label_values(&[model, part]).inc_by(took.as_secs_f64());
+        }
+        for (pace, is) in [("in_time", !step.is_late), ("late", step.is_late)] {
+            let counter = self.runtime_decode_steps.with_label_values(&[model, pace]);
+            counter.inc_by(u64::from(is && step.decode_tokens > 0));
+        }
+        for (result, tokens) in step.prefix {
+            self.runtime_prefix_tokens.with_label_values(&[model, result]).inc_by(tokens);
+        }
+        self.runtime_preemptions.with_label_values(&[model]).inc_by(step.preempted);
+        self.runtime_recomputed_tokens.with_label_values(&[model]).inc_by(step.recomputed_tokens);
         self.runtime_batch.with_label_values(&[model]).observe(step.sequences as f64);
         self.runtime_prompt_tokens.with_label_values(&[model]).inc_by(step.prefill_tokens);
         self.runtime_generated_tokens.with_label_values(&[model]).inc_by(step.sampled_tokens);
@@ -760,26 +839,40 @@ impl Metrics {
         self.runtime_kv_blocks.with_label_values(&[model, "free"]).set(kv_total.saturating_sub(kv_used) as i64);
     }
 
+    /// Who waits, by class, and whether the engine gets on.
+    pub fn runtime_progress<'a>(
+        &self,
+        model: &str,
+        queued: impl Iterator<Item = (&'a str, u64)>,
+        stuck: [(&str, bool); 2],
+        in_step: Duration,
+    ) {
+        for (class, count) in queued {
+            self.runtime_queued.with_label_values(&[model, class]).set(count as i64);
+        }
+        for (why, is) in stuck {
+            self.runtime_stuck.with_label_values(&[model, why]).set(i64::from(is));
+        }
+        self.runtime_in_step.with_label_values(&[model]).set(in_step.as_secs_f64());
+    }
+
     pub fn runtime_failure(&self, model: &str) {
         self.runtime_failures.with_label_values(&[model]).inc();
     }
 
-    /// Every model that should run here, and whether it does.
-    pub fn runtime_models<'a>(&self, models: impl Iterator<Item = (&'a str, bool)>) {
-        self.runtime_models.reset();
-        for (model, ready) in models {
-            self.runtime_model(model, ready);
-        }
+    pub fn runtime_model_state(&self, model: &str, state: &str, versions: u64) {
+        self.runtime_models.with_label_values(&[model, state]).set(versions as i64);
     }
 
-    fn runtime_model(&self, model: &str, ready: bool) {
-        for (state, is) in [("ready", ready), ("failed", !ready)] {
-            self.runtime_models.with_label_values(&[model, state]).set(i64::from(is));
+    pub fn runtime_model_memory(&self, model: &str, parts: [(&str, u64); 4]) {
+        for (part, bytes) in parts {
+            self.runtime_memory.with_label_values(&[model, part]).set(bytes as i64);
         }
     }
 
     pub fn runtime_load(&self, model: &str, took: Duration) {
         self.runtime_load.with_label_values(&[model]).set(took.as_secs_f64());
+        self.runtime_failures.with_label_values(&[model]);
     }
 
     /// Prometheus text exposition, version 0.0.4. Bucket edges are written with a decimal point (`le="1.0"`), as
@@ -847,9 +940,17 @@ impl Metrics {
 /// What the engine says of one step, in numbers that a metric can take.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct EngineStep {
-    pub duration: Duration,
+    /// Where its time went, and how long it was since the one before.
+    pub parts: [(&'static str, Duration); 5],
+    /// It took longer than who waits for a next token should.
+    pub is_late: bool,
     pub sequences: u64,
     pub prefill_tokens: u64,
+    pub decode_tokens: u64,
+    pub recomputed_tokens: u64,
+    /// The prompts that were admitted, by what was known of them.
+    pub prefix: [(&'static str, u64); 3],
+    pub preempted: u64,
     pub sampled_tokens: u64,
     pub running: u64,
     pub waiting: u64,

@@ -131,6 +131,7 @@ fn inference_span(record: &Record) -> SpanData {
         KeyValue::new("glassgate.route", record.route.clone()),
         KeyValue::new("glassgate.variant", record.variant.clone()),
         KeyValue::new("glassgate.cache", record.cache),
+        KeyValue::new("glassgate.priority", if record.is_shadow { "shadow" } else { record.priority.as_str() }),
         KeyValue::new("glassgate.config_hash", record.config_hash.clone()),
         KeyValue::new("glassgate.price_version", record.price_version.clone()),
         KeyValue::new("glassgate.outcome", record.outcome),
@@ -229,10 +230,12 @@ fn phase_span(record: &Record, phase: Phase, parent: SpanId) -> SpanData {
     match phase.name {
         "prefill" => {
             attributes.push(KeyValue::new("glassgate.engine.chunks", i64::from(engine.prefill_chunks)));
+            attributes.push(KeyValue::new("glassgate.engine.cached_tokens", integer(engine.cached_tokens)));
         }
         "decode" => {
             attributes.push(KeyValue::new("glassgate.engine.steps", i64::from(engine.steps)));
             attributes.push(KeyValue::new("glassgate.engine.batch_max", i64::from(engine.batch_max)));
+            attributes.push(KeyValue::new("glassgate.engine.preemptions", i64::from(engine.preemptions)));
         }
         _ => {}
     }

@@ -33,7 +33,10 @@ impl Stage {
 pub fn stages(record: &Record) -> Vec<Stage> {
     let mut stages = before(record);
     stages.extend(attempts(record));
-    stages.extend(phases(record).map(|phase| Stage::new(phase.name, phase.began, phase.ended)));
+    stages.extend(
+        phases(record)
+            .map(|phase| Stage { detail: remark(record, phase), ..Stage::new(phase.name, phase.began, phase.ended) }),
+    );
     stages.extend(after(record));
     stages
 }
@@ -128,6 +131,18 @@ pub struct Phase {
     pub name: &'static str,
     pub began: Duration,
     pub ended: Duration,
+}
+
+/// What explains how long a phase took.
+fn remark(record: &Record, phase: Phase) -> String {
+    let engine = record.engine.unwrap_or_default();
+    match phase.name {
+        "prefill" if engine.cached_tokens > 0 => {
+            format!("{} of {} prompt tokens were cached", engine.cached_tokens, record.usage().prompt())
+        }
+        "decode" if engine.preemptions > 0 => format!("gave way to others {} times", engine.preemptions),
+        _ => String::new(),
+    }
 }
 
 /// Queue, prefill and decode, as far as it came.

@@ -15,11 +15,13 @@ use crate::api::openai::embeddings;
 use crate::api::openai::request::{Op, Request};
 use crate::auth::Caller;
 use crate::config::{CacheRule, RouteConfig, Timeouts, Unit};
-use crate::ports::{Form, Prepared, Prompt, Tokenize};
+use crate::ports::{Form, Prepared, Priority, Prompt, Tokenize};
 use crate::refusal::Refusal;
 
 /// Session ids longer than this are no ids.
 const SESSION_BYTES_MAX: usize = 256;
+/// The header by which a client lets others go first.
+const PRIORITY: &str = "x-glassgate-priority";
 /// Prompts longer than this are tokenised off the proxy's threads.
 const INLINE_BYTES_MAX: usize = 16 << 10;
 
@@ -87,6 +89,7 @@ pub struct Route {
     targets: Vec<Arc<Target>>,
     shadow: Option<(Arc<Target>, f64)>,
     cache: Option<CacheRule>,
+    priority: Priority,
     timeouts: Timeouts,
 }
 
@@ -228,6 +231,7 @@ impl Routing {
             name: entry.config.name.clone(),
             shadow: shadow.map(|(target, sample)| (target.clone(), sample)),
             cache: entry.config.cache,
+            priority: entry.config.priority,
             timeouts: entry.config.timeouts,
             targets,
         })
@@ -333,6 +337,17 @@ impl Route {
     }
     pub fn timeouts(&self) -> Timeouts {
         self.timeouts
+    }
+
+    /// The route's, or what the client says if that is lower: nobody pushes themselves forward.
+    ///
+    /// # Errors
+    /// `BadParam` for a header that says neither.
+    pub fn priority(&self, headers: &HeaderMap) -> Result<Priority, Refusal> {
+        let Some(said) = headers.get(PRIORITY) else { return Ok(self.priority) };
+        let said = said.to_str().ok().and_then(Priority::parse);
+        let bad = || Refusal::BadParam { param: PRIORITY.into(), why: "must be \"interactive\" or \"batch\"".into() };
+        said.map(|said| said.max(self.priority)).ok_or_else(bad)
     }
 
     /// Measures the request for everybody who may answer it. A stand-in that cannot take it is left out.

@@ -221,6 +221,7 @@ impl Shadows {
             request_id: &copy.row.request_id,
             traceparent: exchange.record().map(|record| record.traceparent(Child::Inference)).unwrap_or_default(),
             urgency: Urgency::Nobody,
+            queue: None,
             is_fresh: false,
         };
         match copy.backends.start(ticket.start(), &leg, &call) {
@@ -269,7 +270,12 @@ async fn answer(copy: &Copy, exchange: &mut Exchange, running: Running, mut chun
                 timed_out = true;
                 chunks.cancel();
                 // One more wait, for what it had used.
-                waits = Waits::begin(Timeouts { first_token: WIND_DOWN, idle: WIND_DOWN, total: WIND_DOWN });
+                waits = Waits::begin(Timeouts {
+                    first_token: WIND_DOWN,
+                    idle: WIND_DOWN,
+                    total: WIND_DOWN,
+                    ..copy.timeouts
+                });
             }
         }
     };

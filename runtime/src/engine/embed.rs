@@ -1,8 +1,12 @@
 //! Embedding models on the engine's thread. Waiting texts are gathered into one flat batch; a batch is computed layer by
 //! layer, in turns with the models that write: nobody's next token waits for more than a turn.
 
+mod rota;
+
 use super::{
     events::Failure,
+    message,
+    places::Place,
     stats::{Snapshot, Stats},
 };
 use crate::{
@@ -10,9 +14,9 @@ use crate::{
     report::{EmbedTimeline, Sink, StepRecord},
 };
 use candle_core::Tensor;
+use rota::Rota;
 use std::{
-    any::Any,
-    collections::{BTreeMap, VecDeque},
+    collections::BTreeMap,
     panic::{AssertUnwindSafe, catch_unwind},
     sync::{
         Arc,
@@ -27,7 +31,7 @@ const TURN: Duration = Duration::from_millis(5);
 
 /// A batch is full with so many tokens. (A text is never split, so one alone may have more.) Weights are read once for
 /// all of them, and what is between two products still fits into a cache.
-const BATCH_TOKENS: usize = 512;
+pub(crate) const BATCH_TOKENS: usize = 512;
 
 /// What the engine needs of an embedding model.
 pub(crate) trait Encode: Send {
@@ -50,6 +54,11 @@ pub struct Embedded {
 pub(crate) struct Job {
     texts: Vec<Vec<u32>>,
     vectors: Vec<Vec<f32>>,
+    tenant: u64,
+    /// In the queue, until a batch takes its first text.
+    place: Option<Place>,
+    /// In memory.
+    _held: Place,
     /// Texts that no batch has taken yet begin here.
     next: usize,
     deadline: Option<Instant>,
@@ -62,12 +71,15 @@ pub(crate) struct Job {
 impl Job {
     pub fn new(
         texts: Vec<Vec<u32>>,
+        tenant: u64,
+        [place, held]: [Place; 2],
         deadline: Option<Instant>,
         timeline: EmbedTimeline,
         read: Arc<AtomicU64>,
         reply: oneshot::Sender<Embedded>,
     ) -> Job {
-        Job { vectors: vec![Vec::new(); texts.len()], texts, next: 0, deadline, timeline, read, reply }
+        let vectors = vec![Vec::new(); texts.len()];
+        Job { texts, vectors, tenant, place: Some(place), _held: held, next: 0, deadline, timeline, read, reply }
     }
 
     fn end(mut self, vectors: Result<Vec<Vec<f32>>, Failure>) {
@@ -93,19 +105,17 @@ pub(crate) struct Encoder {
     stats: Arc<Stats>,
     /// In the order of submission.
     jobs: BTreeMap<u64, Job>,
-    /// Jobs with texts that wait; the first is asked for the next one.
-    rota: VecDeque<u64>,
+    /// Jobs of which no batch has a text.
+    waiting: usize,
+    /// Jobs with texts that wait, and some that are over.
+    rota: Rota,
     next_job: u64,
     running: Option<Running>,
 }
 
 impl Encoder {
     pub fn new(model: Box<dyn Encode>, stats: Arc<Stats>) -> Encoder {
-        Encoder { model, stats, jobs: BTreeMap::new(), rota: VecDeque::new(), next_job: 0, running: None }
-    }
-
-    pub fn stats(&self) -> &Arc<Stats> {
-        &self.stats
+        Encoder { model, stats, jobs: BTreeMap::new(), waiting: 0, rota: Rota::default(), next_job: 0, running: None }
     }
 
     pub fn is_idle(&self) -> bool {
@@ -124,8 +134,9 @@ impl Encoder {
     }
 
     pub fn submit(&mut self, job: Job) {
+        self.rota.push(job.tenant, self.next_job);
         self.jobs.insert(self.next_job, job);
-        self.rota.push_back(self.next_job);
+        self.waiting += 1;
         self.next_job += 1;
         self.publish();
         self.stats.leave_entrance(1);
@@ -185,12 +196,12 @@ impl Encoder {
         }
     }
 
-    /// The next batch: a text of each job in turn, so that a job of many delays the others by little.
+    /// The next batch: a text of each tenant in turn, and of each of its jobs, so that many delay the others by little.
     fn gather(&mut self, now: Instant) -> Option<Running> {
         let (mut owners, mut tokens) = (Vec::new(), 0);
-        while let Some(&id) = self.rota.front() {
+        while let Some(id) = self.rota.first() {
             let Some(job) = self.jobs.get_mut(&id) else {
-                self.rota.pop_front();
+                self.rota.pop();
                 continue;
             };
             let length = job.texts[job.next].len();
@@ -203,10 +214,12 @@ impl Encoder {
             job.read.fetch_add(length as u64, Relaxed);
             if job.timeline.started.is_none() {
                 job.timeline.started = Some(now);
+                job.place = None;
+                self.waiting -= 1;
             }
-            self.rota.pop_front();
+            self.rota.pop();
             if job.next < job.texts.len() {
-                self.rota.push_back(id);
+                self.rota.push(job.tenant, id);
             }
         }
         let texts = owners.iter().filter_map(|(id, at)| Some(self.jobs.get(id)?.texts[*at].as_slice()));
@@ -248,15 +261,22 @@ impl Encoder {
         self.tell(running, (before - self.jobs.len()) as u32, sink);
     }
 
+    pub fn fail_all(&mut self, failure: &Failure) {
+        self.running = None;
+        for id in self.jobs.keys().copied().collect::<Vec<_>>() {
+            self.end(id, Err(failure.clone()));
+        }
+        self.publish();
+    }
+
     /// How many jobs wait, and how many have begun.
     fn places(&self) -> (u32, u32) {
-        let waiting = self.jobs.values().filter(|job| job.timeline.started.is_none()).count();
-        (waiting as u32, (self.jobs.len() - waiting) as u32)
+        (self.waiting as u32, (self.jobs.len() - self.waiting) as u32)
     }
 
     fn publish(&self) {
         let (waiting, running) = self.places();
-        self.stats.publish(waiting, Snapshot { running, ..Snapshot::default() });
+        self.stats.publish(waiting, Snapshot { running, waiting: [waiting, 0, 0], ..Snapshot::default() });
     }
 
     fn tell(&self, running: &Running, failed: u32, sink: Option<&Arc<dyn Sink>>) {
@@ -270,8 +290,10 @@ impl Encoder {
             running: places.1,
             waiting: places.0,
             failed,
+            at: self.stats.since_load(Instant::now()).saturating_sub(running.spent),
             ..StepRecord::default()
         };
+        self.stats.record(record);
         // Not our code: it must not end the one thread that serves every model.
         let told = sink.map(|sink| catch_unwind(AssertUnwindSafe(|| sink.step(&self.stats.name, &record))));
         if told.is_some_and(|told| told.is_err()) {
@@ -281,7 +303,7 @@ impl Encoder {
 
     fn end(&mut self, id: u64, vectors: Result<Vec<Vec<f32>>, Failure>) {
         let Some(job) = self.jobs.remove(&id) else { return };
-        self.rota.retain(|&other| other != id);
+        self.waiting -= usize::from(job.timeline.started.is_none());
         // Whoever has left did not fail.
         if vectors.is_err() && !job.reply.is_closed() {
             self.stats.failures.fetch_add(1, Relaxed);
@@ -298,12 +320,6 @@ impl Running {
     fn is_first_of(&self, id: u64, at: usize) -> bool {
         self.owners.iter().find(|(owner, _)| *owner == id) == Some(&(id, at))
     }
-}
-
-/// What a panic said.
-fn message(panic: &(dyn Any + Send)) -> String {
-    let text = panic.downcast_ref::<&str>().copied().or(panic.downcast_ref::<String>().map(String::as_str));
-    format!("panic: {}", text.unwrap_or("of unknown kind"))
 }
 
 #[cfg(test)]

@@ -1,22 +1,33 @@
 //! The embedding models that the engine serves, and what it is told about them.
 
 use super::{
-    ModelId, Roster,
+    ModelId,
     embed::{Encoder, Job},
+    events::Failure,
+    roster::Resident,
 };
-use crate::report::Sink;
-use std::sync::{Arc, PoisonError, mpsc::Sender};
+use crate::report::{ModelState, Sink};
+use std::{
+    sync::{Arc, mpsc::Sender},
+    time::Instant,
+};
 
 pub(crate) enum EncoderCommand {
     /// Warms the model and takes it into service; answers on `ready`.
     Add {
         id: ModelId,
         encoder: Box<Encoder>,
+        resident: Resident,
         ready: Sender<Result<(), String>>,
     },
     Submit {
         id: ModelId,
         job: Box<Job>,
+    },
+    /// As of a model that writes.
+    Drain {
+        id: ModelId,
+        cut_at: Instant,
     },
     /// No more requests will come; free the model when the last one is answered.
     Retire {
@@ -27,44 +38,45 @@ pub(crate) enum EncoderCommand {
 struct Served {
     id: ModelId,
     encoder: Box<Encoder>,
-    retired: bool,
+    resident: Resident,
 }
 
+#[derive(Default)]
 pub(super) struct Encoders {
     served: Vec<Served>,
-    roster: Roster,
 }
 
 impl Encoders {
-    pub fn new(roster: Roster) -> Encoders {
-        Encoders { served: Vec::new(), roster }
-    }
-
     pub fn is_idle(&self) -> bool {
         self.served.iter().all(|served| served.encoder.is_idle())
     }
 
     pub fn obey(&mut self, command: EncoderCommand) {
         match command {
-            EncoderCommand::Add { id, mut encoder, ready } => {
+            EncoderCommand::Add { id, mut encoder, resident, ready } => {
                 let outcome = encoder.warm();
                 if outcome.is_ok() {
-                    self.roster.lock().unwrap_or_else(PoisonError::into_inner).push(Arc::clone(encoder.stats()));
-                    self.served.push(Served { id, encoder, retired: false });
+                    resident.stats.enter(ModelState::Ready);
+                    self.served.push(Served { id, encoder, resident });
                 }
                 let _ = ready.send(outcome);
             }
             EncoderCommand::Submit { id, job } => {
-                // Only a handle submits, and a model outlives its handles; a job that is dropped tells its caller so.
+                // A job that is dropped tells its caller so: the model was cut.
                 if let Some(served) = self.served.iter_mut().find(|served| served.id == id) {
                     served.encoder.submit(*job);
                 }
             }
+            EncoderCommand::Drain { id, cut_at } => {
+                if let Some(served) = self.served.iter_mut().find(|served| served.id == id) {
+                    served.resident.drain(cut_at);
+                }
+            }
             EncoderCommand::Retire { id } => {
                 if let Some(served) = self.served.iter_mut().find(|served| served.id == id) {
-                    served.retired = true;
+                    served.resident.retire();
                 }
-                self.free_retired();
+                self.free_leaving();
             }
         }
     }
@@ -75,14 +87,19 @@ impl Encoders {
         for served in &mut self.served {
             progress |= served.encoder.turn(sink);
         }
-        self.free_retired();
+        self.free_leaving();
         progress
     }
 
-    fn free_retired(&mut self) {
-        for gone in self.served.extract_if(.., |served| served.retired && served.encoder.is_idle()) {
-            let stats = gone.encoder.stats();
-            self.roster.lock().unwrap_or_else(PoisonError::into_inner).retain(|other| !Arc::ptr_eq(other, stats));
+    pub fn next_cut(&self) -> Option<Instant> {
+        self.served.iter().filter_map(|served| served.resident.cut_at()).min()
+    }
+
+    fn free_leaving(&mut self) {
+        let now = Instant::now();
+        for served in self.served.iter_mut().filter(|served| served.resident.is_cut(now)) {
+            served.encoder.fail_all(&Failure::Unloaded);
         }
+        self.served.retain(|served| !(served.resident.may_go(now) && served.encoder.is_idle()));
     }
 }

@@ -59,6 +59,9 @@ pub enum Failure {
     /// The grammar became too much to follow, in its own words.
     #[error("the answer could not be kept to its grammar: {0}")]
     Grammar(String),
+    /// The time that a draining model's last requests had is over.
+    #[error("the model was unloaded")]
+    Unloaded,
     #[error("the engine stopped")]
     EngineStopped,
 }

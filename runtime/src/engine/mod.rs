@@ -7,7 +7,9 @@ pub(crate) mod embed;
 pub(crate) mod encoders;
 pub(crate) mod events;
 pub(crate) mod forward;
+pub(crate) mod places;
 pub(crate) mod request;
+pub(crate) mod roster;
 pub(crate) mod scheduler;
 pub(crate) mod sequence;
 pub(crate) mod stats;
@@ -15,17 +17,21 @@ pub(crate) mod stepper;
 #[cfg(test)]
 mod tests;
 
-use crate::{kernels::cpu::use_threads, report::Sink};
+use crate::{
+    kernels::cpu::use_threads,
+    report::{ModelState, Sink},
+};
 use encoders::{EncoderCommand, Encoders};
+use roster::Resident;
 use sequence::Sequence;
-use stats::Stats;
 use std::{
+    any::Any,
     sync::{
-        Arc, Mutex, PoisonError,
+        Arc,
         mpsc::{Receiver, RecvTimeoutError, Sender, channel},
     },
     thread::JoinHandle,
-    time::Duration,
+    time::{Duration, Instant},
 };
 use stepper::Stepper;
 
@@ -36,12 +42,18 @@ pub(crate) enum Command {
     Add {
         id: ModelId,
         stepper: Box<Stepper>,
+        resident: Resident,
         ready: Sender<Result<(), String>>,
     },
     /// One request: a sequence for each of its choices.
     Submit {
         id: ModelId,
         choices: Vec<Sequence>,
+    },
+    /// Others serve instead: free the model when the last request is answered and no more can come, or at `cut_at`.
+    Drain {
+        id: ModelId,
+        cut_at: Instant,
     },
     /// No more requests will come; free the model when the last one is answered.
     Retire {
@@ -52,9 +64,6 @@ pub(crate) enum Command {
     Stop,
 }
 
-/// The models in service, for reports; also those that are draining.
-pub(crate) type Roster = Arc<Mutex<Vec<Arc<Stats>>>>;
-
 /// How long the thread sleeps if sequences wait and none can run. There is no such state; this keeps a mistake from
 /// burning a core.
 const STUCK_PAUSE: Duration = Duration::from_millis(1);
@@ -62,30 +71,24 @@ const STUCK_PAUSE: Duration = Duration::from_millis(1);
 struct Served {
     id: ModelId,
     stepper: Box<Stepper>,
-    retired: bool,
+    resident: Resident,
 }
 
 struct Engine {
     commands: Receiver<Command>,
     served: Vec<Served>,
     encoders: Encoders,
-    roster: Roster,
     sink: Option<Arc<dyn Sink>>,
 }
 
 /// Starts the engine's thread. It ends at `Stop`, or when every sender is gone.
-pub(crate) fn start(
-    threads: usize,
-    sink: Option<Arc<dyn Sink>>,
-    roster: Roster,
-) -> std::io::Result<(Sender<Command>, JoinHandle<()>)> {
+pub(crate) fn start(threads: usize, sink: Option<Arc<dyn Sink>>) -> std::io::Result<(Sender<Command>, JoinHandle<()>)> {
     let (sender, commands) = channel();
     let thread = std::thread::Builder::new().name("engine".to_owned()).spawn(move || {
         if let Err(error) = use_threads(threads) {
             tracing::warn!(%error, "no worker threads: kernels stay on the engine's");
         }
-        let encoders = Encoders::new(Arc::clone(&roster));
-        Engine { commands, served: Vec::new(), encoders, roster, sink }.run();
+        Engine { commands, served: Vec::new(), encoders: Encoders::default(), sink }.run();
     })?;
     Ok((sender, thread))
 }
@@ -102,10 +105,10 @@ impl Engine {
                 progress |= served.stepper.step(elsewhere, self.sink.as_ref());
             }
             progress |= self.encoders.turn(self.sink.as_ref());
-            self.free_retired();
+            self.free_leaving();
         }
         for served in &mut self.served {
-            served.stepper.cancel_all();
+            served.stepper.end_all(|| sequence::Ending::Finished(events::FinishReason::Cancelled));
         }
         // A request that came in together with the end is answered too.
         for command in self.commands.try_iter() {
@@ -113,15 +116,16 @@ impl Engine {
                 end_all(choices, || sequence::Ending::Finished(events::FinishReason::Cancelled));
             }
         }
-        self.served.clear();
-        self.roster.lock().unwrap_or_else(PoisonError::into_inner).clear();
     }
 
     /// Takes in all commands there are; sleeps for the first one if there is nothing to do. False: stop.
     fn receive(&mut self, progress: bool) -> bool {
         let idle = self.encoders.is_idle() && self.served.iter().all(|served| served.stepper.is_idle());
         let first = if idle {
-            self.commands.recv().map_err(|_| RecvTimeoutError::Disconnected)
+            match self.next_cut() {
+                None => self.commands.recv().map_err(|_| RecvTimeoutError::Disconnected),
+                Some(at) => self.commands.recv_timeout(at.saturating_duration_since(Instant::now())),
+            }
         } else if progress {
             Err(RecvTimeoutError::Timeout)
         } else {
@@ -146,24 +150,29 @@ impl Engine {
     /// False: stop.
     fn obey(&mut self, command: Command) -> bool {
         match command {
-            Command::Add { id, mut stepper, ready } => {
+            Command::Add { id, mut stepper, resident, ready } => {
                 let outcome = stepper.warm();
                 if outcome.is_ok() {
-                    self.roster.lock().unwrap_or_else(PoisonError::into_inner).push(Arc::clone(stepper.stats()));
-                    self.served.push(Served { id, stepper, retired: false });
+                    resident.stats.enter(ModelState::Ready);
+                    self.served.push(Served { id, stepper, resident });
                 }
                 let _ = ready.send(outcome);
             }
             Command::Submit { id, choices } => match self.served.iter_mut().find(|served| served.id == id) {
                 Some(served) => served.stepper.submit(choices),
-                // Only a handle submits, and a model outlives its handles.
-                None => end_all(choices, || sequence::Ending::Failed(events::Failure::EngineStopped)),
+                // Only a handle submits, and a model outlives its handles unless it was cut.
+                None => end_all(choices, || sequence::Ending::Failed(events::Failure::Unloaded)),
             },
+            Command::Drain { id, cut_at } => {
+                if let Some(served) = self.served.iter_mut().find(|served| served.id == id) {
+                    served.resident.drain(cut_at);
+                }
+            }
             Command::Retire { id } => {
                 if let Some(served) = self.served.iter_mut().find(|served| served.id == id) {
-                    served.retired = true;
+                    served.resident.retire();
                 }
-                self.free_retired();
+                self.free_leaving();
             }
             Command::Encoder(command) => self.encoders.obey(command),
             Command::Stop => return false,
@@ -171,12 +180,25 @@ impl Engine {
         true
     }
 
-    fn free_retired(&mut self) {
-        for gone in self.served.extract_if(.., |served| served.retired && served.stepper.is_idle()) {
-            let stats = gone.stepper.stats();
-            self.roster.lock().unwrap_or_else(PoisonError::into_inner).retain(|other| !Arc::ptr_eq(other, stats));
-        }
+    /// When the next draining model loses whoever is left on it.
+    fn next_cut(&self) -> Option<Instant> {
+        let mine = self.served.iter().filter_map(|served| served.resident.cut_at()).min();
+        mine.into_iter().chain(self.encoders.next_cut()).min()
     }
+
+    fn free_leaving(&mut self) {
+        let now = Instant::now();
+        for served in self.served.iter_mut().filter(|served| served.resident.is_cut(now)) {
+            served.stepper.end_all(|| sequence::Ending::Failed(events::Failure::Unloaded));
+        }
+        self.served.retain(|served| !(served.resident.may_go(now) && served.stepper.is_idle()));
+    }
+}
+
+/// What a panic said.
+fn message(panic: &(dyn Any + Send)) -> String {
+    let text = panic.downcast_ref::<&str>().copied().or(panic.downcast_ref::<String>().map(String::as_str));
+    format!("panic: {}", text.unwrap_or("of unknown kind"))
 }
 
 fn end_all(choices: Vec<Sequence>, ending: impl Fn() -> sequence::Ending) {

@@ -11,6 +11,10 @@ pub enum Class {
     Shadow,
 }
 
+impl Class {
+    pub const ALL: [Class; 3] = [Class::Interactive, Class::Batch, Class::Shadow];
+}
+
 #[derive(Clone, Debug)]
 pub struct Request {
     pub prompt: Vec<u32>,

@@ -3,13 +3,14 @@
 
 use super::{
     events::{Event, Failure, FinishReason, Flags},
+    places::Place,
     request::Request,
     scheduler::{Ask, Work},
 };
 use crate::{
     report::Timeline,
     sampling::{
-        Sampler, Unsampled,
+        Sampler, Unsampled, is_sound,
         logprobs::{Logprobs, logprobs},
         stop::StopScanner,
     },
@@ -41,8 +42,10 @@ pub(crate) struct Sequence {
     told: usize,
     /// Of the tokens that the client does not know, if it wants them.
     logprobs: Vec<Logprobs>,
-    /// Some: all tokens are given, and those from here on are scored; none is sampled.
-    scored_from: Option<usize>,
+    /// How many of the likeliest a score tells for each place.
+    scored_top: usize,
+    /// In the queue, until it first leaves it.
+    pub place: Option<Place>,
     pub flags: Arc<Flags>,
     ask: Ask,
     ignore_eos: bool,
@@ -80,6 +83,7 @@ impl Sequence {
             class: request.class,
             submitted,
             deadline: request.deadline,
+            scored_from: None,
         };
         let sequence = Sequence {
             // Where a grammar ends there is nothing to go on with.
@@ -88,7 +92,8 @@ impl Sequence {
             told: request.prompt.len(),
             tokens: request.prompt,
             logprobs: Vec::new(),
-            scored_from: None,
+            scored_top: 0,
+            place: None,
             flags: Arc::default(),
             ask,
             detokenizer: Detokenizer::default(),
@@ -109,11 +114,12 @@ impl Sequence {
     }
 
     /// Makes it one that only tells how likely its tokens are: those of its prompt from `first` on, and `last` behind
-    /// them. It ends without a token, and its ending tells them all.
-    pub fn scoring(mut self, first: usize, last: u32) -> Sequence {
+    /// them; and for each place the `top` likeliest. It ends without a token, and its ending tells them all.
+    pub fn scoring(mut self, first: usize, last: u32, top: usize) -> Sequence {
         self.tokens.push(last);
         self.told = self.tokens.len();
-        self.scored_from = Some(first);
+        self.ask.scored_from = Some(first);
+        self.scored_top = top;
         self
     }
 
@@ -126,6 +132,7 @@ impl Sequence {
         let is_first = self.admitted.is_none();
         if is_first {
             (self.admitted, self.cached_tokens) = (Some(now), cached_tokens);
+            self.place = None;
         }
         is_first
     }
@@ -148,7 +155,6 @@ impl Sequence {
         self.batch_max = self.batch_max.max(batch);
         self.batch_sum += u64::from(batch);
         self.prefill_chunks += u32::from(work.first < self.ask.prompt_tokens);
-        self.reached = self.reached.max(work.first + work.count);
     }
 
     /// The client asked to stop, or is gone.
@@ -156,29 +162,20 @@ impl Sequence {
         self.flags.cancelled.load(Ordering::Acquire) || self.events.is_closed()
     }
 
-    /// How many of the last rows of this work need logits.
-    pub fn rows(&self, work: &Work) -> usize {
-        match self.scored_from {
-            // A row tells of the token behind it.
-            Some(from) => (work.first + work.count).saturating_sub(work.first.max(from - 1)),
-            None => usize::from(work.samples),
-        }
-    }
-
-    /// Takes these rows' logits, `vocab` numbers each: chooses the next token, or scores the given ones. They are scratch
-    /// afterwards.
+    /// This work is done, for it or for the one that it begins as a copy of. Takes its rows' logits, `vocab` numbers each:
+    /// chooses the next token, or scores the given ones. They are scratch afterwards.
     pub fn read(&mut self, work: &Work, logits: &mut [f32], vocab: usize) -> Option<Result<u32, Failure>> {
-        let Some(from) = self.scored_from else {
+        self.reached = self.reached.max(work.first + work.count);
+        let Some(from) = self.ask.scored_from else {
             return work.samples.then(|| self.sample(logits));
         };
-        let rows = logits.len() / vocab;
-        for (row, at) in logits.chunks_exact(vocab).zip(work.first + work.count - rows + 1..) {
-            if row.iter().any(|logit| logit.is_nan()) {
+        for (row, at) in logits.chunks_exact(vocab).zip(work.first + work.count - work.rows + 1..) {
+            if !is_sound(row) {
                 return Some(Err(Failure::NotFinite));
             }
             // What is computed a second time is known.
             if at - from == self.logprobs.len() {
-                self.logprobs.push(logprobs(row, self.tokens[at], 1));
+                self.logprobs.push(logprobs(row, self.tokens[at], self.scored_top));
             }
         }
         None
@@ -186,7 +183,7 @@ impl Sequence {
 
     /// Nothing is left to be scored.
     pub fn is_scored(&self) -> bool {
-        self.scored_from.is_some_and(|from| self.logprobs.len() == self.tokens.len() - from)
+        self.ask.scored_from.is_some_and(|from| self.logprobs.len() == self.tokens.len() - from)
     }
 
     /// Chooses the next token and counts it. `logits` is scratch afterwards.

@@ -1,10 +1,17 @@
 //! The numbers one model shares between its engine and whoever asks: written by the engine thread, read anywhere.
 
-use crate::report::{ModelReport, PrefixReport, StepRecord, Stuck, WeightKind};
+use super::{
+    places::{Most, Place, Places},
+    request::Class,
+};
+use crate::{
+    memory::Memory,
+    report::{ModelReport, ModelState, PrefixReport, StepRecord, Stuck, WeightKind},
+};
 use std::{
     collections::VecDeque,
     sync::{
-        Mutex, PoisonError,
+        Arc, Mutex, OnceLock, PoisonError,
         atomic::{
             AtomicU32, AtomicU64,
             Ordering::{Relaxed, SeqCst},
@@ -20,6 +27,8 @@ const STEPS_MAX: usize = 4096;
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Snapshot {
     pub running: u32,
+    /// In the order of `Class::ALL`.
+    pub waiting: [u32; 3],
     pub blocks_used: u32,
     pub blocks_cached: u32,
     pub prefix: PrefixReport,
@@ -27,15 +36,27 @@ pub(crate) struct Snapshot {
     pub step_began: Option<Instant>,
 }
 
+/// What is known once the files are read.
+#[derive(Debug)]
+pub(crate) struct Loaded {
+    pub digest: String,
+    pub weights: Vec<WeightKind>,
+    pub exceptions: Vec<String>,
+}
+
 #[derive(Debug)]
 pub(crate) struct Stats {
     pub name: String,
-    pub digest: String,
-    loaded: Instant,
+    pub memory: Memory,
+    began: Instant,
+    state: Mutex<ModelState>,
+    loaded: OnceLock<(Loaded, Duration)>,
     /// Submitted and not yet seen by the engine. Raised by the caller's thread.
     entering: AtomicU32,
     /// Those that the engine has seen and that have no blocks.
     queued: AtomicU32,
+    /// Of those that never had blocks.
+    places: Arc<Places>,
     snapshot: Mutex<Snapshot>,
     records: Mutex<VecDeque<StepRecord>>,
     pub blocks_total: u32,
@@ -46,21 +67,20 @@ pub(crate) struct Stats {
     pub failures: AtomicU64,
     /// Microseconds between two sequences leaving a full engine, smoothed.
     pub pace_micros: AtomicU64,
-    pub weights_bytes: u64,
-    pub weights: Vec<WeightKind>,
-    pub exceptions: Vec<String>,
-    pub kv_bytes: u64,
-    pub load_seconds: f64,
 }
 
 impl Stats {
-    pub fn new(name: &str, digest: &str, blocks: u32, weights_bytes: u64, kv_bytes: u64, load: Duration) -> Stats {
+    /// Of a model that is about to load.
+    pub fn new(name: &str, blocks: u32, memory: Memory) -> Stats {
         Stats {
             name: name.to_owned(),
-            digest: digest.to_owned(),
-            loaded: Instant::now(),
+            memory,
+            began: Instant::now(),
+            state: Mutex::new(ModelState::Loading),
+            loaded: OnceLock::new(),
             entering: AtomicU32::new(0),
             queued: AtomicU32::new(0),
+            places: Arc::default(),
             snapshot: Mutex::default(),
             records: Mutex::default(),
             blocks_total: blocks,
@@ -70,26 +90,42 @@ impl Stats {
             preemptions: AtomicU64::new(0),
             failures: AtomicU64::new(0),
             pace_micros: AtomicU64::new(0),
-            weights_bytes,
-            weights: Vec::new(),
-            exceptions: Vec::new(),
-            kv_bytes,
-            load_seconds: load.as_secs_f64(),
         }
     }
 
+    pub fn enter(&self, state: ModelState) {
+        *self.state.lock().unwrap_or_else(PoisonError::into_inner) = state;
+    }
+
+    pub fn state(&self) -> ModelState {
+        *self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The files are read, the first step comes next. Nothing can have been loaded before.
+    pub fn warming(&self, loaded: Loaded) {
+        let _ = self.loaded.set((loaded, self.began.elapsed()));
+        self.enter(ModelState::Warming);
+    }
+
+    /// Empty before the files are read.
+    pub fn digest(&self) -> &str {
+        self.loaded.get().map_or("", |(loaded, _)| &loaded.digest)
+    }
+
+    /// Bytes that are this model's at the moment, or will be.
+    pub fn memory_now(&self) -> u64 {
+        if self.state() == ModelState::Loading { self.memory.peak() } else { self.memory.held() }
+    }
+
     /// Takes `count` places in the queue, or none if there are fewer.
-    pub fn enter_queue(&self, count: u32, waiting_max: usize) -> bool {
-        let enter = |entering: u32| {
-            let entering = entering.checked_add(count)?;
-            let waiting = u64::from(entering) + u64::from(self.queued.load(SeqCst));
-            (waiting <= waiting_max as u64).then_some(entering)
-        };
-        self.entering.fetch_update(SeqCst, SeqCst, enter).is_ok()
+    pub fn enter_queue(&self, tenant: u64, count: u32, most: Most) -> Option<Place> {
+        let place = self.places.take(tenant, u64::from(count), most)?;
+        self.entering.fetch_add(count, SeqCst);
+        Some(place)
     }
 
     /// The engine has seen `count` of those that entered, and counts them itself. `queued` goes up before `entering` goes
-    /// down: the places are never given to others in between.
+    /// down: a report never misses them.
     pub fn leave_entrance(&self, count: u32) {
         self.entering.fetch_sub(count, SeqCst);
     }
@@ -118,10 +154,17 @@ impl Stats {
     }
 
     pub fn since_load(&self, now: Instant) -> Duration {
-        now.saturating_duration_since(self.loaded)
+        now.saturating_duration_since(self.began)
     }
 
-    /// Somebody left the queue who had needed the device for so long.
+    fn tokens_per_second(&self) -> f64 {
+        let records = self.records.lock().unwrap_or_else(PoisonError::into_inner);
+        let spent: Duration = records.iter().map(|step| step.build + step.forward + step.sample + step.emit).sum();
+        let tokens: f64 = records.iter().map(|step| f64::from(step.sampled_tokens)).sum();
+        if spent.is_zero() { 0.0 } else { tokens / spent.as_secs_f64() }
+    }
+
+    /// So long after the one before, somebody left a full engine.
     pub fn note_pace(&self, took: Duration) {
         let (micros, smooth) = (took.as_micros() as u64, self.pace_micros.load(Relaxed));
         self.pace_micros.store(if smooth == 0 { micros } else { (7 * smooth + micros) / 8 }, Relaxed);
@@ -136,11 +179,15 @@ impl Stats {
 
     pub fn report(&self) -> ModelReport {
         let snapshot = *self.snapshot.lock().unwrap_or_else(PoisonError::into_inner);
+        let loaded = self.loaded.get();
         ModelReport {
             name: self.name.clone(),
-            digest: self.digest.clone(),
+            state: self.state(),
+            digest: self.digest().to_owned(),
+            memory: self.memory,
             running: snapshot.running,
             waiting: self.waiting(),
+            waiting_by_class: std::array::from_fn(|at| (Class::ALL[at], snapshot.waiting[at])),
             kv_blocks_used: snapshot.blocks_used,
             kv_blocks_total: self.blocks_total,
             kv_blocks_cached: snapshot.blocks_cached,
@@ -150,13 +197,12 @@ impl Stats {
             in_step: snapshot.step_began.map(|began| began.elapsed()),
             prompt_tokens: self.prompt_tokens.load(Relaxed),
             generated_tokens: self.generated_tokens.load(Relaxed),
+            tokens_per_second: self.tokens_per_second(),
             steps: self.steps.load(Relaxed),
             failures: self.failures.load(Relaxed),
-            weights_bytes: self.weights_bytes,
-            weights: self.weights.clone(),
-            exceptions: self.exceptions.clone(),
-            kv_bytes: self.kv_bytes,
-            load_seconds: self.load_seconds,
+            weights: loaded.map(|(loaded, _)| loaded.weights.clone()).unwrap_or_default(),
+            exceptions: loaded.map(|(loaded, _)| loaded.exceptions.clone()).unwrap_or_default(),
+            load_seconds: loaded.map_or(Duration::ZERO, |(_, took)| *took).as_secs_f64(),
         }
     }
 }

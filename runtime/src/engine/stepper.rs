@@ -6,6 +6,8 @@
 use super::{
     events::{Failure, FinishReason},
     forward::Forward,
+    message,
+    request::Class,
     scheduler::{History, Limits, Plan, Scheduler, SequenceId, Work},
     sequence::{Ending, Sequence, Vocabulary},
     stats::{Snapshot, Stats},
@@ -15,7 +17,6 @@ use crate::{
     report::{Sink, StepRecord, Stuck},
 };
 use std::{
-    any::Any,
     collections::BTreeMap,
     panic::{AssertUnwindSafe, catch_unwind},
     sync::{Arc, atomic::Ordering::Relaxed},
@@ -60,10 +61,6 @@ impl Stepper {
             stuck: None,
             step_began: None,
         }
-    }
-
-    pub fn stats(&self) -> &Arc<Stats> {
-        &self.stats
     }
 
     pub fn is_idle(&self) -> bool {
@@ -126,10 +123,13 @@ impl Stepper {
         self.step_began = Some(started);
         self.publish();
         self.count(&plan, &mut record);
+        // Whoever waits for a prompt of this step shares its end, also after it began as a copy.
+        let with_forks = |work: &Work| std::iter::once(work.id).chain(self.scheduler.forks(work.id).iter().copied());
+        let participants: Vec<SequenceId> = plan.work.iter().flat_map(with_forks).collect();
         let outcome = catch_unwind(AssertUnwindSafe(|| self.run(&plan, started, &mut record)));
         if let Err(why) = outcome.unwrap_or_else(|panic| Err(message(&*panic))) {
             tracing::error!(model = %self.stats.name, %why, "a step failed");
-            record.failed = self.recover(&plan, &why);
+            record.failed = self.recover(&participants, &why);
         }
         self.step_began = None;
         self.stats.steps.fetch_add(1, Relaxed);
@@ -149,10 +149,10 @@ impl Stepper {
         true
     }
 
-    /// Ends everything, for a runtime that stops.
-    pub fn cancel_all(&mut self) {
+    /// Ends everything, for a runtime that stops or a model that has to go.
+    pub fn end_all(&mut self, ending: impl Fn() -> Ending) {
         for id in self.sequences.keys().copied().collect::<Vec<_>>() {
-            self.end(id, Ending::Finished(FinishReason::Cancelled));
+            self.end(id, ending());
         }
         self.publish();
     }
@@ -175,24 +175,23 @@ impl Stepper {
 
         let vocab = self.forward.vocab();
         let mut rest = logits.as_mut_slice();
-        let mut sampled = Vec::with_capacity(plan.work.len());
+        let mut outcomes = Vec::with_capacity(plan.work.len());
         for work in &plan.work {
-            let Some(rows) = self.sequences.get(&work.id).map(|sequence| sequence.rows(work)) else { continue };
-            let rows = rest.split_off_mut(..rows * vocab).ok_or("the model gave fewer rows than were asked for")?;
-            let mut scratch = vec![0.0; if self.scheduler.forks(work.id).is_empty() { 0 } else { rows.len() }];
-            for &id in self.scheduler.forks(work.id) {
+            let rows =
+                rest.split_off_mut(..work.rows * vocab).ok_or("the model gave fewer rows than were asked for")?;
+            let forks = if work.samples { self.scheduler.forks(work.id) } else { &[] };
+            let mut sampled = Vec::with_capacity(1 + forks.len());
+            for &id in forks.iter().chain([&work.id]) {
+                let Some(sequence) = self.sequences.get_mut(&id) else { continue };
                 // The same distribution for every choice: sampling changes what it is given.
-                scratch.copy_from_slice(rows);
-                let sequence = self.sequences.get_mut(&id);
-                sampled.extend(sequence.map(|sequence| (id, sequence.read(work, &mut scratch, vocab))));
+                let mut copy = if id == work.id { Vec::new() } else { rows.to_vec() };
+                let token = sequence.read(work, if id == work.id { &mut *rows } else { &mut copy }, vocab);
+                if matches!(token, Some(Ok(_))) {
+                    sampled.push(id);
+                }
+                outcomes.push((id, token));
             }
-            let mut has_token = false;
-            if let Some(sequence) = self.sequences.get_mut(&work.id) {
-                let token = sequence.read(work, rows, vocab);
-                has_token = matches!(token, Some(Ok(_)));
-                sampled.push((work.id, token));
-            }
-            self.scheduler.advance(work, has_token, &self.sequences);
+            self.scheduler.advance(work, &sampled, &self.sequences);
         }
         let chosen = Instant::now();
         record.sample = chosen.saturating_duration_since(computed);
@@ -205,7 +204,7 @@ impl Stepper {
                 sequence.account(work, share, plan.work.len() as u32);
             }
         }
-        for (id, token) in sampled {
+        for (id, token) in outcomes {
             let ending = match token {
                 None => {
                     let is_scored = self.sequences.get(&id).is_some_and(Sequence::is_scored);
@@ -232,7 +231,7 @@ impl Stepper {
             if let Some(sequence) = self.sequences.get(&work.id) {
                 let ids = &sequence.tokens[work.first..work.first + work.count];
                 batch.push(ids, work.first, self.scheduler.table(work.id), false);
-                batch.select_last(sequence.rows(work));
+                batch.select_last(work.rows);
             }
         }
         batch
@@ -259,8 +258,11 @@ impl Stepper {
         for admitted in &plan.admitted {
             let Some(sequence) = self.sequences.get_mut(&admitted.id) else { continue };
             if sequence.admit(now, admitted.cached) && admitted.owns_prompt {
-                self.stats.prompt_tokens.fetch_add(sequence.ask().prompt_tokens as u64, Relaxed);
+                let prompt = sequence.ask().prompt_tokens;
+                self.stats.prompt_tokens.fetch_add(prompt as u64, Relaxed);
+                record.admitted_tokens += prompt as u32;
                 record.cached_tokens += admitted.cached as u32;
+                record.regretted_tokens += admitted.regretted as u32;
             }
         }
     }
@@ -291,16 +293,12 @@ impl Stepper {
     }
 
     /// Fails who took part in a bad step, and prepares the others to go on. How many failed.
-    fn recover(&mut self, plan: &Plan, why: &str) -> u32 {
+    fn recover(&mut self, participants: &[SequenceId], why: &str) -> u32 {
         let mut failed = 0;
-        for work in &plan.work {
-            // Whoever waits for its prompt would meet the same end.
-            let forks = self.scheduler.forks(work.id).to_vec();
-            for id in std::iter::once(work.id).chain(forks) {
-                if self.sequences.contains_key(&id) {
-                    self.end(id, Ending::Failed(Failure::Step(why.to_owned())));
-                    failed += 1;
-                }
+        for &id in participants {
+            if self.sequences.contains_key(&id) {
+                self.end(id, Ending::Failed(Failure::Step(why.to_owned())));
+                failed += 1;
             }
         }
         self.scheduler.rewind();
@@ -328,9 +326,7 @@ impl Stepper {
         if let Some(last) = self.last_end.replace(now)
             && self.scheduler.waiting() > 0
         {
-            let micros = now.saturating_duration_since(last).as_micros() as u64;
-            let smooth = self.stats.pace_micros.load(Relaxed);
-            self.stats.pace_micros.store(if smooth == 0 { micros } else { (7 * smooth + micros) / 8 }, Relaxed);
+            self.stats.note_pace(now.saturating_duration_since(last));
         }
     }
 
@@ -338,6 +334,7 @@ impl Stepper {
         let pool = self.scheduler.pool();
         let snapshot = Snapshot {
             running: self.scheduler.running() as u32,
+            waiting: Class::ALL.map(|class| self.scheduler.waiting_in(class) as u32),
             blocks_used: pool.used(),
             blocks_cached: pool.index().len() as u32,
             prefix: self.scheduler.prefix(),
@@ -346,10 +343,4 @@ impl Stepper {
         };
         self.stats.publish(self.scheduler.waiting() as u32, snapshot);
     }
-}
-
-/// What a panic said.
-fn message(panic: &(dyn Any + Send)) -> String {
-    let text = panic.downcast_ref::<&str>().copied().or(panic.downcast_ref::<String>().map(String::as_str));
-    format!("panic: {}", text.unwrap_or("of unknown kind"))
 }

@@ -1,17 +1,23 @@
 //! The engine with a fake model: what happens when a step goes wrong.
 
 use super::{
-    Command, Roster,
+    Command,
     events::{Event, Failure, FinishReason, Generation},
     forward::Forward,
+    places::Most,
     request::{Class, Request},
+    roster::Roster,
     scheduler::Limits,
     sequence::{Sequence, Vocabulary},
     stats::Stats,
     stepper::Stepper,
 };
 use crate::{
-    kernels::batch::StepBatch, kv::block_pool::BlockCopy, report::Timeline, sampling::params::SamplingParams,
+    kernels::batch::StepBatch,
+    kv::block_pool::BlockCopy,
+    memory::Memory,
+    report::{StepRecord, Timeline},
+    sampling::params::SamplingParams,
     text::detokenize::TokenBytes,
 };
 use std::{
@@ -25,7 +31,12 @@ use std::{
 };
 
 const VOCAB: usize = 16;
-/// In a prompt: the step that reads it panics, fails, or gives no numbers.
+/// In a prompt: what is sampled behind it ends an answer.
+const LAST: u32 = 10;
+const END: u32 = 12;
+/// The step that reads it gives a row too few.
+const SHORT: u32 = 11;
+/// It panics, fails, or gives no numbers.
 const PANIC: u32 = 13;
 const ERROR: u32 = 14;
 const NAN: u32 = 15;
@@ -38,6 +49,8 @@ struct Fake {
     resets: Arc<AtomicU32>,
     /// Fail this many resets.
     bad_resets: u32,
+    /// What is next to the likeliest in a bad row.
+    bad_logit: f32,
     /// Every step waits for one; all may go when the other end is gone.
     permits: Receiver<()>,
     /// Told when a step begins to wait.
@@ -62,9 +75,13 @@ impl Forward for Fake {
                 let slot = batch.table_of(row)[at as usize / 32] * 32 + at % 32;
                 assert_ne!(self.pool[slot as usize], 0, "a token's keys are missing");
             }
-            let next = batch.ids[row] % 9 + 1;
-            let fill = if batch.ids[row] == NAN { f32::NAN } else { 0.0 };
-            logits.extend((0..VOCAB as u32).map(|id| if id == next { 1.0 } else { fill }));
+            let next = if batch.ids[row] == LAST { END } else { batch.ids[row] % 9 + 1 };
+            let fill = if batch.ids[row] == NAN { self.bad_logit } else { 0.0 };
+            let likeliest = if fill == f32::NEG_INFINITY { fill } else { 1.0 };
+            logits.extend((0..VOCAB as u32).map(|id| if id == next { likeliest } else { fill }));
+        }
+        if batch.ids.contains(&SHORT) {
+            logits.truncate(logits.len() - VOCAB);
         }
         Ok(logits)
     }
@@ -105,20 +122,32 @@ impl Bench {
         Bench::with_permits(limits, 0).0
     }
 
-    /// The engine takes one step for each permit, and as it likes when the sender is dropped.
     fn with_permits(limits: Limits, bad_resets: u32) -> (Bench, Sender<()>) {
+        Bench::with_faults(limits, bad_resets, f32::NAN)
+    }
+
+    /// The engine takes one step for each permit, and as it likes when the sender is dropped.
+    fn with_faults(limits: Limits, bad_resets: u32, bad_logit: f32) -> (Bench, Sender<()>) {
         let (gate, permits) = channel();
         gate.send(()).expect("for the warm-up");
         let resets = Arc::new(AtomicU32::new(0));
         let (enter, entered) = channel();
-        let fake = Fake { pool: vec![0; 64 * 32], resets: Arc::clone(&resets), bad_resets, permits, entered: enter };
-        let stats = Arc::new(Stats::new("fake", "", 64, 0, 0, Duration::ZERO));
+        let fake = Fake {
+            pool: vec![0; 64 * 32],
+            resets: Arc::clone(&resets),
+            bad_resets,
+            bad_logit,
+            permits,
+            entered: enter,
+        };
+        let resident = Roster::new(0).admit(Stats::new("fake", 64, Memory::default())).expect("room");
+        let stats = Arc::clone(&resident.stats);
         let letters = (0..VOCAB as u8).map(|id| vec![b'a' + id]);
-        let vocabulary = Vocabulary { bytes: Arc::new(TokenBytes::new(letters)), end: vec![12] };
+        let vocabulary = Vocabulary { bytes: Arc::new(TokenBytes::new(letters)), end: vec![END] };
         let stepper = Box::new(Stepper::new(Box::new(fake), limits, vocabulary, Arc::clone(&stats)));
-        let (commands, thread) = super::start(1, None, Roster::default()).expect("a thread");
+        let (commands, thread) = super::start(1, None).expect("a thread");
         let (ready, answer) = channel();
-        commands.send(Command::Add { id: 0, stepper, ready }).expect("the engine runs");
+        commands.send(Command::Add { id: 0, stepper, resident, ready }).expect("the engine runs");
         assert_eq!(answer.recv(), Ok(Ok(())));
         entered.recv().expect("the warm-up");
         (Bench { commands, thread: Some(thread), stats, resets, entered }, gate)
@@ -129,25 +158,21 @@ impl Bench {
     }
 
     fn submit_many(&self, prompt: &[u32], max_tokens: u32, n: u32) -> Vec<Generation> {
-        let request = Request {
-            prompt: prompt.to_vec(),
-            max_tokens,
-            params: SamplingParams { temperature: 0.0, ..SamplingParams::default() },
-            stop: Vec::new(),
-            ignore_eos: false,
-            tenant: 0,
-            class: Class::Interactive,
-            salt: [0; 16],
-            deadline: None,
-        };
-        assert!(self.stats.enter_queue(n, 100));
+        self.submit_choices(&vec![request(prompt, max_tokens); n as usize], None)
+    }
+
+    /// Choices of one prompt; Some: whose tokens from here on are scored.
+    fn submit_choices(&self, requests: &[Request], scored_from: Option<usize>) -> Vec<Generation> {
+        assert!(self.stats.enter_queue(0, requests.len() as u32, Most::halves(200)).is_some());
         let submitted = Instant::now();
-        let choice = |_| {
+        let choice = |request: &Request| {
             let (sequence, events) = Sequence::new(request.clone(), submitted);
             let flags = Arc::clone(&sequence.flags);
-            (sequence, Generation { events, flags, submitted, prompt_tokens: prompt.len() as u32, ended: false })
+            let prompt_tokens = request.prompt.len() as u32;
+            let sequence = scored_from.into_iter().fold(sequence, |sequence, from| sequence.scoring(from, 1, 1));
+            (sequence, Generation { events, flags, submitted, prompt_tokens, ended: false })
         };
-        let (choices, generations) = (0..n).map(choice).unzip();
+        let (choices, generations) = requests.iter().map(choice).unzip();
         self.commands.send(Command::Submit { id: 0, choices }).expect("the engine runs");
         generations
     }
@@ -162,6 +187,20 @@ impl Drop for Bench {
     fn drop(&mut self) {
         let _ = self.commands.send(Command::Stop);
         let _ = self.thread.take().map(JoinHandle::join);
+    }
+}
+
+fn request(prompt: &[u32], max_tokens: u32) -> Request {
+    Request {
+        prompt: prompt.to_vec(),
+        max_tokens,
+        params: SamplingParams { temperature: 0.0, ..SamplingParams::default() },
+        stop: Vec::new(),
+        ignore_eos: false,
+        tenant: 0,
+        class: Class::Interactive,
+        salt: [0; 16],
+        deadline: None,
     }
 }
 
@@ -249,9 +288,68 @@ async fn logits_that_are_no_numbers_fail_their_own_request_only() {
 #[tokio::test]
 async fn the_end_token_ends_an_answer_and_is_counted() {
     let bench = Bench::new(limits(100, 100));
-    // 11 % 9 + 1 = 3: never 12, so it runs to its length; the end token itself is never shown.
-    let (text, ending, timeline) = collect(bench.submit(&[11], 3)).await;
-    assert_eq!((text.as_str(), ending, timeline.output_tokens), ("def", Ok(FinishReason::Length), 3));
+    let (text, ending, timeline) = collect(bench.submit(&[1, LAST], 3)).await;
+    assert_eq!((text.as_str(), ending, timeline.output_tokens), ("", Ok(FinishReason::Stop), 1));
+}
+
+/// The first choice finds no token that it may take, the others do.
+#[tokio::test]
+async fn a_choice_that_fails_at_its_first_token_takes_no_other_with_it() {
+    let bench = Bench::new(limits(100, 100));
+    let mut choices = vec![request(&[2, 1], 20); 3];
+    choices[0].params.logit_bias = (0..VOCAB as u32).map(|id| (id, f32::NEG_INFINITY)).collect();
+    let mut generations = bench.submit_choices(&choices, None).into_iter();
+    assert_eq!(collect(generations.next().expect("three")).await.1, Err(Failure::NotFinite));
+    for generation in generations {
+        assert_eq!(collect(generation).await.0, circle(20));
+    }
+    bench.assert_nothing_leaked();
+}
+
+/// The step ends after their first tokens were chosen and before anybody was told.
+#[tokio::test]
+async fn choices_that_began_in_a_bad_step_fail_with_it_and_miss_no_text() {
+    let (bench, gate) = Bench::with_permits(limits(100, 100), 0);
+    let first = bench.submit(&[1], 1);
+    bench.entered.recv().expect("the engine runs");
+    let choices = bench.submit_many(&[2, 1], 20, 3);
+    let guilty = bench.submit(&[SHORT, 1], 20);
+    drop(gate);
+    assert_eq!(collect(first).await.0, circle(1));
+    for generation in choices.into_iter().chain([guilty]) {
+        let (text, ending, timeline) = collect(generation).await;
+        assert!(matches!(ending, Err(Failure::Step(_))), "{ending:?} after {text:?}");
+        assert_eq!((text.as_str(), timeline.first_token), ("", None));
+    }
+    assert_eq!(bench.stats.report().failures, 4);
+    bench.assert_nothing_leaked();
+}
+
+#[tokio::test]
+async fn a_score_of_what_is_no_number_is_a_failure() {
+    for bad_logit in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
+        let (bench, gate) = Bench::with_faults(limits(100, 100), 0, bad_logit);
+        drop(gate);
+        let good = bench.submit_choices(&[request(&[3, 4, 5], 1)], Some(2)).remove(0);
+        assert_eq!(collect(good).await.1, Ok(FinishReason::Stop));
+        let bad = bench.submit_choices(&[request(&[3, NAN, 5], 1)], Some(2)).remove(0);
+        assert_eq!(collect(bad).await.1, Err(Failure::NotFinite), "{bad_logit}");
+        bench.assert_nothing_leaked();
+    }
+}
+
+/// Choices without a place of their own at first compute the prompt a second time.
+#[tokio::test]
+async fn what_a_choice_computes_again_is_no_prompt() {
+    let bench = Bench::new(Limits { running_max: 1, ..limits(100, 100) });
+    for generation in bench.submit_many(&[&[3; 40][..], &[1]].concat(), 5, 3) {
+        assert_eq!(collect(generation).await.0, circle(5));
+    }
+    let records = bench.stats.records();
+    let sum = |of: fn(&StepRecord) -> u32| records.iter().map(of).sum::<u32>();
+    assert_eq!(sum(|record| record.prefill_tokens), 41);
+    // A block of it is found.
+    assert_eq!(sum(|record| record.recomputed_tokens), 2 * (41 - 32));
 }
 
 /// Nobody reads, and everybody else is served all the same.

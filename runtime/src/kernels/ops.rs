@@ -109,13 +109,7 @@ impl Ops for Cpu {
         Ok(qkv)
     }
 
-    fn rope(
-        &self,
-        qkv: Tensor,
-        (cos, sin): &(Tensor, Tensor),
-        heads: Heads,
-        batch: &Arc<StepBatch>,
-    ) -> Result<Tensor> {
+    fn rope(&self, qkv: Tensor, (cos, sin): &(Tensor, Tensor), heads: Heads, batch: &Arc<StepBatch>) -> Result<Tensor> {
         cpu::rope(&qkv, heads.q + heads.kv, heads.dim, (cos, sin), batch)?;
         Ok(qkv)
     }

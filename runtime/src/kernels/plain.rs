@@ -84,13 +84,7 @@ impl Ops for Plain {
         reference::qk_norm(&qkv, q, k, [heads.q * heads.dim, heads.kv * heads.dim], eps)
     }
 
-    fn rope(
-        &self,
-        qkv: Tensor,
-        (cos, sin): &(Tensor, Tensor),
-        heads: Heads,
-        batch: &Arc<StepBatch>,
-    ) -> Result<Tensor> {
+    fn rope(&self, qkv: Tensor, (cos, sin): &(Tensor, Tensor), heads: Heads, batch: &Arc<StepBatch>) -> Result<Tensor> {
         reference::rope(&qkv, heads.q + heads.kv, heads.dim, (cos, sin), batch)
     }
 
@@ -122,14 +116,7 @@ impl Ops for Plain {
         if let Device::Cuda(device) = &self.device {
             return super::cuda::attention(qkv, pool, heads, scores, &self.uploaded.get(batch, heads, device)?);
         }
-        reference::paged_attention(
-            qkv,
-            &slots(&pool.keys, heads)?,
-            &slots(&pool.values, heads)?,
-            heads,
-            scores,
-            batch,
-        )
+        reference::paged_attention(qkv, &slots(&pool.keys, heads)?, &slots(&pool.values, heads)?, heads, scores, batch)
     }
 
     fn gate_mul(&self, gate_up: &Tensor, activation: Activation) -> Result<Tensor> {

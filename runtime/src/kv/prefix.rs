@@ -3,7 +3,7 @@
 //! A block is known by a chained hash over everything up to its end, and by what was hashed last: its own tokens, its
 //! parent's hash and the salt are compared too. Sequences with different salts never share a block.
 
-use std::collections::{HashMap, HashSet, VecDeque};
+use std::collections::{BTreeMap, HashMap};
 
 /// 128 bits of a keyed blake3 over (parent, salt, tokens).
 pub(crate) type Key = u128;
@@ -73,9 +73,11 @@ struct Held {
 #[derive(Debug, Default)]
 pub(crate) struct Index {
     held: HashMap<Key, Held>,
-    /// The last that were forgotten, oldest first, at most `remembered_max`: to tell what a larger pool would have found.
-    forgotten: VecDeque<Key>,
-    missed: HashSet<Key>,
+    /// The last that were forgotten, with the number of their eviction, at most `remembered_max`: to tell what a larger
+    /// pool would have found.
+    missed: HashMap<Key, u64>,
+    /// The other way round.
+    evictions: BTreeMap<u64, Key>,
     remembered_max: usize,
     evicted: u64,
 }
@@ -98,7 +100,9 @@ impl Index {
         if self.held.contains_key(&key) {
             return false;
         }
-        self.missed.remove(&key);
+        if let Some(number) = self.missed.remove(&key) {
+            self.evictions.remove(&number);
+        }
         self.held.insert(key, Held { block, parent, salt, tokens: tokens.into() });
         true
     }
@@ -107,24 +111,24 @@ impl Index {
     pub fn evict(&mut self, key: Key) {
         self.held.remove(&key);
         self.evicted += 1;
-        if self.forgotten.len() >= self.remembered_max
-            && let Some(oldest) = self.forgotten.pop_front()
+        if self.evictions.len() >= self.remembered_max
+            && let Some((_, oldest)) = self.evictions.pop_first()
         {
             self.missed.remove(&oldest);
         }
-        self.forgotten.push_back(key);
-        self.missed.insert(key);
+        self.evictions.insert(self.evicted, key);
+        self.missed.insert(key, self.evicted);
     }
 
     pub fn clear(&mut self) {
         self.held.clear();
-        self.forgotten.clear();
         self.missed.clear();
+        self.evictions.clear();
     }
 
     /// Whether a block with this key was here not long ago.
     pub fn was_evicted(&self, key: Key) -> bool {
-        self.missed.contains(&key)
+        self.missed.contains_key(&key)
     }
 
     /// Blocks that were used for something else, since the load.

@@ -1,6 +1,9 @@
 //! The one forward pass. A step is a flat run of tokens over any mix of sequences; read [`Decoder::forward`] first.
 
-use super::spec::{LayerSpec, ModelSpec, QkNorm};
+use super::{
+    layout::{EMBED, HEAD, Stack, qk_norm_widths, stacks},
+    spec::{LayerSpec, ModelSpec},
+};
 use crate::{
     kernels::{
         batch::StepBatch,
@@ -121,16 +124,17 @@ impl<O: Ops> Decoder<O> {
             residual_scale: spec.residual_scale,
             logit_scale: spec.logit_scale,
             logit_softcap: spec.logit_softcap,
-            embed: table("model.embed_tokens.weight")?,
+            embed: table(EMBED)?,
             layers,
             norm: source.norm("model.norm", spec.hidden)?,
-            head: (!spec.tied).then(|| table("lm_head.weight")).transpose()?,
+            head: (!spec.tied).then(|| table(HEAD)).transpose()?,
             ropes: ropes.collect::<Result<_>>()?,
             ops,
         })
     }
 
     /// Bytes of weights and tables held in memory.
+    #[cfg(test)]
     pub fn bytes(&self) -> usize {
         let matrices: usize = self.kinds().values().sum();
         let ropes: usize = self.ropes.iter().map(|(cos, sin)| tensor_bytes(cos) + tensor_bytes(sin)).sum();
@@ -152,12 +156,14 @@ fn scaled(x: Tensor, scale: f32) -> Result<Tensor> {
     if scale == 1.0 { Ok(x) } else { x.affine(f64::from(scale), 0.0) }
 }
 
+#[cfg(test)]
 fn tensor_bytes(tensor: &Tensor) -> usize {
     tensor.elem_count() * tensor.dtype().size_in_bytes()
 }
 
 impl<O: Ops> Layer<O> {
     /// Norms and biases.
+    #[cfg(test)]
     fn vector_bytes(&self) -> usize {
         let norms = [&self.attention_in, &self.attention_out_norm, &self.mlp_in, &self.mlp_out_norm];
         let qk_norms = self.qk_norm.iter().flat_map(|(q, k)| [q, k]);
@@ -180,41 +186,23 @@ struct Source<'a, O> {
 impl<O: Ops> Source<'_, O> {
     fn layer(&self, i: usize, layer: &LayerSpec) -> std::result::Result<Layer<O>, WeightError> {
         let spec = self.spec;
-        let (hidden, inner) = (spec.hidden, spec.intermediate);
-        let (q, kv) = (spec.q_heads * spec.head_dim, spec.kv_heads * spec.head_dim);
         let at = |name: &str| format!("model.layers.{i}.{name}");
-        let norm = |name: Option<&str>| name.map(|name| self.norm(&at(name), hidden)).transpose();
-        let dense = |parts: &[(&str, usize)], inputs, bias| {
-            let parts: Vec<_> = parts.iter().map(|(name, outputs)| (at(name), *outputs)).collect();
-            self.dense(&parts, inputs, bias)
-        };
-        let (qkv, gate_up): (&[_], &[_]) = if spec.fused {
-            (&[("self_attn.qkv_proj", q + 2 * kv)], &[("mlp.gate_up_proj", 2 * inner)])
-        } else {
-            (
-                &[("self_attn.q_proj", q), ("self_attn.k_proj", kv), ("self_attn.v_proj", kv)],
-                &[("mlp.gate_proj", inner), ("mlp.up_proj", inner)],
-            )
-        };
-        let qk_norm = match spec.qk_norm {
-            None => None,
-            Some(QkNorm::Head) => Some([spec.head_dim; 2]),
-            Some(QkNorm::Whole) => Some([q, kv]),
-        };
-        let qk_norm = match qk_norm {
+        let norm = |name: Option<&str>| name.map(|name| self.norm(&at(name), spec.hidden)).transpose();
+        let [qkv, attention_out, gate_up, down] = stacks(spec);
+        let qk_norm = match qk_norm_widths(spec) {
             None => None,
             Some([q, k]) => Some((self.norm(&at("self_attn.q_norm"), q)?, self.norm(&at("self_attn.k_norm"), k)?)),
         };
         Ok(Layer {
             spec: layer.clone(),
             attention_in: norm(spec.norms.attention_in)?,
-            qkv: dense(qkv, hidden, spec.biases.qkv)?,
+            qkv: self.dense(i, &qkv)?,
             qk_norm,
-            attention_out: dense(&[("self_attn.o_proj", hidden)], q, spec.biases.attention_out)?,
+            attention_out: self.dense(i, &attention_out)?,
             attention_out_norm: norm(spec.norms.attention_out)?,
             mlp_in: norm(spec.norms.mlp_in)?,
-            gate_up: dense(gate_up, hidden, spec.biases.mlp)?,
-            down: dense(&[("mlp.down_proj", hidden)], inner, spec.biases.mlp)?,
+            gate_up: self.dense(i, &gate_up)?,
+            down: self.dense(i, &down)?,
             mlp_out_norm: norm(spec.norms.mlp_out)?,
         })
     }
@@ -225,15 +213,15 @@ impl<O: Ops> Source<'_, O> {
         Ok(self.ops.vector(&if offset == 0.0 { weight } else { (weight + offset)? })?)
     }
 
-    /// Matrices of one width on top of each other, by name and height.
-    fn dense(&self, parts: &[(String, usize)], inputs: usize, bias: bool) -> std::result::Result<Dense<O>, WeightError> {
-        let raw =
-            parts.iter().map(|(name, outputs)| self.checkpoint.matrix(&format!("{name}.weight"), *outputs, inputs));
+    fn dense(&self, i: usize, stack: &Stack) -> std::result::Result<Dense<O>, WeightError> {
+        let at = |name: &str, of: &str| format!("model.layers.{i}.{name}.{of}");
+        let parts = || stack.parts.iter();
+        let raw = parts().map(|(name, outputs)| self.checkpoint.matrix(&at(name, "weight"), *outputs, stack.inputs));
         let weights = self.ops.matrix(&raw.collect::<std::result::Result<Vec<_>, _>>()?)?;
-        let biases = parts.iter().filter(|_| bias);
-        let biases = biases.map(|(name, outputs)| self.checkpoint.vector(&format!("{name}.bias"), *outputs));
+        let biases = parts().filter(|_| stack.bias);
+        let biases = biases.map(|(name, outputs)| self.checkpoint.vector(&at(name, "bias"), *outputs));
         let biases = biases.collect::<std::result::Result<Vec<_>, _>>()?;
-        let bias = if bias { Some(self.ops.vector(&Tensor::cat(&biases, 0)?)?) } else { None };
+        let bias = if stack.bias { Some(self.ops.vector(&Tensor::cat(&biases, 0)?)?) } else { None };
         Ok(Dense { weights, bias })
     }
 }

@@ -1,7 +1,7 @@
 //! Every family and rotary variant against transformers: tiny models whose weights both sides make from tensor names.
 //! `tests/families/make.py` computes what is committed beside it.
 
-use super::{decoder::Decoder, spec::ModelSpec};
+use super::{decoder::Decoder, layout, spec::ModelSpec};
 use crate::{
     engine::forward::{Forward, Llm},
     kernels::{
@@ -10,8 +10,8 @@ use crate::{
         ops::{Cpu, Ops},
         plain::Plain,
     },
-    settings::KvDtype,
-    weights::{Tensors, WeightError},
+    settings::{KvDtype, Quantize},
+    weights::{Tensors, WeightError, quantize::Quantized},
 };
 use candle_core::{DType, Device, Tensor};
 use serde_json::Value;
@@ -26,6 +26,10 @@ const BLOCKS: usize = 16;
 struct Made;
 
 impl Tensors for Made {
+    fn kinds(&self, _: &str, _: usize, _: usize) -> Result<[Kind; 2], WeightError> {
+        Ok([Kind::F32; 2])
+    }
+
     fn matrix(&self, name: &str, rows: usize, columns: usize) -> Result<Raw, WeightError> {
         let scale = (3.0 / columns as f64).sqrt() as f32;
         let bytes = uniform(name, rows * columns).flat_map(|x| (x * scale).to_le_bytes()).collect();
@@ -103,6 +107,19 @@ fn logits<O: Ops>(model: &mut Llm<O>, ids: &[u32], chunk: usize) -> Vec<f32> {
         all.extend(model.forward(batch).expect("forward"));
     }
     all
+}
+
+#[test]
+fn what_a_decoder_takes_of_memory_is_known_before_it_loads() {
+    for case in cases() {
+        let spec = ModelSpec::from_config(&case.config).expect("a supported model");
+        let quantized = [Quantize::Q8_0, Quantize::Q4K].map(|to| Quantized::new(&Made, to));
+        for tensors in [&Made as &dyn Tensors, &quantized[0], &quantized[1]] {
+            let planned = layout::memory(&spec, tensors, 64, 1).expect("a plan");
+            let decoder = Decoder::load(Cpu, &spec, tensors, 64).expect("decoder");
+            assert_eq!(planned.weights + planned.tables, decoder.bytes() as u64, "{}", case.name);
+        }
+    }
 }
 
 #[test]
@@ -242,4 +259,16 @@ fn rotary_positions_that_cannot_work_are_refused_by_key() {
         let why = refusal("llama", "rope_parameters", rope.clone());
         assert!(why.contains(says), "{rope}: {why}");
     }
+}
+
+#[test]
+fn a_granite_that_names_no_multipliers_multiplies_by_one() {
+    let case = cases().into_iter().find(|case| case.config["model_type"] == "granite").expect("a case");
+    let mut config = case.config;
+    for name in ["embedding_multiplier", "attention_multiplier", "residual_multiplier", "logits_scaling"] {
+        config[name] = Value::Null;
+    }
+    let spec = ModelSpec::from_config(&config).expect("a spec");
+    let multipliers = [spec.embed_scale, spec.layers[0].scores.scale, spec.residual_scale, spec.logit_scale];
+    assert_eq!(multipliers, [1.0; 4]);
 }

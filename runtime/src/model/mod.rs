@@ -6,6 +6,7 @@ pub(crate) mod decoder;
 #[cfg(test)]
 mod family_tests;
 mod fields;
+pub(crate) mod layout;
 mod rope;
 pub(crate) mod spec;
 #[cfg(test)]

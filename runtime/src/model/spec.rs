@@ -163,7 +163,9 @@ fn read(fields: &Fields<'_>, family: &Family) -> Result<ModelSpec, String> {
     let [attention_softcap, logit_softcap] = softcaps(fields, family)?;
     let query_scale = match family.query_scalar {
         Some(default) => fields.positive_or("query_pre_attn_scalar", default)?.powf(-0.5),
-        None => multiplier("attention_multiplier")?.unwrap_or((head_dim as f64).powf(-0.5)),
+        // Who multiplies does so by 1 unless the file says otherwise: a head's width is not looked at.
+        None if family.multipliers => fields.positive_or("attention_multiplier", 1.0)?,
+        None => (head_dim as f64).powf(-0.5),
     };
     let scores = Scores { scale: query_scale as f32, softcap: attention_softcap, window: None };
     let positions = positions::positions(fields, family, head_dim, context)?;

@@ -142,6 +142,9 @@ fn greedy_ids_equal_transformers() {
 struct Endless;
 
 impl Tensors for Endless {
+    fn kinds(&self, _: &str, _: usize, _: usize) -> Result<[Kind; 2], WeightError> {
+        Ok([Kind::Bf16; 2])
+    }
     fn matrix(&self, _: &str, rows: usize, columns: usize) -> Result<Raw, WeightError> {
         let bytes = (0..2 * rows * columns).map(|i| if i % 2 == 0 { i as u8 } else { 0x3C }).collect();
         Ok(Raw { kind: Kind::Bf16, rows, columns, bytes })

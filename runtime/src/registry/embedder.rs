@@ -4,10 +4,11 @@ use super::{LoadError, Runtime};
 use crate::{
     engine::{
         Command, ModelId,
-        embed::{Embedded, Encode, Encoder, Job},
+        embed::{BATCH_TOKENS, Embedded, Encode, Encoder, Job},
         encoders::EncoderCommand,
         events::{Failure, Refusal},
-        stats::Stats,
+        places::{Most, Places},
+        stats::{Loaded, Stats},
     },
     kernels::texts::TextBatch,
     model::bert::{
@@ -32,6 +33,10 @@ use std::{
 };
 use tokio::sync::oneshot;
 
+/// Numbers of four bytes that all requests of a model hold at most: tokens and vectors.
+const HELD_MAX: u64 = 32 << 20;
+const TOKENIZER: &str = "tokenizer.json";
+
 /// Whether a source is a folder of a model that makes embeddings, for [`Runtime::load_embedder`].
 pub fn is_embedder(source: &Path) -> Result<bool, LoadError> {
     let config = folder::read_json(&source.join("config.json"));
@@ -39,29 +44,37 @@ pub fn is_embedder(source: &Path) -> Result<bool, LoadError> {
     if source.is_dir() { Ok(config?.is_some_and(|config| is_encoder(&config))) } else { Ok(false) }
 }
 
+/// What an encoder's folder holds besides weights.
+pub(crate) fn read_text_side(folder: &Path) -> Result<(BertSpec, TextEncoder), WeightError> {
+    let spec = BertSpec::read(folder)?;
+    let path = folder.join(TOKENIZER);
+    let json = folder::read_text(&path)?.ok_or_else(|| WeightError::new(&path, "is missing"))?;
+    let text = TextEncoder::new(&json, spec.vocab, spec.head.lower).map_err(|why| WeightError::new(&path, why))?;
+    Ok((spec, text))
+}
+
 impl Runtime {
     /// Validates, loads and warms an embedding model: a folder in the layout of Hugging Face or sentence-transformers.
     /// Blocks until the model is ready: call it where blocking is allowed. Other models keep serving meanwhile.
     pub fn load_embedder(&self, name: &str, folder: &Path) -> Result<Embedder, LoadError> {
-        let started = Instant::now();
-        let spec = BertSpec::read(folder)?;
-        let tokenizer = folder.join("tokenizer.json");
-        let json = folder::read_text(&tokenizer)?.ok_or_else(|| WeightError::new(&tokenizer, "is missing"))?;
-        let text = TextEncoder::new(&json, spec.vocab, spec.head.lower);
-        let text = text.map_err(|why| WeightError::new(&tokenizer, why))?;
+        let (spec, text) = read_text_side(folder)?;
         let checkpoint = Checkpoint::open(folder)?;
         let (limit, vocab, dimensions) = (spec.head.limit, spec.vocab as u32, spec.hidden);
+        // A text longer than a batch is one of its own.
+        let memory = Bert::memory(&spec, &checkpoint, BATCH_TOKENS.max(limit))?;
+        let resident = self.admit(name, folder, 0, memory)?;
         let bert = Bert::load(spec, &checkpoint)?;
         let mut files = BertSpec::files(folder);
-        files.push(tokenizer);
+        files.push(folder.join(TOKENIZER));
         files.extend(checkpoint.files());
         let digest = folder::digest(&files)?;
 
-        let stats = Arc::new(Stats::new(name, &digest, 0, bert.bytes() as u64, 0, started.elapsed()));
+        let stats = Arc::clone(&resident.stats);
+        stats.warming(Loaded { digest, weights: Vec::new(), exceptions: Vec::new() });
         let encoder = Box::new(Encoder::new(Box::new(bert), Arc::clone(&stats)));
         let id = self.0.next_model.fetch_add(1, Relaxed);
         let (ready, answer) = channel();
-        let command = Command::Encoder(EncoderCommand::Add { id, encoder, ready });
+        let command = Command::Encoder(EncoderCommand::Add { id, encoder, resident, ready });
         self.0.commands.send(command).map_err(|_| LoadError::Stopped)?;
         let warmed = answer.recv().map_err(|_| LoadError::Stopped)?;
         warmed.map_err(|why| LoadError::Warm { folder: folder.to_owned(), why })?;
@@ -73,6 +86,7 @@ impl Runtime {
             vocab,
             dimensions,
             text,
+            held: Arc::default(),
             stats,
         })))
     }
@@ -109,6 +123,7 @@ struct Served {
     vocab: u32,
     dimensions: usize,
     text: TextEncoder,
+    held: Arc<Places>,
     stats: Arc<Stats>,
 }
 
@@ -125,12 +140,22 @@ impl Embedder {
 
     /// Hex blake3 over the folder's files.
     pub fn digest(&self) -> &str {
-        &self.0.stats.digest
+        self.0.stats.digest()
+    }
+
+    /// As [`crate::Model::drain`].
+    pub fn drain(&self, cut_at: Instant) {
+        let _ = self.0.commands.send(Command::Encoder(EncoderCommand::Drain { id: self.0.id, cut_at }));
     }
 
     /// Most tokens of one text, those that [`Embedder::tokenize`] adds included.
     pub fn context(&self) -> u32 {
         self.0.limit as u32
+    }
+
+    /// When a request that finds no place now is likely to find one.
+    pub fn retry_after(&self) -> Duration {
+        self.0.stats.retry_after()
     }
 
     /// Numbers in a vector.
@@ -148,14 +173,17 @@ impl Embedder {
         self.0.text.cut(ids, self.0.limit);
     }
 
-    /// Queues a request; never blocks. What can never be answered is refused here. `deadline`: fails the request if it is
-    /// still queued then.
-    pub fn embed(&self, texts: Vec<Vec<u32>>, deadline: Option<Instant>) -> Result<Embedding, Refusal> {
+    /// Queues a request; never blocks. What can never be answered is refused here. `tenant`: requests with the same number
+    /// share one turn, and one tenant holds at most half of the queue. `deadline`: fails the request if it is still queued
+    /// then.
+    pub fn embed(&self, texts: Vec<Vec<u32>>, tenant: u64, deadline: Option<Instant>) -> Result<Embedding, Refusal> {
         let served = &self.0;
         self.check(&texts)?;
-        if !served.stats.enter_queue(1, served.waiting_max) {
-            return Err(Refusal::Overloaded { retry_after: served.stats.retry_after() });
-        }
+        let numbers: usize = texts.iter().map(|text| text.len() + served.dimensions).sum();
+        let overloaded = || Refusal::Overloaded { retry_after: served.stats.retry_after() };
+        let held = served.held.take(tenant, numbers as u64, Most::halves(HELD_MAX)).ok_or_else(overloaded)?;
+        let most = Most::halves(served.waiting_max as u64);
+        let place = served.stats.enter_queue(tenant, 1, most).ok_or_else(overloaded)?;
         let (reply, answer) = oneshot::channel();
         let submitted = Instant::now();
         let timeline = EmbedTimeline {
@@ -168,7 +196,8 @@ impl Embedder {
             compute: Duration::ZERO,
         };
         let read = Arc::<AtomicU64>::default();
-        let job = Box::new(Job::new(texts, deadline, timeline.clone(), Arc::clone(&read), reply));
+        let job =
+            Box::new(Job::new(texts, tenant, [place, held], deadline, timeline.clone(), Arc::clone(&read), reply));
         if served.commands.send(Command::Encoder(EncoderCommand::Submit { id: served.id, job })).is_err() {
             served.stats.leave_entrance(1);
             return Err(Refusal::Draining);

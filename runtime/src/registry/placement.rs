@@ -22,8 +22,7 @@ pub(super) enum Placement {
 /// A model on its device.
 pub(super) struct Placed {
     pub forward: Box<dyn Forward>,
-    /// Of weights and tables.
-    pub bytes: usize,
+    /// Bytes of the matrices, by the kind in which they are kept.
     pub kinds: BTreeMap<Kind, usize>,
 }
 
@@ -90,8 +89,8 @@ impl Shape<'_> {
         O::Matrix: 'static,
     {
         let decoder = Decoder::load(ops, &self.spec, self.tensors, self.positions)?;
-        let (bytes, kinds) = (decoder.bytes(), decoder.kinds());
+        let kinds = decoder.kinds();
         let llm = Llm::new(self.spec, decoder, self.kv_dtype, self.blocks).map_err(WeightError::from)?;
-        Ok(Placed { forward: Box::new(llm), bytes, kinds })
+        Ok(Placed { forward: Box::new(llm), kinds })
     }
 }

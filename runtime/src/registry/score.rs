@@ -9,7 +9,6 @@ use crate::{
     },
     sampling::{logprobs::Logprobs, params::SamplingParams},
 };
-use std::sync::atomic::{AtomicU64, Ordering};
 
 /// Why a continuation was not scored.
 #[derive(Clone, Debug, PartialEq, thiserror::Error)]
@@ -21,9 +20,16 @@ pub enum ScoreError {
 }
 
 impl Model {
-    /// How likely the model finds each token of `continuation` after the prompt and the tokens before it, with the one
-    /// that it finds the likeliest there. Reads both as one prompt, in the class of batches. Dropping the future cancels.
-    pub async fn score(&self, prompt: &[u32], continuation: &[u32], tenant: u64) -> Result<Vec<Logprobs>, ScoreError> {
+    /// How likely the model finds each token of `continuation` after the prompt and the tokens before it, with the `top`
+    /// that it finds the likeliest there; [`Model::vocab`] gives whole distributions, 8 bytes a token of the vocabulary.
+    /// Reads both as one prompt, in the class of batches. Dropping the future cancels.
+    pub async fn score(
+        &self,
+        prompt: &[u32],
+        continuation: &[u32],
+        top: u32,
+        tenant: u64,
+    ) -> Result<Vec<Logprobs>, ScoreError> {
         let Some((&last, rest)) = continuation.split_last() else { return Ok(Vec::new()) };
         if prompt.is_empty() {
             return Err(Refusal::EmptyPrompt.into());
@@ -36,7 +42,8 @@ impl Model {
             stop: Vec::new(),
             ignore_eos: false,
             tenant,
-            salt: salt_of_its_own(),
+            // Nothing of it is shared.
+            salt: [0; 16],
             class: Class::Batch,
             deadline: None,
         };
@@ -44,10 +51,9 @@ impl Model {
         if last >= self.0.vocab {
             return Err(Refusal::UnknownToken { id: last, vocab: self.0.vocab }.into());
         }
-        let count = request.prompt.len() as u32;
-        let sequences = self.submit(1, Class::Batch, count, |_, submitted| {
+        let sequences = self.submit(1, &request, |_, submitted| {
             let (sequence, events) = Sequence::new(request.clone(), submitted);
-            (sequence.scoring(prompt.len(), last), events)
+            (sequence.scoring(prompt.len(), last, top as usize), events)
         })?;
         let Some(mut generation) = sequences.into_iter().next() else { return Err(Refusal::Draining.into()) };
         loop {
@@ -59,13 +65,4 @@ impl Model {
             }
         }
     }
-}
-
-/// Every row of the continuation is needed: what others computed must not be found in the prefix cache. What this one
-/// computed before it had to make way has been scored, and may.
-fn salt_of_its_own() -> [u8; 16] {
-    static NEXT: AtomicU64 = AtomicU64::new(0);
-    let mut salt = *b"scored\0\0........";
-    salt[8..].copy_from_slice(&NEXT.fetch_add(1, Ordering::Relaxed).to_le_bytes());
-    salt
 }

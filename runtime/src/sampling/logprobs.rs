@@ -22,6 +22,20 @@ pub(crate) fn normalizer(logits: &[f32]) -> f64 {
 pub(crate) fn logprobs(logits: &[f32], id: u32, count: usize) -> Logprobs {
     let normalizer = normalizer(logits);
     let of = |logit: f32| (f64::from(logit) - normalizer) as f32;
+    let mut top = if count < logits.len() { best(logits, count) } else { ranked(logits) };
+    top.iter_mut().for_each(|(_, logit)| *logit = of(*logit));
+    Logprobs { id, logprob: logits.get(id as usize).map_or(f32::NEG_INFINITY, |&logit| of(logit)), top }
+}
+
+/// All of them, the best first; of equals the lower id.
+fn ranked(logits: &[f32]) -> Vec<(u32, f32)> {
+    let mut all: Vec<(u32, f32)> = (0..).zip(logits.iter().copied()).collect();
+    all.sort_by(|a, b| b.1.total_cmp(&a.1));
+    all
+}
+
+/// The first of them, for a small `count`.
+fn best(logits: &[f32], count: usize) -> Vec<(u32, f32)> {
     let mut top: Vec<(u32, f32)> = Vec::with_capacity(count + 1);
     let is_before = |a: f32, b: f32| a.total_cmp(&b) == Ordering::Greater;
     for (&logit, id) in logits.iter().zip(0..) {
@@ -33,6 +47,21 @@ pub(crate) fn logprobs(logits: &[f32], id: u32, count: usize) -> Logprobs {
         top.insert(at, (id, logit));
         top.truncate(count);
     }
-    top.iter_mut().for_each(|(_, logit)| *logit = of(*logit));
-    Logprobs { id, logprob: logits.get(id as usize).map_or(f32::NEG_INFINITY, |&logit| of(logit)), top }
+    top
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_few_of_them_are_the_first_of_all() {
+        let logits: Vec<f32> = (0..200u32).map(|i| (i.wrapping_mul(2_654_435_761) >> 26) as f32).collect();
+        let all = logprobs(&logits, 7, logits.len()).top;
+        assert_eq!(all.len(), logits.len());
+        assert!((all.iter().map(|(_, logprob)| f64::from(logprob.exp())).sum::<f64>() - 1.0).abs() < 1e-5);
+        for count in [0, 1, 20, 199] {
+            assert_eq!(logprobs(&logits, 7, count).top, all[..count]);
+        }
+    }
 }

@@ -24,6 +24,12 @@ pub(crate) enum Unsampled {
     Grammar(BadGrammar),
 }
 
+/// Whether a model in order could have given this row. Minus infinity is a legal "never"; one number must be above it.
+pub(crate) fn is_sound(logits: &[f32]) -> bool {
+    // What is not a number is not at most the largest.
+    logits.iter().all(|&logit| logit <= LOGIT_MAX) && logits.iter().any(|&logit| logit > f32::NEG_INFINITY)
+}
+
 /// No model comes near it, and a penalty could turn more into infinity.
 const LOGIT_MAX: f32 = 1e30;
 
@@ -41,6 +47,7 @@ pub(crate) struct Sampler {
     params: SamplingParams,
     /// Tokens seen in the prompt or the output → how often in the output. Empty when no penalty asks for it.
     seen: HashMap<u32, u32>,
+    /// None before the first token: a queued request holds no state, which may be megabytes.
     grammar: Option<GrammarState>,
     drawn: u64,
 }
@@ -48,8 +55,7 @@ pub(crate) struct Sampler {
 impl Sampler {
     /// `params` must have been validated.
     pub fn new(params: SamplingParams, prompt: &[u32]) -> Sampler {
-        let grammar = params.grammar.as_ref().map(Grammar::begin);
-        let mut sampler = Sampler { params, seen: HashMap::new(), grammar, drawn: 0 };
+        let mut sampler = Sampler { params, seen: HashMap::new(), grammar: None, drawn: 0 };
         if sampler.params.repetition_penalty != 1.0 {
             sampler.seen.extend(prompt.iter().map(|&id| (id, 0)));
         }
@@ -58,11 +64,13 @@ impl Sampler {
 
     /// Chooses the next token. `logits` is scratch afterwards.
     pub fn sample(&mut self, logits: &mut [f32]) -> Result<Sampled, Unsampled> {
-        // Minus infinity is a legal "never"; a row needs one number above it.
-        if logits.iter().any(|l| l.is_nan() || *l > LOGIT_MAX) {
+        if !is_sound(logits) {
             return Err(Unsampled::NotFinite);
         }
         let raw = self.params.logprobs.map(|count| (logits.to_vec(), count as usize));
+        if self.grammar.is_none() {
+            self.grammar = self.params.grammar.as_ref().map(Grammar::begin);
+        }
         if let Some(grammar) = &mut self.grammar {
             grammar.mask(logits).map_err(Unsampled::Grammar)?;
         }
@@ -78,7 +86,10 @@ impl Sampler {
             let point = philox::uniform(self.params.seed, self.drawn);
             filters::draw(&self.params, logits, point)
         };
-        let id = id.ok_or(Unsampled::NotFinite)?;
+        let id = id.ok_or_else(|| match self.grammar {
+            Some(_) => Unsampled::Grammar(BadGrammar("allows none of the tokens that the model does".to_owned())),
+            None => Unsampled::NotFinite,
+        })?;
         self.drawn += 1;
         if penalties::are_on(&self.params) {
             *self.seen.entry(id).or_default() += 1;

@@ -1,7 +1,11 @@
 //! What the filters keep, how often it is drawn, and that nothing else has a say in it.
 
 use super::{Sampler, Unsampled, logprobs::logprobs, params::SamplingParams, philox};
-use std::collections::HashMap;
+use crate::{
+    grammar::{Constraint, Grammars},
+    text::detokenize::TokenBytes,
+};
+use std::{collections::HashMap, sync::Arc};
 
 /// A distribution over ids 0.. with these probabilities.
 fn logits_of(probabilities: &[f64]) -> Vec<f32> {
@@ -215,6 +219,23 @@ fn probabilities_told_add_up_to_one_and_are_those_of_the_raw_row() {
             );
             assert_eq!(sampled.logprobs, Some(logprobs(&row, sampled.id, 9)));
         }
+    }
+}
+
+#[test]
+fn a_grammar_takes_memory_from_the_first_token_on_and_is_blamed_for_what_it_forbids() {
+    // Two letters and the end.
+    let vocabulary = Arc::new(TokenBytes::new(["a", "b", ""].map(Vec::from).into_iter()));
+    let grammars = Grammars::new(vocabulary, vec![2], 3);
+    let grammar = Some(grammars.compile(&Constraint::Regex("a".to_owned())).expect("a grammar"));
+    for temperature in [0.0, 1.0] {
+        let params = SamplingParams { temperature, grammar: grammar.clone(), ..SamplingParams::default() };
+        let mut sampler = Sampler::new(params, &[]);
+        assert!(sampler.grammar.is_none(), "nothing while it is queued");
+        assert_eq!(id(&mut sampler, [0.0, 5.0, 1.0]), 0);
+        assert!(sampler.grammar.is_some());
+        let never = f32::NEG_INFINITY;
+        assert!(matches!(sampler.sample(&mut [1.0, 1.0, never]), Err(Unsampled::Grammar(_))), "only the end is left");
     }
 }
 

@@ -5,12 +5,14 @@ pub(crate) mod gguf;
 pub(crate) mod quantize;
 pub(crate) mod safetensors;
 
-use crate::kernels::cpu::Raw;
+use crate::kernels::cpu::{Kind, Raw};
 use candle_core::Tensor;
 use std::path::{Path, PathBuf};
 
 /// The tensors of a model, by their Hugging Face names, whatever kind of file they lie in.
 pub(crate) trait Tensors {
+    /// The kind in which the file stores a matrix and the one in which [`Tensors::matrix`] gives it. From the header alone.
+    fn kinds(&self, name: &str, rows: usize, columns: usize) -> Result<[Kind; 2], WeightError>;
     /// The matrix `[rows, columns]` as stored. Every number in it is finite.
     fn matrix(&self, name: &str, rows: usize, columns: usize) -> Result<Raw, WeightError>;
     /// A vector of `len` numbers, in f32.

@@ -31,31 +31,36 @@ impl<'a> Quantized<'a> {
         self.exceptions.into_inner()
     }
 
-    /// What a matrix becomes; None: it stays as it is.
-    fn kind(&self, name: &str, raw: &Raw) -> Option<Kind> {
-        let (stored, columns) = (raw.kind.name(), raw.columns);
-        let except = |why: String| self.exceptions.borrow_mut().push(format!("{name}: {why}"));
-        if raw.kind.block_len() > 1 {
-            except(format!("stays {stored}, as the file stores it"));
-            None
+    /// What a matrix becomes, and why it is not what was asked for.
+    fn kind(&self, name: &str, stored: Kind, columns: usize) -> (Kind, Option<String>) {
+        let stays = |why: String| (stored, Some(format!("{name}: stays {}, {why}", stored.name())));
+        if stored.block_len() > 1 {
+            stays("as the file stores it".to_owned())
         } else if !columns.is_multiple_of(32) {
-            except(format!("stays {stored}, its width {columns} is no multiple of 32"));
-            None
+            stays(format!("its width {columns} is no multiple of 32"))
         } else if self.to == Quantize::Q8_0 || TABLES.contains(&name) {
-            Some(Kind::Q8_0)
+            (Kind::Q8_0, None)
         } else if !columns.is_multiple_of(256) {
-            except(format!("is q8_0, its width {columns} is no multiple of 256"));
-            Some(Kind::Q8_0)
+            (Kind::Q8_0, Some(format!("{name}: is q8_0, its width {columns} is no multiple of 256")))
         } else {
-            Some(Kind::Q4K)
+            (Kind::Q4K, None)
         }
     }
 }
 
 impl Tensors for Quantized<'_> {
+    fn kinds(&self, name: &str, rows: usize, columns: usize) -> Result<[Kind; 2], WeightError> {
+        let [stored, _] = self.source.kinds(name, rows, columns)?;
+        Ok([stored, self.kind(name, stored, columns).0])
+    }
+
     fn matrix(&self, name: &str, rows: usize, columns: usize) -> Result<Raw, WeightError> {
         let raw = self.source.matrix(name, rows, columns)?;
-        let Some(kind) = self.kind(name, &raw) else { return Ok(raw) };
+        let (kind, exception) = self.kind(name, raw.kind, columns);
+        self.exceptions.borrow_mut().extend(exception);
+        if kind == raw.kind {
+            return Ok(raw);
+        }
         let quantized = quantize(&raw, kind);
         if !kind.all_finite(&quantized.bytes) {
             let why = format!("holds numbers too large for {}: load it without quantisation", kind.name());
@@ -126,7 +131,8 @@ fn fit(x: &[f32; 32]) -> (f32, f32) {
     if highest == lowest {
         return (0.0, -lowest);
     }
-    let mut best = (f32::INFINITY, (0.0, 0.0));
+    // Numbers so large that no trial's error is one are too large: so is this, and whoever asked for blocks hears of it.
+    let mut best = (f32::INFINITY, (f32::INFINITY, 0.0));
     for trial in 0..=20 {
         let inverse = (14.0 + 0.1 * trial as f32) / (highest - lowest);
         let (mut q_sum, mut qq_sum, mut x_sum, mut qx_sum) = (0.0, 0.0, 0.0, 0.0);
@@ -228,8 +234,13 @@ mod tests {
             let once = quantize(&raw(&gaussian(1024), 256), Kind::Q8_0);
             let twice = quantize(&raw(&back(&once), 256), Kind::Q8_0);
             assert_eq!(back(&once), back(&twice));
-            let too_large = quantize(&raw(&[1e8; 256], 256), kind);
-            assert!(!kind.all_finite(&too_large.bytes));
+            for large in [1e8, 1e22, 3e38] {
+                let numbers: Vec<f32> = (0..256).map(|i| if i % 3 == 0 { large } else { -large }).collect();
+                for numbers in [vec![large; 256], numbers] {
+                    let too_large = quantize(&raw(&numbers, 256), kind);
+                    assert!(!kind.all_finite(&too_large.bytes), "{kind:?}: {large}");
+                }
+            }
         }
     }
 }

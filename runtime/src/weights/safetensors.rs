@@ -80,7 +80,7 @@ impl Checkpoint {
         Ok(())
     }
 
-    fn read(&self, name: &str, shape: &[u64]) -> Result<(Kind, Vec<u8>), WeightError> {
+    fn find(&self, name: &str, shape: &[u64]) -> Result<(&Shard, &Entry, Kind), WeightError> {
         let Some((shard, entry)) = self.tensors.get(name) else {
             return Err(WeightError::new(&self.main, format!("tensor `{name}` is missing")));
         };
@@ -95,6 +95,12 @@ impl Checkpoint {
             "BF16" => Kind::Bf16,
             other => return Err(bad(format!("tensor `{name}` has type {other}, expected F32, F16 or BF16"))),
         };
+        Ok((shard, entry, kind))
+    }
+
+    fn read(&self, name: &str, shape: &[u64]) -> Result<(Kind, Vec<u8>), WeightError> {
+        let (shard, entry, kind) = self.find(name, shape)?;
+        let bad = |why: String| WeightError::new(&shard.path, why);
         // Both the shape and the length were checked against the file, so this is no more than the file holds.
         let mut bytes = vec![0; entry.len as usize];
         shard
@@ -109,6 +115,11 @@ impl Checkpoint {
 }
 
 impl Tensors for Checkpoint {
+    fn kinds(&self, name: &str, rows: usize, columns: usize) -> Result<[Kind; 2], WeightError> {
+        let (_, _, kind) = self.find(name, &[rows as u64, columns as u64])?;
+        Ok([kind; 2])
+    }
+
     fn matrix(&self, name: &str, rows: usize, columns: usize) -> Result<Raw, WeightError> {
         let (kind, bytes) = self.read(name, &[rows as u64, columns as u64])?;
         Ok(Raw { kind, rows, columns, bytes })

@@ -219,7 +219,7 @@ fn weights_that_lie_are_found_out() {
     check(&[&u64::MAX.to_le_bytes(), &whole[8..]].concat(), "claims a header of");
     check(&with_header("not json", &[]), "header is not valid");
     check(&with_header("[]", &[]), "header is not valid");
-    check(&with_header("{}", &[]), "`model.layers.0.input_layernorm.weight` is missing");
+    check(&with_header("{}", &[]), "`model.layers.0.self_attn.q_proj.weight` is missing");
     let one = |entry: &str| with_header(&format!("{{\"x\":{entry}}}"), &[0; 8]);
     check(&one(r#"{"dtype":"F32","shape":[3],"data_offsets":[0,8]}"#), "does not have 8 bytes");
     check(

@@ -136,6 +136,12 @@ fn metadata_that_lies_is_found_out() {
 #[test]
 fn tensor_tables_that_lie_are_found_out() {
     let tensor = |name: &'static str, change: &dyn Fn(&mut Stored)| changed(|file| change(file.tensor(name)));
+    let with = |name: &str, len: u64| {
+        let bytes = vec![0; 4 * len as usize];
+        changed(|file| {
+            file.tensors.push(Stored { name: name.to_owned(), shape: vec![len], kind: 0, offset: None, bytes })
+        })
+    };
     let cases = [
         (tensor(Q, &|t| t.shape = vec![1 << 33, 1 << 31]), "is larger than any file"),
         (tensor(Q, &|t| t.shape = vec![u64::MAX, u64::MAX]), "is larger than any file"),
@@ -157,6 +163,11 @@ fn tensor_tables_that_lie_are_found_out() {
         (tensor(Q, &|t| t.offset = Some(0)), "overlap"),
         (tensor(Q, &|t| t.name = "blk.0.attn_k.weight".to_owned()), "comes twice"),
         (tensor(Q, &|t| t.name = "blk.0.ssm_a.weight".to_owned()), "not known of `llama`"),
+        (with("blk.0.attn_q_norm.weight", 16), "`blk.0.attn_q_norm.weight`, which is not known of `llama`"),
+        (with("blk.0.attn_norm.bias", 32), "`blk.0.attn_norm.bias`, which is not known of `llama`"),
+        (with("blk.1.attn_norm.weight", 32), "`blk.1.attn_norm.weight`, which is not known of `llama`"),
+        (with("blk.0.ffn_up.bias", 48), "tensor `blk.0.ffn_gate.bias` is missing"),
+        (with("blk.0.attn_v.bias", 16), "tensor `blk.0.attn_q.bias` is missing"),
         (tensor(Q, &|t| t.name = "x".repeat(3000)), "tensor name of 3000 bytes"),
         (tensor(Q, &|t| t.name = "output.weight".to_owned()), "tensor `blk.0.attn_q.weight` is missing"),
         (tensor(EMBED, &|t| t.name = "output.weight".to_owned()), "tensor `token_embd.weight` is missing"),

@@ -20,8 +20,8 @@ async fn two_models_serve_at_once_and_the_report_tells_them_apart() {
     for (report, model) in report.models.iter().zip(&models) {
         assert_eq!((report.name.as_str(), report.digest.as_str()), (model.name(), model.digest()));
         assert_eq!(report.prompt_tokens, 4 * chat(model, "12+34").len() as u64);
-        assert!(report.generated_tokens > 0 && report.steps > 0 && report.weights_bytes > 1_000_000);
-        assert!(report.kv_bytes > 0 && report.kv_bytes <= 32 << 20 && report.load_seconds > 0.0);
+        assert!(report.generated_tokens > 0 && report.steps > 0 && report.memory.weights > 1_000_000);
+        assert!(report.memory.kv > 0 && report.memory.kv <= 32 << 20 && report.load_seconds > 0.0);
     }
     assert_eq!(models[0].digest().len(), 64);
 }

@@ -34,7 +34,7 @@ async fn compare(text: &str) -> usize {
         embedder.truncate(&mut ids);
         ids
     });
-    let vectors = embedder.embed(texts.collect(), None).expect("accepted").await.vectors.expect("vectors");
+    let vectors = embedder.embed(texts.collect(), 0, None).expect("accepted").await.vectors.expect("vectors");
     let (mut worst_cosine, mut worst_error) = (1f64, 0f32);
     for (case, got) in cases.iter().zip(vectors) {
         let bytes = STANDARD.decode(case["embedding"].as_str().expect("base64")).expect("base64");

@@ -36,8 +36,8 @@ fn the_report_says_what_became_of_the_weights() {
         let report = runtime.report().models.remove(0);
         assert_eq!(model.digest(), report.digest);
         let kinds: Vec<&str> = report.weights.iter().map(|weights| weights.kind).collect();
-        assert!(report.weights.iter().map(|weights| weights.bytes).sum::<u64>() < report.weights_bytes);
-        (kinds, report.exceptions, report.weights_bytes, report.digest)
+        assert!(report.weights.iter().map(|weights| weights.bytes).sum::<u64>() < report.memory.weights);
+        (kinds, report.exceptions, report.memory.weights, report.digest)
     };
     let (plain, _, bytes, digest) = kinds("glimmer-2", None);
     assert_eq!(plain, ["bf16"]);

@@ -49,7 +49,7 @@ fn parameters_out_of_range_are_refused_by_name() {
 
 #[tokio::test]
 async fn a_full_queue_refuses_at_once_and_says_when_to_return() {
-    let (runtime, model) = serve(Settings { running_max: 1, waiting_max: 3, ..settings() }, "glimmer-2");
+    let (runtime, model) = serve(Settings { running_max: 1, waiting_max: 5, ..settings() }, "glimmer-2");
     let mut accepted = Vec::new();
     let refusal = loop {
         match model.generate(endless(chat(&model, "go"), 200)) {
@@ -61,8 +61,20 @@ async fn a_full_queue_refuses_at_once_and_says_when_to_return() {
     let Refusal::Overloaded { retry_after } = refusal else { panic!("{refusal:?}") };
     assert!(retry_after > Duration::ZERO);
     assert!(accepted.len() >= 3);
+    // The other half is for others.
+    let other = Request { tenant: 1, ..endless(chat(&model, "go"), 20) };
+    accepted.push(model.generate(other).expect("room for another tenant"));
     for generation in accepted {
         assert!(collect(generation).await.ending.is_ok());
+    }
+    settled(&runtime).await;
+}
+
+#[tokio::test]
+async fn more_choices_than_may_wait_are_served_when_nobody_else_does() {
+    let (runtime, model) = serve(Settings { running_max: 2, waiting_max: 2, ..settings() }, "glimmer-2");
+    for choice in model.generate_many(endless(chat(&model, "go"), 20), 7).expect("accepted") {
+        assert!(collect(choice).await.ending.is_ok());
     }
     settled(&runtime).await;
 }

@@ -134,7 +134,7 @@ async fn scores_and_perplexities_are_those_of_transformers() {
             let all = ids(&case["ids"]);
             assert_eq!(model.tokenize(case["text"].as_str().expect("text")), Ok(all.clone()));
             let (prompt, continuation) = all.split_at(case["prompt_tokens"].as_u64().expect("a count") as usize);
-            let scores = model.score(prompt, continuation, 0).await.expect("scores");
+            let scores = model.score(prompt, continuation, 1, 0).await.expect("scores");
             assert_eq!(scores.iter().map(|score| score.id).collect::<Vec<_>>(), continuation);
             for (score, want) in scores.iter().zip(numbers(&case["logprobs"])) {
                 assert!((f64::from(score.logprob) - want).abs() < 1e-3, "{score:?}, not {want}");
@@ -159,7 +159,8 @@ async fn scores_are_the_same_however_they_are_computed() {
         let all = model.tokenize(text).expect("ids");
         let others: Vec<_> =
             (0..crowd).map(|_| model.generate(endless(chat(&model, "hi"), 60)).expect("accepted")).collect();
-        let (first, second) = tokio::join!(model.score(&all[..1], &all[1..], 0), model.score(&all[..9], &all[9..], 1));
+        let (first, second) =
+            tokio::join!(model.score(&all[..1], &all[1..], 1, 0), model.score(&all[..9], &all[9..], 1, 1));
         drop(others);
         let (first, second) = (first.expect("scores"), second.expect("scores"));
         assert_eq!(first[8..], second);
@@ -171,17 +172,35 @@ async fn scores_are_the_same_however_they_are_computed() {
     }
 }
 
+/// Nor does what is found in the cache change them, and what others left there stays.
+#[tokio::test]
+async fn scores_are_apart_from_the_prefix_cache() {
+    // Sixteen blocks of 32 tokens.
+    let settings = glassgate_runtime::Settings { kv_bytes: 16 * 65_536, ..crate::support::settings() };
+    let (runtime, model) = crate::support::serve(settings, "glimmer-2");
+    let prompt = vec![5; 129];
+    let want = model.score(&prompt, &[7, 8, 9], 0).await.expect("scores");
+    assert_eq!(runtime.report().models[0].kv_blocks_cached, 0);
+    ask(&model, greedy(prompt.clone(), 1)).await;
+    for n in 0..10 {
+        assert_eq!(model.score(&prompt, &[7, 8, 9], 0).await.expect("scores"), want);
+        model.score(&[20 + n; 100], &[7], 1).await.expect("a score");
+    }
+    assert_eq!(ask(&model, greedy(prompt, 1)).await.timeline.cached_tokens, 128);
+    settled(&runtime).await;
+}
+
 #[tokio::test]
 async fn what_cannot_be_scored_is_refused() {
     let (_runtime, model) = glimmer();
     let refused = async |prompt: &[u32], continuation: &[u32]| {
-        model.score(prompt, continuation, 0).await.expect_err("a refusal").to_string()
+        model.score(prompt, continuation, 1, 0).await.expect_err("a refusal").to_string()
     };
     assert!(refused(&[], &[1]).await.contains("empty"));
     assert!(refused(&[1], &[1_000_000]).await.contains("1000000"));
     assert!(refused(&[1, 1_000_000], &[1]).await.contains("1000000"));
     let context = model.context() as usize;
     assert!(refused(&[5], &vec![5; context]).await.contains("context"));
-    assert_eq!(model.score(&[1], &[], 0).await, Ok(Vec::new()));
-    assert_eq!(model.score(&[5], &vec![5; context - 1], 0).await.map(|scores| scores.len()), Ok(context - 1));
+    assert_eq!(model.score(&[1], &[], 1, 0).await, Ok(Vec::new()));
+    assert_eq!(model.score(&[5], &vec![5; context - 1], 1, 0).await.map(|scores| scores.len()), Ok(context - 1));
 }

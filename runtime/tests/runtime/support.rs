@@ -157,7 +157,7 @@ pub async fn ask(model: &Model, request: Request) -> Answer {
     answer
 }
 
-/// Waits until nothing runs and nothing waits, and checks that nothing leaked.
+/// Checks that nothing runs, nothing waits and nothing leaked: so it is when the last ending was heard.
 pub async fn settled(runtime: &Runtime) {
     for model in runtime.report().models {
         assert_eq!((model.running, model.waiting, model.kv_blocks_used), (0, 0, 0), "{}", model.name);

@@ -3,9 +3,11 @@
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
+use std::time::{Duration, Instant};
 
 use glassgate_runtime as runtime;
 
+use super::tenant_number;
 use crate::accounting::core::Usage;
 use crate::accounting::row::UsageSource;
 use crate::accounting::settlement::Running;
@@ -33,12 +35,18 @@ impl EmbeddingModel {
         self.model.digest()
     }
 
+    /// Somebody else serves in its place.
+    pub fn drain(&self, cut_at: Instant) {
+        self.model.drain(cut_at);
+    }
+
     pub fn dimensions(&self) -> u32 {
         self.model.dimensions()
     }
 
     pub fn start(&self, running: Running, leg: &Leg, call: &Call<'_>) -> Result<Answer, Box<NotStarted>> {
-        match self.model.embed(leg.measure.prompts.to_vec(), None) {
+        let deadline = call.queue.map(|queue| Instant::now() + queue);
+        match self.model.embed(leg.measure.prompts.to_vec(), tenant_number(call.tenant), deadline) {
             Ok(embedding) => {
                 let stream = Stream {
                     embedding,
@@ -47,7 +55,9 @@ impl EmbeddingModel {
                     end: None,
                     input: leg.measure.input,
                     is_cancelled: false,
-                    model: self.model.name().to_owned(),
+                    class: call.urgency.as_str(),
+                    queue: call.queue.unwrap_or_default(),
+                    model: self.model.clone(),
                     metrics: self.metrics.clone(),
                 };
                 Ok(Answer { running: Some(running), chunks: Box::new(stream), prompts: Prompts::default() })
@@ -110,13 +120,16 @@ struct Stream {
     /// Tokens of all texts.
     input: u64,
     is_cancelled: bool,
-    model: String,
+    class: &'static str,
+    /// How long it was allowed to wait.
+    queue: Duration,
+    model: runtime::Embedder,
     metrics: Arc<Metrics>,
 }
 
 impl Stream {
     fn take(&mut self, runtime::Embedded { vectors, timeline }: runtime::Embedded) {
-        self.metrics.runtime_queue(&self.model, timeline.queue());
+        self.metrics.runtime_queue(self.model.name(), self.class, timeline.queue());
         let computed = timeline.started.map(|started| timeline.finished.saturating_duration_since(started));
         let engine = EngineTimes {
             queue: timeline.queue(),
@@ -126,12 +139,16 @@ impl Stream {
             steps: timeline.batches,
             prefill_chunks: timeline.batches,
             batch_max: timeline.texts_max,
+            ..EngineTimes::default()
         };
         let parts: Result<Vec<Part>, Refusal> = match vectors {
             Ok(vectors) => (0..).zip(&vectors).map(|(index, vector)| self.part(index, vector)).collect(),
+            Err(runtime::Failure::DeadlineExceeded) => {
+                Err(Refusal::QueuedTooLong { limit: self.queue, retry_after: self.model.retry_after() })
+            }
             Err(failure) => {
-                tracing::error!(model = %self.model, %failure, "embeddings failed in the engine");
-                self.metrics.runtime_failure(&self.model);
+                tracing::error!(model = self.model.name(), %failure, "embeddings failed in the engine");
+                self.metrics.runtime_failure(self.model.name());
                 Err(Refusal::EngineFailed)
             }
         };

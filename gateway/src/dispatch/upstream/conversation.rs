@@ -399,7 +399,7 @@ fn refused(server: &Server, ask: &Ask, head: &ResponseHeader, body: &[u8]) -> Re
         429 => {
             let retry_after = retry_after::read(&head.headers);
             // What a copy runs into is no reason to keep users away.
-            if let Some(wait) = retry_after.filter(|_| ask.urgency == Urgency::User) {
+            if let Some(wait) = retry_after.filter(|_| ask.urgency != Urgency::Nobody) {
                 server.cool_down(&ask.model, wait);
             }
             Refusal::UpstreamLimited { retry_after }

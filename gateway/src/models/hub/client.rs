@@ -1,5 +1,6 @@
 //! GET with redirects, as the hub answers: files lie on other hosts, and what identifies us stays on the first.
 
+use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -27,6 +28,20 @@ pub(super) enum Failure {
         after: Duration,
     },
     Final(String),
+}
+
+impl From<String> for Failure {
+    fn from(why: String) -> Failure {
+        Failure::Final(why)
+    }
+}
+
+impl fmt::Display for Failure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Failure::Passing { why, .. } | Failure::Final(why) => f.write_str(why),
+        }
+    }
 }
 
 pub(super) struct Client {
@@ -68,7 +83,7 @@ impl Client {
         for _ in 0..=REDIRECTS_MAX {
             let response = self.once(&at, url, from).await?;
             if !response.status().is_redirection() {
-                judge(&response, url)?;
+                self.judge(&response, url, from)?;
                 let first = first.unwrap_or_else(|| response.headers().clone());
                 return Ok(Answer { response, first });
             }
@@ -92,12 +107,39 @@ impl Client {
         }
         let request = request.body(Empty::new());
         let request = request.map_err(|error| Failure::Final(format!("{at} cannot be asked for: {error}")))?;
-        let passing = |why: String| Failure::Passing { why, after: Duration::from_secs(1) };
         match tokio::time::timeout(self.idle, self.pool.request(request)).await {
             Ok(Ok(response)) => Ok(response),
-            Ok(Err(error)) => Err(passing(format!("{} does not answer: {error}", host(at)))),
-            Err(_) => Err(passing(format!("{} has not answered for {:?}", host(at), self.idle))),
+            Ok(Err(error)) => Err(self.passing(format!("{} does not answer: {error}", host(at)))),
+            Err(_) => Err(self.passing(format!("{} has not answered for {:?}", host(at), self.idle))),
         }
+    }
+
+    /// A failure after which to wait for a small part of what the other side may be silent.
+    pub fn passing(&self, why: String) -> Failure {
+        Failure::Passing { why, after: self.idle / 30 }
+    }
+
+    /// `from`: where the range that was asked for begins.
+    fn judge(&self, response: &Response<Incoming>, url: &Uri, from: u64) -> Result<(), Failure> {
+        let status = response.status();
+        let path = url.path();
+        Err(match status {
+            StatusCode::OK | StatusCode::PARTIAL_CONTENT => return Ok(()),
+            StatusCode::RANGE_NOT_SATISFIABLE if from > 0 => return Ok(()),
+            StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => Failure::Final(format!(
+                "the hub refuses {path} ({status}): it is private, gated, or not there; set HF_TOKEN to a token that may read it"
+            )),
+            StatusCode::NOT_FOUND => Failure::Final(format!("the hub knows no {path}: check name, revision and file")),
+            StatusCode::TOO_MANY_REQUESTS => {
+                let after = response.headers().get(RETRY_AFTER).and_then(|after| after.to_str().ok()?.parse().ok());
+                Failure::Passing {
+                    why: format!("the hub has had too many requests ({status})"),
+                    after: Duration::from_secs(after.unwrap_or(5)),
+                }
+            }
+            status if status.is_server_error() => self.passing(format!("the hub answers {status} for {path}")),
+            status => Failure::Final(format!("the hub answers {status} for {path}")),
+        })
     }
 }
 
@@ -115,27 +157,4 @@ fn resolve(at: &Uri, location: &str) -> Option<Uri> {
     let mut parts = at.clone().into_parts();
     parts.path_and_query = Some(target.path_and_query()?.clone());
     location.starts_with('/').then(|| Uri::from_parts(parts).ok()).flatten()
-}
-
-fn judge(response: &Response<Incoming>, url: &Uri) -> Result<(), Failure> {
-    let status = response.status();
-    let path = url.path();
-    Err(match status {
-        StatusCode::OK | StatusCode::PARTIAL_CONTENT => return Ok(()),
-        StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => Failure::Final(format!(
-            "the hub refuses {path} ({status}): it is private, gated, or not there; set HF_TOKEN to a token that may read it"
-        )),
-        StatusCode::NOT_FOUND => Failure::Final(format!("the hub knows no {path}: check name, revision and file")),
-        StatusCode::TOO_MANY_REQUESTS => {
-            let after = response.headers().get(RETRY_AFTER).and_then(|after| after.to_str().ok()?.parse().ok());
-            Failure::Passing {
-                why: format!("the hub has had too many requests ({status})"),
-                after: Duration::from_secs(after.unwrap_or(5)),
-            }
-        }
-        status if status.is_server_error() => {
-            Failure::Passing { why: format!("the hub answers {status} for {path}"), after: Duration::from_secs(1) }
-        }
-        status => Failure::Final(format!("the hub answers {status} for {path}")),
-    })
 }

@@ -27,6 +27,28 @@ pub(super) struct Listed {
     pub checksum: Option<Checksum>,
 }
 
+/// Asks until that succeeds or fails for good, or has so often failed in passing that it counts. `have`: how much there is
+/// of what is asked for; as long as that grows, nothing is lost.
+pub(super) async fn persist<T>(
+    have: impl Fn() -> u64,
+    mut ask: impl AsyncFnMut() -> Result<T, Failure>,
+) -> Result<T, Failure> {
+    let mut fruitless = 0;
+    loop {
+        let before = have();
+        match ask().await {
+            Err(Failure::Passing { why, after }) => {
+                fruitless = if have() > before { 0 } else { fruitless + 1 };
+                if fruitless == FRUITLESS_MAX {
+                    return Err(Failure::Passing { why, after });
+                }
+                tokio::time::sleep(after.min(WAIT_MAX)).await;
+            }
+            outcome => return outcome,
+        }
+    }
+}
+
 /// Makes `folder/name` be the file at `url`.
 pub(super) async fn download(
     client: &Client,
@@ -34,26 +56,22 @@ pub(super) async fn download(
     listed: &Listed,
     folder: &Path,
     progress: &mut Progress,
-) -> Result<(), String> {
+) -> Result<(), Failure> {
+    let whole = folder.join(&listed.name);
     let part = folder.join(format!("{}.part", listed.name));
     let io = |error: std::io::Error| format!("{}: {error}", part.display());
-    let mut fruitless = 0;
-    loop {
-        let have = part.metadata().map_or(0, |about| about.len());
-        match fetch(client, url, listed, &part, progress).await {
-            Ok(()) => break,
-            Err(Failure::Final(why)) => return Err(format!("{}: {why}", listed.name)),
-            Err(Failure::Passing { why, after }) => {
-                let now = part.metadata().map_or(0, |about| about.len());
-                fruitless = if now > have { 0 } else { fruitless + 1 };
-                if fruitless == FRUITLESS_MAX {
-                    return Err(format!("{}: {why}; what has come is kept, try again to go on", listed.name));
-                }
-                tokio::time::sleep(after.min(WAIT_MAX)).await;
-            }
+    // A module's files lie in a folder of their own.
+    std::fs::create_dir_all(whole.parent().unwrap_or(folder)).map_err(io)?;
+    let have = || part.metadata().map_or(0, |about| about.len());
+    let fetched = persist(have, async || fetch(client, url, listed, &part, progress).await).await;
+    fetched.map_err(|failure| match failure {
+        Failure::Final(why) => Failure::Final(format!("{}: {why}", listed.name)),
+        Failure::Passing { why, after } => {
+            let why = format!("{}: {why}; what has come is kept, try again to go on", listed.name);
+            Failure::Passing { why, after }
         }
-    }
-    std::fs::rename(&part, folder.join(&listed.name)).map_err(io)
+    })?;
+    Ok(std::fs::rename(&part, whole).map_err(io)?)
 }
 
 /// Asks once for what is missing, and checks the whole.
@@ -74,6 +92,12 @@ async fn fetch(
     let (mut expected, mut checksum) = (listed.bytes, listed.checksum.clone());
     if expected != Some(have) {
         let Answer { response, first } = client.get(url, have).await?;
+        if response.status() == StatusCode::RANGE_NOT_SATISFIABLE {
+            // There is no more: what is here is the whole file, or was thrown away and is asked for anew.
+            let checksum = checksum.or_else(|| etag(&first));
+            let again = |why: Failure| Failure::Passing { why: why.to_string(), after: Duration::ZERO };
+            return verify(part, have, checksum.as_ref()).map_err(again);
+        }
         let start =
             if response.status() == StatusCode::PARTIAL_CONTENT { range_start(response.headers()) } else { Some(0) };
         match start {

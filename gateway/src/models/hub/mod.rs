@@ -1,11 +1,13 @@
 //! Models from the Hugging Face hub: only the files that are needed, each checked, in a folder of ours. Once they are
 //! there, and the revision is a commit, the hub is not asked again.
 //!
-//! `<folder>/<org>--<name>/<commit>/` holds the files; `complete` in it says that they are all there.
+//! `<folder>/<org>--<name>/<commit>/` holds the files, and a marker when they are all there; `refs/<branch>` beside it
+//! names the commit that a branch or tag meant when the hub was last asked.
 
 mod checksum;
 mod client;
 mod download;
+mod listing;
 mod progress;
 mod reference;
 
@@ -16,26 +18,23 @@ use std::time::Duration;
 use http::Uri;
 use http_body_util::{BodyExt, Limited};
 use rustix::fs::{FlockOperation, flock};
-use serde::Deserialize;
 
 use crate::config::secret::Secret;
-use checksum::Checksum;
 use client::{Client, Failure};
-use download::{Listed, download};
+use download::{Listed, download, persist};
+use listing::Revision;
 use progress::Progress;
 pub use progress::human;
+use reference::is_commit;
 pub use reference::{Reference, SCHEME};
 
 const ENDPOINT: &str = "https://huggingface.co";
 const IDLE: Duration = Duration::from_secs(30);
 /// A list of files is not longer.
 const LIST_BYTES_MAX: usize = 16 << 20;
-const COMPLETE: &str = "complete";
-/// What a folder may hold besides weights.
-const SMALL: [&str; 5] =
-    ["config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json", "chat_template.jinja"];
-const SINGLE: &str = "model.safetensors";
-const INDEX: &str = "model.safetensors.index.json";
+/// A new name whenever a folder must hold more than before.
+const COMPLETE: &str = "complete-2";
+const REFS: &str = "refs";
 
 /// Where models come from and where they are kept.
 #[derive(Clone, Debug)]
@@ -58,27 +57,6 @@ pub struct Kept {
     pub bytes: u64,
 }
 
-/// What `/api/models/…/revision/…` says, of which we believe as much as we check.
-#[derive(Deserialize)]
-struct Revision {
-    sha: String,
-    siblings: Vec<Sibling>,
-}
-
-#[derive(Deserialize)]
-struct Sibling {
-    rfilename: String,
-    size: Option<u64>,
-    #[serde(rename = "blobId")]
-    blob: Option<String>,
-    lfs: Option<Lfs>,
-}
-
-#[derive(Deserialize)]
-struct Lfs {
-    sha256: String,
-}
-
 impl Hub {
     /// As the environment says: HF_ENDPOINT and HF_TOKEN, under the names that Hugging Face's own tools use.
     pub fn from_environment(folder: PathBuf) -> Hub {
@@ -91,13 +69,31 @@ impl Hub {
         }
     }
 
-    /// The model's folder or file, if it is here and cannot have changed.
+    /// The model's folder or file, if it is here: of a branch or tag, what that meant when the hub was last asked.
     pub fn kept(&self, reference: &Reference) -> Option<PathBuf> {
-        let folder = self.place(reference).join(&reference.revision);
+        let place = self.place(reference);
+        let commit = match reference.is_commit() {
+            true => reference.revision.to_ascii_lowercase(),
+            false => std::fs::read_to_string(place.join(REFS).join(&reference.revision)).ok()?,
+        };
+        let folder = place.join(Some(commit).filter(|commit| is_commit(commit))?);
         match &reference.file {
-            _ if !reference.is_commit() => None,
             Some(file) => Some(folder.join(file)).filter(|file| file.is_file()),
             None => folder.join(COMPLETE).is_file().then_some(folder),
+        }
+    }
+
+    /// Like [`Hub::pull`], but when the hub cannot be asked for the moment, what is here of a branch is good enough.
+    ///
+    /// # Errors
+    /// In words for the operator.
+    pub fn fetch(&self, reference: &Reference) -> Result<PathBuf, String> {
+        match (self.bring(reference), self.kept(reference)) {
+            (Err(Failure::Passing { why, .. }), Some(path)) => {
+                tracing::warn!(%reference, %why, "the hub cannot be asked: the model is the one that was last fetched");
+                Ok(path)
+            }
+            (outcome, _) => outcome.map_err(|failure| format!("{reference}: {failure}")),
         }
     }
 
@@ -105,60 +101,84 @@ impl Hub {
     ///
     /// # Errors
     /// In words for the operator.
-    pub fn fetch(&self, reference: &Reference) -> Result<PathBuf, String> {
-        if let Some(path) = self.kept(reference) {
+    pub fn pull(&self, reference: &Reference) -> Result<PathBuf, String> {
+        self.bring(reference).map_err(|failure| format!("{reference}: {failure}"))
+    }
+
+    fn bring(&self, reference: &Reference) -> Result<PathBuf, Failure> {
+        if let Some(path) = self.kept(reference).filter(|_| reference.is_commit()) {
             return Ok(path);
         }
         // On a thread of its own: the caller may be inside another executor.
         std::thread::scope(|scope| {
-            let pull = scope.spawn(|| {
+            let download = scope.spawn(|| {
                 let executor = tokio::runtime::Builder::new_current_thread().enable_all().build();
-                executor.map_err(|error| error.to_string())?.block_on(self.pull(reference))
+                executor.map_err(|error| error.to_string())?.block_on(self.download(reference))
             });
-            pull.join().unwrap_or_else(|_| Err("the download ended in a panic".to_owned()))
+            download.join().unwrap_or_else(|_| Err(Failure::Final("the download ended in a panic".to_owned())))
         })
-        .map_err(|why| format!("{reference}: {why}"))
     }
 
-    async fn pull(&self, reference: &Reference) -> Result<PathBuf, String> {
+    async fn download(&self, reference: &Reference) -> Result<PathBuf, Failure> {
         let client = Client::new(self.token.clone(), self.idle)?;
-        let revision = self.revision(&client, reference).await?;
-        let wanted = wanted(&revision, reference)?;
+        let revision = persist(|| 0, async || self.revision(&client, reference).await).await?;
         let place = self.place(reference);
         let folder = place.join(&revision.sha);
         let io = |error: std::io::Error| format!("{}: {error}", folder.display());
         std::fs::create_dir_all(&folder).map_err(io)?;
         let _lock = lock(&place.join("lock")).map_err(io)?;
-        let missing: Vec<&Listed> = wanted.iter().filter(|file| !folder.join(&file.name).is_file()).collect();
+        self.files(&client, reference, &revision.first(reference)?, &folder).await?;
+        if reference.file.is_none() {
+            self.files(&client, reference, &revision.named(&folder)?, &folder).await?;
+            std::fs::write(folder.join(COMPLETE), "").map_err(io)?;
+        }
+        if !reference.is_commit() {
+            let refs = place.join(REFS);
+            std::fs::create_dir_all(&refs).map_err(io)?;
+            std::fs::write(refs.join(&reference.revision), &revision.sha).map_err(io)?;
+        }
+        Ok(reference.file.as_ref().map_or(folder.clone(), |file| folder.join(file)))
+    }
+
+    /// Downloads those of `files` that `folder` does not hold.
+    async fn files(
+        &self,
+        client: &Client,
+        reference: &Reference,
+        files: &[Listed],
+        folder: &Path,
+    ) -> Result<(), Failure> {
+        let missing: Vec<&Listed> = files.iter().filter(|file| !folder.join(&file.name).is_file()).collect();
         if !missing.is_empty() {
             let bytes: u64 = missing.iter().filter_map(|file| file.bytes).sum();
             eprintln!("{reference}: {} files, {}, to {}", missing.len(), human(bytes), folder.display());
         }
+        let commit = folder.file_name().unwrap_or_default().to_string_lossy();
         let mut progress = Progress::on_stderr();
         for file in missing {
-            let url = self.url(&format!("/{}/resolve/{}/{}", reference.repository, revision.sha, file.name))?;
-            download(&client, &url, file, &folder, &mut progress).await?;
+            let url = self.url(&format!("/{}/resolve/{commit}/{}", reference.repository, file.name))?;
+            download(client, &url, file, folder, &mut progress).await?;
         }
-        if let Some(file) = &reference.file {
-            return Ok(folder.join(file));
-        }
-        std::fs::write(folder.join(COMPLETE), "").map_err(io)?;
-        Ok(folder)
+        Ok(())
     }
 
-    async fn revision(&self, client: &Client, reference: &Reference) -> Result<Revision, String> {
-        let Reference { repository, revision, .. } = reference;
-        let url = self.url(&format!("/api/models/{repository}/revision/{revision}?blobs=true"))?;
-        let answer = client.get(&url, 0).await.map_err(|failure| match failure {
-            Failure::Passing { why, .. } | Failure::Final(why) => why,
-        })?;
-        let body = tokio::time::timeout(self.idle, Limited::new(answer.response.into_body(), LIST_BYTES_MAX).collect());
-        let body = body.await.map_err(|_| "the hub's list of files does not end".to_owned())?;
-        let body = body.map_err(|error| format!("the hub's list of files cannot be read: {error}"))?.to_bytes();
+    async fn revision(&self, client: &Client, reference: &Reference) -> Result<Revision, Failure> {
+        let Reference { repository, revision: asked, .. } = reference;
+        let url = self.url(&format!("/api/models/{repository}/revision/{asked}?blobs=true"))?;
+        let response = client.get(&url, 0).await?.response;
+        let body = tokio::time::timeout(self.idle, Limited::new(response.into_body(), LIST_BYTES_MAX).collect());
+        let body = body.await.map_err(|_| client.passing("the hub's list of files does not end".to_owned()))?;
+        let broken = |error| client.passing(format!("the hub's list of files cannot be read: {error}"));
+        let body = body.map_err(broken)?.to_bytes();
         let revision: Revision = serde_json::from_slice(&body)
             .map_err(|error| format!("the hub's list of files cannot be understood: {error}"))?;
-        let is_commit = revision.sha.len() == 40 && revision.sha.bytes().all(|byte| byte.is_ascii_hexdigit());
-        is_commit.then_some(revision).ok_or_else(|| "the hub names no commit".to_owned())
+        if !is_commit(&revision.sha) {
+            return Err(Failure::Final("the hub names no commit".to_owned()));
+        }
+        if reference.is_commit() && !asked.eq_ignore_ascii_case(&revision.sha) {
+            return Err(Failure::Final(format!("the hub answers with another commit: {}", revision.sha)));
+        }
+        Ok(revision)
     }
 
     fn url(&self, path: &str) -> Result<Uri, String> {
@@ -178,13 +198,16 @@ impl Hub {
         let mut kept = Vec::new();
         for place in entries(&self.folder)? {
             let name = place.file_name().unwrap_or_default().to_string_lossy().replacen("--", "/", 1);
-            for folder in entries(&place)?.into_iter().filter(|path| path.is_dir()) {
+            for folder in entries(&place)? {
                 let commit = folder.file_name().unwrap_or_default().to_string_lossy().into_owned();
+                if !is_commit(&commit) {
+                    continue;
+                }
                 let files = entries(&folder)?;
                 let bytes = |path: &PathBuf| path.metadata().map_or(0, |about| about.len());
                 let add = |path: PathBuf, bytes| Kept { repository: name.clone(), commit: commit.clone(), path, bytes };
                 if folder.join(COMPLETE).is_file() {
-                    let of_folder = files.iter().filter(|path| !is_gguf(path));
+                    let of_folder = files.iter().filter(|path| path.is_file() && !is_gguf(path));
                     kept.push(add(folder.clone(), of_folder.map(bytes).sum()));
                 }
                 kept.extend(files.into_iter().filter(|path| is_gguf(path)).map(|path| add(path.clone(), bytes(&path))));
@@ -216,36 +239,4 @@ fn lock(path: &Path) -> std::io::Result<File> {
     let file = OpenOptions::new().create(true).truncate(false).write(true).open(path)?;
     flock(&file, FlockOperation::LockExclusive)?;
     Ok(file)
-}
-
-/// The files that a model needs, in the order in which they are fetched: small ones first.
-fn wanted(revision: &Revision, reference: &Reference) -> Result<Vec<Listed>, String> {
-    let has = |name: &str| revision.siblings.iter().any(|file| file.rfilename == name);
-    let is_wanted = |name: &str| match &reference.file {
-        Some(file) => name == file,
-        None if has(SINGLE) => SMALL.contains(&name) || name == SINGLE,
-        // The index names the shards; the validator reads it, and it cannot name a file in another folder.
-        None => SMALL.contains(&name) || name == INDEX || (reference::is_name(name) && name.ends_with(".safetensors")),
-    };
-    let files = revision.siblings.iter().filter(|file| is_wanted(&file.rfilename)).map(|file| Listed {
-        name: file.rfilename.clone(),
-        bytes: file.size,
-        checksum: match (&file.lfs, &file.blob) {
-            (Some(lfs), _) => Checksum::from_etag(&lfs.sha256),
-            (None, blob) => blob.as_deref().and_then(Checksum::from_etag),
-        },
-    });
-    let mut files: Vec<Listed> = files.collect();
-    files.sort_by_key(|file| (file.name.ends_with(".safetensors"), file.name.clone()));
-    match &reference.file {
-        Some(file) if files.is_empty() => {
-            let known: Vec<&str> = revision.siblings.iter().map(|file| file.rfilename.as_str()).collect();
-            let known = known.into_iter().filter(|name| name.ends_with(".gguf")).collect::<Vec<_>>().join(", ");
-            Err(format!("has no file `{file}` (it has: {known})"))
-        }
-        None if !has("config.json") || !files.iter().any(|file| file.name.ends_with(".safetensors")) => {
-            Err("has no config.json with safetensors beside it; name the .gguf file that you want".to_owned())
-        }
-        _ => Ok(files),
-    }
 }

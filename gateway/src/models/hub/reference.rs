@@ -40,8 +40,12 @@ impl Reference {
 
     /// Whether the revision can never mean anything else.
     pub fn is_commit(&self) -> bool {
-        self.revision.len() == 40 && self.revision.bytes().all(|byte| byte.is_ascii_hexdigit())
+        is_commit(&self.revision)
     }
+}
+
+pub(super) fn is_commit(text: &str) -> bool {
+    text.len() == 40 && text.bytes().all(|byte| byte.is_ascii_hexdigit())
 }
 
 /// One component of a path, and nothing that a URL would read otherwise.

@@ -1,7 +1,12 @@
 //! The queue, the batches and the endings, over a model that only counts.
 
 use super::{BATCH_TOKENS, Embedded, Encode, Encoder, Job};
-use crate::{engine::events::Failure, engine::stats::Stats, kernels::texts::TextBatch, report::EmbedTimeline};
+use crate::{
+    engine::{events::Failure, places::Most, stats::Stats},
+    kernels::texts::TextBatch,
+    memory::Memory,
+    report::EmbedTimeline,
+};
 use candle_core::{Device, Result, Tensor};
 use std::{
     sync::{Arc, atomic::Ordering::Relaxed},
@@ -37,12 +42,22 @@ impl Encode for Sums {
 }
 
 fn encoder() -> Encoder {
-    Encoder::new(Box::new(Sums), Arc::new(Stats::new("sums", "", 0, 0, 0, Duration::ZERO)))
+    Encoder::new(Box::new(Sums), Arc::new(Stats::new("sums", 0, Memory::default())))
 }
 
 fn submit(encoder: &mut Encoder, texts: Vec<Vec<u32>>, deadline: Option<Instant>) -> Receiver<Embedded> {
+    submit_for(encoder, 0, texts, deadline)
+}
+
+fn submit_for(
+    encoder: &mut Encoder,
+    tenant: u64,
+    texts: Vec<Vec<u32>>,
+    deadline: Option<Instant>,
+) -> Receiver<Embedded> {
     let (reply, answer) = oneshot::channel();
-    assert!(encoder.stats().enter_queue(1, 100));
+    let mut place = encoder.stats.enter_queue(tenant, 1, Most::halves(200)).expect("a place");
+    let places = [place.split(), place];
     let submitted = Instant::now();
     let timeline = EmbedTimeline {
         submitted,
@@ -53,7 +68,7 @@ fn submit(encoder: &mut Encoder, texts: Vec<Vec<u32>>, deadline: Option<Instant>
         texts_max: 0,
         compute: Duration::ZERO,
     };
-    encoder.submit(Job::new(texts, deadline, timeline, Arc::default(), reply));
+    encoder.submit(Job::new(texts, tenant, places, deadline, timeline, Arc::default(), reply));
     answer
 }
 
@@ -61,7 +76,7 @@ fn submit(encoder: &mut Encoder, texts: Vec<Vec<u32>>, deadline: Option<Instant>
 fn drain(encoder: &mut Encoder) {
     while encoder.turn(None) {}
     assert!(encoder.is_idle());
-    assert_eq!((encoder.stats().report().running, encoder.stats().waiting()), (0, 0));
+    assert_eq!((encoder.stats.report().running, encoder.stats.waiting()), (0, 0));
 }
 
 #[test]
@@ -78,8 +93,8 @@ fn every_text_gets_its_own_vector_however_batches_fall() {
         assert!(timeline.batches >= 1 && timeline.texts_max >= 1 && timeline.started.is_some());
     }
     let tokens: usize = requests.iter().flatten().map(Vec::len).sum();
-    assert_eq!(encoder.stats().prompt_tokens.load(Relaxed), tokens as u64);
-    assert!(encoder.stats().steps.load(Relaxed) < 2 + 2 * (tokens / BATCH_TOKENS) as u64, "batches are filled");
+    assert_eq!(encoder.stats.prompt_tokens.load(Relaxed), tokens as u64);
+    assert!(encoder.stats.steps.load(Relaxed) < 2 + 2 * (tokens / BATCH_TOKENS) as u64, "batches are filled");
 }
 
 #[test]
@@ -88,7 +103,7 @@ fn a_request_of_many_texts_delays_the_next_one_by_a_batch() {
     let mut many = submit(&mut encoder, vec![vec![1; 50]; 2048], None);
     assert!(encoder.turn(None));
     let mut one = submit(&mut encoder, vec![vec![2; 3]], None);
-    let batches = encoder.stats().steps.load(Relaxed);
+    let batches = encoder.stats.steps.load(Relaxed);
     let vectors = loop {
         match one.try_recv() {
             Ok(embedded) => break embedded.vectors,
@@ -97,10 +112,26 @@ fn a_request_of_many_texts_delays_the_next_one_by_a_batch() {
         }
     };
     assert_eq!(vectors, Ok(vec![vec![6.0]]));
-    assert!(encoder.stats().steps.load(Relaxed) <= batches + 2);
+    assert!(encoder.stats.steps.load(Relaxed) <= batches + 2);
     assert!(many.try_recv().is_err());
     drain(&mut encoder);
     assert_eq!(many.try_recv().expect("an answer").vectors.expect("vectors").len(), 2048);
+}
+
+/// However many requests it has, each with a text that waits.
+#[test]
+fn a_tenant_of_many_requests_delays_another_by_a_batch() {
+    let mut encoder = encoder();
+    let flood: Vec<_> = (0..90).map(|_| submit_for(&mut encoder, 1, vec![vec![1; BATCH_TOKENS]; 3], None)).collect();
+    assert!(encoder.turn(None));
+    let mut one = submit_for(&mut encoder, 2, vec![vec![2; 3]], None);
+    let batches = encoder.stats.steps.load(Relaxed);
+    while one.try_recv().is_err() {
+        assert!(encoder.turn(None));
+    }
+    assert!(encoder.stats.steps.load(Relaxed) <= batches + 3);
+    drop(flood);
+    drain(&mut encoder);
 }
 
 #[test]
@@ -113,7 +144,7 @@ fn a_batch_that_panics_fails_its_requests_and_no_others() {
     assert_eq!(bad.try_recv().expect("an answer").vectors, Err(Failure::Step("panic: told to".to_owned())));
     assert_eq!(odd.try_recv().expect("an answer").vectors, Err(Failure::NotFinite));
     assert_eq!(good.try_recv().expect("an answer").vectors, Ok(vec![vec![3.0 * BATCH_TOKENS as f32]]));
-    assert_eq!(encoder.stats().failures.load(Relaxed), 2);
+    assert_eq!(encoder.stats.failures.load(Relaxed), 2);
 }
 
 #[test]
@@ -126,6 +157,6 @@ fn whoever_leaves_is_not_computed_for_and_whoever_is_late_hears_of_it() {
     gone.clear();
     drain(&mut encoder);
     assert_eq!(late.try_recv().expect("an answer").vectors, Err(Failure::DeadlineExceeded));
-    assert!(encoder.stats().steps.load(Relaxed) <= 1, "nothing more was computed");
-    assert_eq!(encoder.stats().failures.load(Relaxed), 1, "to leave is not to fail");
+    assert!(encoder.stats.steps.load(Relaxed) <= 1, "nothing more was computed");
+    assert_eq!(encoder.stats.failures.load(Relaxed), 1, "to leave is not to fail");
 }

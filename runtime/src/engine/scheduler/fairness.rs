@@ -3,13 +3,17 @@
 //! After Sheng et al., "Fairness in Serving Large Language Models" (OSDI 2024): while two tenants have work, their
 //! counters differ by a constant.
 
-use std::collections::HashMap;
+use std::{
+    collections::{BTreeSet, HashMap},
+    time::Instant,
+};
 
 /// An output token costs a step of its own; a prompt token shares one with many.
 pub(super) const PROMPT_WEIGHT: u64 = 1;
 pub(super) const OUTPUT_WEIGHT: u64 = 2;
 
-/// Idle tenants remembered at most. Beyond it they are forgotten, and return as if they had had the least.
+/// Idle tenants remembered at most. Beyond it those that had the least are forgotten, and return as if they had had no
+/// more than anybody.
 pub(super) const IDLE_TENANTS_MAX: usize = 4096;
 
 #[derive(Debug, Default)]
@@ -17,46 +21,71 @@ pub(super) struct Tenant {
     pub served: u64,
     /// Its sequences that wait or run.
     pub active: usize,
+    /// When one of its requests last got blocks.
+    last_admitted: Option<Instant>,
 }
 
 #[derive(Debug, Default)]
 pub(super) struct Tenants {
     tenants: HashMap<u64, Tenant>,
+    /// (served, tenant)
+    active: BTreeSet<(u64, u64)>,
+    /// (served, tenant)
+    idle: BTreeSet<(u64, u64)>,
     /// The least that any active tenant was given so far. Nobody returns from idling with less: an idle hour is not saved
     /// up.
     floor: u64,
 }
 
 impl Tenants {
-    pub fn enter(&mut self, tenant: u64, sequences: usize) {
+    pub fn enter(&mut self, id: u64, sequences: usize) {
         self.raise_floor();
-        let floor = self.floor;
-        let tenant = self.tenants.entry(tenant).or_default();
+        let tenant = self.tenants.entry(id).or_default();
         if tenant.active == 0 {
-            tenant.served = tenant.served.max(floor);
+            self.idle.remove(&(tenant.served, id));
+            tenant.served = tenant.served.max(self.floor);
+            self.active.insert((tenant.served, id));
         }
         tenant.active += sequences;
     }
 
-    pub fn leave(&mut self, tenant: u64) {
+    pub fn leave(&mut self, id: u64) {
         self.raise_floor();
-        if let Some(tenant) = self.tenants.get_mut(&tenant) {
-            tenant.active -= 1;
+        let Some(tenant) = self.tenants.get_mut(&id) else { return };
+        tenant.active -= 1;
+        if tenant.active == 0 {
+            self.active.remove(&(tenant.served, id));
+            self.idle.insert((tenant.served, id));
         }
         // Who has had no more than the floor would return at the floor anyway.
-        let floor = self.floor;
-        let crowded = self.tenants.len() > IDLE_TENANTS_MAX;
-        self.tenants.retain(|_, tenant| tenant.active > 0 || (tenant.served > floor && !crowded));
-    }
-
-    pub fn charge(&mut self, tenant: u64, tokens: u64) {
-        if let Some(tenant) = self.tenants.get_mut(&tenant) {
-            tenant.served += tokens;
+        while let Some(&(served, id)) = self.idle.first()
+            && (served <= self.floor || self.idle.len() > IDLE_TENANTS_MAX)
+        {
+            self.idle.pop_first();
+            self.tenants.remove(&id);
         }
     }
 
-    pub fn served(&self, tenant: u64) -> u64 {
-        self.tenants.get(&tenant).map_or(0, |tenant| tenant.served)
+    /// For an active tenant.
+    pub fn charge(&mut self, id: u64, tokens: u64) {
+        let Some(tenant) = self.tenants.get_mut(&id) else { return };
+        self.active.remove(&(tenant.served, id));
+        tenant.served += tokens;
+        self.active.insert((tenant.served, id));
+    }
+
+    pub fn note_admission(&mut self, id: u64, now: Instant) {
+        if let Some(tenant) = self.tenants.get_mut(&id) {
+            tenant.last_admitted = Some(now);
+        }
+    }
+
+    pub fn served(&self, id: u64) -> u64 {
+        self.tenants.get(&id).map_or(0, |tenant| tenant.served)
+    }
+
+    pub fn last_admitted(&self, id: u64) -> Option<Instant> {
+        self.tenants.get(&id)?.last_admitted
     }
 
     #[cfg(test)]
@@ -65,7 +94,7 @@ impl Tenants {
     }
 
     fn raise_floor(&mut self) {
-        let active = self.tenants.values().filter(|tenant| tenant.active > 0);
-        self.floor = active.map(|tenant| tenant.served).min().unwrap_or(0).max(self.floor);
+        let least = self.active.first().map_or(0, |&(served, _)| served);
+        self.floor = self.floor.max(least);
     }
 }

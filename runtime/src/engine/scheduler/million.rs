@@ -3,7 +3,7 @@
 use super::{
     Limits,
     simulation::World,
-    tests::{a_large_one_among_small_ones, limits, two_backlogged_tenants},
+    tests::{a_flood_before_another, a_large_one_among_small_ones, limits, two_backlogged_tenants},
 };
 use crate::{
     engine::request::Class,
@@ -30,6 +30,7 @@ impl Random {
 #[derive(Default)]
 struct Seen {
     steps: u64,
+    failures: u64,
     preemptions: u64,
     copies: u64,
     cached_tokens: u64,
@@ -48,6 +49,7 @@ fn episode(random: &mut Random, steps: u64, seen: &mut Seen) {
     let blocks = 10 + random.below(30);
     let room = (blocks - 1) * 32;
     let mut world = World::new(limits, blocks as u32);
+    world.is_flaky = random.one_in(2);
     let mut earlier: Vec<u32> = Vec::new();
     while world.steps < steps {
         if world.alive.len() < 16 && random.one_in(3) {
@@ -62,7 +64,12 @@ fn episode(random: &mut Random, steps: u64, seen: &mut Seen) {
                 [random.below(5)];
             let deadline = random.one_in(5).then(|| Duration::from_millis(random.below(400) as u64));
             let choices = if random.one_in(6) { 2 + random.below(3) as u64 } else { 1 };
-            world.submit(&prompt, 1 + random.below(60), (tenant, class), deadline, choices);
+            if random.one_in(12) {
+                let from = 1 + random.below(prompt.len());
+                world.submit_scored(&prompt, from, (tenant, class));
+            } else {
+                world.submit(&prompt, 1 + random.below(60), (tenant, class), deadline, choices);
+            }
         }
         if random.one_in(30) && !world.alive.is_empty() {
             let nth = random.below(world.alive.len());
@@ -74,10 +81,11 @@ fn episode(random: &mut Random, steps: u64, seen: &mut Seen) {
         if random.one_in(3000) {
             world.rewind();
         }
-        world.step();
+        world.step_beside(random.one_in(10));
     }
     world.drain();
     seen.steps += world.steps;
+    seen.failures += world.failures;
     seen.preemptions += world.preemptions;
     seen.copies += world.copies;
     seen.cached_tokens += world.cached_tokens;
@@ -111,6 +119,7 @@ fn a_million_steps_break_no_promise() {
     let seen = random_worlds(50, 20_000);
     assert!(seen.steps >= 1_000_000);
     // Nothing of what could go wrong was left out.
+    assert!(seen.failures > 1000);
     assert!(seen.preemptions > 10_000 && seen.copies > 1000 && seen.cached_tokens > 100_000);
 }
 
@@ -130,6 +139,7 @@ fn every_seeded_mistake_is_noticed() {
 
 fn every_world() {
     two_backlogged_tenants();
+    a_flood_before_another();
     a_large_one_among_small_ones();
     random_worlds(8, 10_000);
 }

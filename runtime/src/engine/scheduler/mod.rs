@@ -19,6 +19,7 @@ mod fairness;
 #[cfg(test)]
 mod million;
 mod preempt;
+mod queue;
 #[cfg(test)]
 mod simulation;
 #[cfg(test)]
@@ -32,8 +33,9 @@ use crate::{
     },
     report::PrefixReport,
 };
-use budget::{Budget, CostModel, Load};
+use budget::{Budget, CostModel, Load, before_rows};
 use fairness::{OUTPUT_WEIGHT, Tenants};
+use queue::Queue;
 use std::time::{Duration, Instant};
 
 pub(crate) type SequenceId = u64;
@@ -65,6 +67,9 @@ pub(crate) struct Ask {
     pub class: Class,
     pub submitted: Instant,
     pub deadline: Option<Instant>,
+    /// Some: the tokens from here on, which is not the first, are scored, and none is sampled. Nothing of it is found in
+    /// the cache, where rows are missing, nor left there, where others would lose what they come back to.
+    pub scored_from: Option<usize>,
 }
 
 /// One step.
@@ -86,6 +91,8 @@ pub(crate) struct Admitted {
     pub id: SequenceId,
     /// Tokens that were found in the cache.
     pub cached: usize,
+    /// Tokens that a pool of twice the size would have found too.
+    pub regretted: usize,
     /// Not a choice that begins as another's copy.
     pub owns_prompt: bool,
 }
@@ -98,6 +105,8 @@ pub(crate) struct Work {
     pub count: usize,
     /// The last of them is the sequence's last token: sample after it.
     pub samples: bool,
+    /// How many of the last of them need logits.
+    pub rows: usize,
 }
 
 /// A sequence that waits or runs.
@@ -115,9 +124,16 @@ struct Entry {
     has_started: bool,
     /// It gained a token since it got its blocks. Before, they are not taken from it: nothing would ever end.
     has_progressed: bool,
+    /// When it was first found not to fit, and every time since.
+    blocked_since: Option<Instant>,
 }
 
 impl Entry {
+    /// It is this sequence, or one that begins as its copy.
+    fn holds(&self, id: SequenceId) -> bool {
+        self.id == id || self.forks.contains(&id)
+    }
+
     fn is_shadow(&self) -> bool {
         self.ask.class == Class::Shadow
     }
@@ -127,14 +143,19 @@ impl Entry {
     }
 
     fn work(&self, count: usize) -> Work {
-        Work { id: self.id, first: self.computed, count, samples: count == self.missing() }
+        let samples = count == self.missing();
+        let rows = match self.ask.scored_from {
+            Some(_) => count.saturating_sub(before_rows(self.computed, self.ask.scored_from)),
+            None => usize::from(samples),
+        };
+        Work { id: self.id, first: self.computed, count, samples, rows }
     }
 }
 
 pub(crate) struct Scheduler {
     limits: Limits,
     pool: BlockPool,
-    waiting: Vec<Entry>,
+    waiting: Queue,
     running: Vec<Entry>,
     tenants: Tenants,
     cost: CostModel,
@@ -146,7 +167,7 @@ impl Scheduler {
         Scheduler {
             limits,
             pool: BlockPool::new(blocks),
-            waiting: Vec::new(),
+            waiting: Queue::default(),
             running: Vec::new(),
             tenants: Tenants::default(),
             cost: CostModel::default(),
@@ -170,6 +191,7 @@ impl Scheduler {
             forks,
             has_started: false,
             has_progressed: false,
+            blocked_since: None,
         });
     }
 
@@ -195,7 +217,8 @@ impl Scheduler {
         for entry in reading {
             plan.work.extend(self.chunk(entry, &mut budget));
         }
-        while budget.is_open() && self.admit(now, shadows_too, history, &mut plan) {
+        let mut line = self.line(now, shadows_too);
+        while self.admit(now, &mut line, &budget, history, &mut plan) {
             let newest = self.running.last();
             plan.work.extend(newest.and_then(|entry| self.chunk(entry, &mut budget)));
         }
@@ -204,7 +227,8 @@ impl Scheduler {
     }
 
     fn chunk(&self, entry: &Entry, budget: &mut Budget) -> Option<Work> {
-        let count = budget.take(entry.computed, entry.missing().min(self.limits.prefill_chunk));
+        let want = entry.missing().min(self.limits.prefill_chunk);
+        let count = budget.take(entry.computed, want, entry.ask.scored_from);
         (count > 0).then(|| entry.work(count))
     }
 
@@ -218,41 +242,49 @@ impl Scheduler {
         Duration::from_secs_f64(self.cost.micros(Load::of(work)) / 1e6)
     }
 
-    /// The step with this work is done; `sampled`: it gave the sequence, and those that begin as its copies, one more
-    /// token.
-    pub fn advance(&mut self, work: &Work, sampled: bool, history: &dyn History) {
+    /// The step with this work is done. `sampled`: to whom it gave one more token, of the sequence and those that begin as
+    /// its copies; the others are over, and will be removed before the next step.
+    pub fn advance(&mut self, work: &Work, sampled: &[SequenceId], history: &dyn History) {
         let Some(at) = self.running.iter().position(|entry| entry.id == work.id) else { return };
         let entry = &mut self.running[at];
         let full = entry.computed / self.limits.block_tokens;
         entry.computed += work.count;
-        for block in full..entry.computed / self.limits.block_tokens {
-            let content = entry.chain.content(block, history.tokens(work.id));
-            self.pool.publish(entry.blocks.numbers()[block], content);
+        if entry.ask.scored_from.is_none() {
+            for block in full..entry.computed / self.limits.block_tokens {
+                let content = entry.chain.content(block, history.tokens(work.id));
+                self.pool.publish(entry.blocks.numbers()[block], content);
+            }
         }
         if !work.samples {
             return;
         }
-        entry.tokens += usize::from(sampled);
-        entry.has_progressed = sampled;
+        let tokens = entry.tokens;
+        let has_token = sampled.contains(&work.id);
+        entry.tokens += usize::from(has_token);
+        entry.has_progressed = has_token;
         let forks = std::mem::take(&mut entry.forks);
-        self.charge_output(at, (1 + forks.len()) as u64 * u64::from(sampled));
-        forks.into_iter().for_each(|id| self.fork(at, id));
+        self.charge_output(at, sampled.len() as u64);
+        for id in forks {
+            let has_token = if seeded!(ForksFollowTheFirst) { has_token } else { sampled.contains(&id) };
+            self.fork(at, id, tokens, has_token);
+        }
     }
 
-    /// A choice begins where the `at`-th running sequence is.
-    fn fork(&mut self, at: usize, id: SequenceId) {
-        let Entry { ask, tokens, computed, ref blocks, ref chain, .. } = self.running[at];
+    /// A choice begins where the `at`-th running sequence is, which had so many tokens, with one of its own.
+    fn fork(&mut self, at: usize, id: SequenceId, tokens: usize, has_token: bool) {
+        let Entry { ask, computed, ref blocks, ref chain, .. } = self.running[at];
         let has_place = self.running.len() < self.limits.running_max;
         let entry = Entry {
             id,
             ask,
-            tokens,
+            tokens: tokens + usize::from(has_token),
             computed: if has_place { computed } else { 0 },
             blocks: if has_place { self.pool.share(blocks) } else { Blocks::default() },
             chain: chain.clone(),
             forks: Vec::new(),
             has_started: true,
-            has_progressed: has_place,
+            has_progressed: has_place && has_token,
+            blocked_since: None,
         };
         if has_place { self.running.push(entry) } else { self.waiting.push(entry) }
     }
@@ -276,23 +308,24 @@ impl Scheduler {
 
     /// The sequence is over, wherever it was. Choices that waited for its prompt go on without it.
     pub fn remove(&mut self, id: SequenceId) {
-        let has = |entry: &Entry| entry.id == id || entry.forks.contains(&id);
-        let list = if self.running.iter().any(has) { &mut self.running } else { &mut self.waiting };
-        let Some(at) = list.iter().position(has) else { return };
-        let entry = &mut list[at];
-        let ask = entry.ask;
-        let is_lost = entry.blocks.len() == 0 && seeded!(CancelLostInQueue);
+        let at = self.running.iter().position(|entry| entry.holds(id));
+        let found = at.map(|at| self.running.remove(at)).or_else(|| self.waiting.take(id));
+        let Some(mut entry) = found else { return };
+        self.leave(entry.ask);
         if entry.id != id {
             entry.forks.retain(|&fork| fork != id || seeded!(CancelLostInFork));
         } else if !entry.forks.is_empty() {
             entry.id = entry.forks.remove(0);
-        } else if !is_lost {
-            let gone = list.remove(at);
+        } else if at.is_some() || !seeded!(CancelLostInQueue) {
             if !seeded!(LeakOnCancel) {
-                self.pool.give_back(gone.blocks);
+                self.pool.give_back(entry.blocks);
             }
+            return;
         }
-        self.leave(ask);
+        match at {
+            Some(at) => self.running.insert(at, entry),
+            None => self.waiting.push(entry),
+        }
     }
 
     fn leave(&mut self, ask: Ask) {
@@ -313,7 +346,7 @@ impl Scheduler {
 
     /// Whether anybody but shadows waits or runs.
     pub fn has_users(&self) -> bool {
-        self.running.iter().chain(&self.waiting).any(|entry| !entry.is_shadow())
+        self.waiting.len() > self.waiting.in_class(Class::Shadow) || self.running.iter().any(|entry| !entry.is_shadow())
     }
 
     pub fn running(&self) -> usize {
@@ -321,7 +354,11 @@ impl Scheduler {
     }
 
     pub fn waiting(&self) -> usize {
-        self.waiting.iter().map(|entry| 1 + entry.forks.len()).sum()
+        self.waiting.len()
+    }
+
+    pub fn waiting_in(&self, class: Class) -> usize {
+        self.waiting.iter().filter(|entry| entry.ask.class == class).map(|entry| 1 + entry.forks.len()).sum()
     }
 
     pub fn pool(&self) -> &BlockPool {

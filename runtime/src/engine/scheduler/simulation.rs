@@ -21,6 +21,9 @@ pub(super) struct Truth {
     pub computed: Option<usize>,
     pub was_admitted: bool,
     has_progressed: bool,
+    /// Steps since it last had work, of those in which it could have.
+    idle_steps: u64,
+    preempted: Option<Instant>,
     /// Choices of one request share this number.
     group: SequenceId,
 }
@@ -49,6 +52,8 @@ impl History for BTreeMap<SequenceId, Truth> {
 
 /// Nobody but shadows waits longer for admission than its class's patience and this, in a queue as short as a test's.
 const SLACK: Duration = Duration::from_secs(20);
+/// Nobody who runs is without work for longer: the longest prompts before it in pieces of the least size.
+const IDLE_STEPS_MAX: u64 = 500;
 
 pub(super) struct World {
     pub scheduler: Scheduler,
@@ -58,6 +63,9 @@ pub(super) struct World {
     cells: Vec<Cell>,
     next: SequenceId,
     pub steps: u64,
+    /// Sampling fails now and then, for one choice and not for another.
+    pub is_flaky: bool,
+    pub failures: u64,
     pub preemptions: u64,
     pub copies: u64,
     pub cached_tokens: u64,
@@ -75,6 +83,8 @@ impl World {
             cells: vec![(0, 0); blocks as usize * limits.block_tokens],
             next: 0,
             steps: 0,
+            is_flaky: false,
+            failures: 0,
             preemptions: 0,
             copies: 0,
             cached_tokens: 0,
@@ -91,7 +101,18 @@ impl World {
         deadline: Option<Duration>,
         choices: u64,
     ) -> SequenceId {
-        let ask = Ask {
+        let ask = self.ask(prompt, max_tokens, (tenant, class), deadline);
+        self.submit_ask(prompt, ask, choices)
+    }
+
+    /// Queues a prompt whose tokens are scored from `from` on.
+    pub fn submit_scored(&mut self, prompt: &[u32], from: usize, (tenant, class): (u64, Class)) -> SequenceId {
+        let ask = Ask { scored_from: Some(from), ..self.ask(prompt, 1, (tenant, class), None) };
+        self.submit_ask(prompt, ask, 1)
+    }
+
+    fn ask(&self, prompt: &[u32], max_tokens: usize, (tenant, class): (u64, Class), deadline: Option<Duration>) -> Ask {
+        Ask {
             prompt_tokens: prompt.len(),
             max_tokens,
             tenant,
@@ -99,13 +120,26 @@ impl World {
             class,
             submitted: self.now,
             deadline: deadline.map(|patience| self.now + patience),
-        };
+            scored_from: None,
+        }
+    }
+
+    fn submit_ask(&mut self, prompt: &[u32], ask: Ask, choices: u64) -> SequenceId {
         let first = self.next;
         self.next += choices;
         for id in first..self.next {
             let (tokens, marks) = Default::default();
-            let mut truth =
-                Truth { ask, tokens, marks, computed: None, was_admitted: false, has_progressed: false, group: first };
+            let mut truth = Truth {
+                ask,
+                tokens,
+                marks,
+                computed: None,
+                was_admitted: false,
+                has_progressed: false,
+                idle_steps: 0,
+                preempted: None,
+                group: first,
+            };
             prompt.iter().for_each(|&token| truth.push(token));
             self.alive.insert(id, truth);
         }
@@ -132,8 +166,13 @@ impl World {
 
     /// One step; every sequence runs to its bound.
     pub fn step(&mut self) -> Plan {
+        self.step_beside(false)
+    }
+
+    /// `users_elsewhere`: of another model.
+    pub fn step_beside(&mut self, users_elsewhere: bool) -> Plan {
         self.steps += 1;
-        let plan = self.scheduler.plan(self.now, false, &self.alive);
+        let plan = self.scheduler.plan(self.now, users_elsewhere, &self.alive);
         self.take_note(&plan);
         self.copies += plan.copies.len() as u64;
         for copy in &plan.copies {
@@ -142,12 +181,14 @@ impl World {
             self.cells.copy_within(from..from + block, copy.to as usize * block);
         }
         self.check_blocks();
-        self.check_work(&plan);
+        self.check_work(&plan, users_elsewhere);
         for work in &plan.work {
             self.compute(work);
         }
         let took = self.duration(&plan.work);
-        self.scheduler.observe(&plan.work, took);
+        if !plan.work.is_empty() {
+            self.scheduler.observe(&plan.work, took);
+        }
         self.now += took;
         for work in &plan.work {
             self.advance(work);
@@ -172,16 +213,24 @@ impl World {
             let truth = self.alive.get_mut(id).expect("a preempted sequence is alive");
             assert!(truth.has_progressed || truth.is_shadow(), "preempted before its blocks were of any use");
             assert!(truth.computed.take().is_some(), "preempted while it waited");
+            truth.preempted = Some(self.now);
             self.preemptions += 1;
         }
         for admitted in &plan.admitted {
             let truth = self.alive.get_mut(&admitted.id).expect("an admitted sequence is alive");
             assert!(truth.computed.is_none());
+            let has_work = plan.work.iter().any(|work| work.id == admitted.id);
+            assert!(has_work || !admitted.owns_prompt, "admitted to a step that has nothing for it");
             assert!(admitted.cached < truth.tokens.len(), "nothing is left to compute");
             if !truth.was_admitted && !truth.is_shadow() {
                 let waited = self.now - truth.ask.submitted;
                 let bound = patience(truth.ask.class).expect("not a shadow") + SLACK;
                 assert!(waited <= bound, "a {:?} request waited for {waited:?}", truth.ask.class);
+            }
+            if let Some(preempted) = truth.preempted.take().filter(|_| !truth.is_shadow()) {
+                let waited = self.now - preempted;
+                let bound = patience(truth.ask.class).expect("not a shadow") + SLACK;
+                assert!(waited <= bound, "a preempted {:?} request waited for {waited:?}", truth.ask.class);
             }
             if admitted.owns_prompt {
                 truth.computed = Some(admitted.cached);
@@ -195,10 +244,10 @@ impl World {
         }
     }
 
-    fn check_work(&self, plan: &Plan) {
+    fn check_work(&mut self, plan: &Plan, users_elsewhere: bool) {
         let mut budget = self.limits.step_tokens;
         let mut seen = HashSet::new();
-        let is_busy = self.alive.values().any(|truth| !truth.is_shadow());
+        let is_busy = users_elsewhere || self.alive.values().any(|truth| !truth.is_shadow());
         let (mut read, mut is_awaited) = (0, false);
         for work in &plan.work {
             assert!(seen.insert(work.id), "a sequence comes twice");
@@ -207,6 +256,11 @@ impl World {
             let tokens = truth.tokens.len();
             assert!(work.count >= 1 && work.count <= self.limits.prefill_chunk && work.first + work.count <= tokens);
             assert_eq!(work.samples, work.first + work.count == tokens);
+            let rows = match truth.ask.scored_from {
+                Some(from) => (work.first..work.first + work.count).filter(|row| row + 1 >= from).count(),
+                None => usize::from(work.samples),
+            };
+            assert_eq!(work.rows, rows);
             budget = budget.checked_sub(work.count).expect("more tokens than the step's budget");
             assert!(!(truth.is_shadow() && is_busy), "a shadow shares a step with somebody who waits for an answer");
             for block in
@@ -234,7 +288,13 @@ impl World {
             assert!(expected <= self.limits.itl_target + Duration::from_micros(50), "{expected:?} is too long a step");
         }
         let nothing = plan.work.is_empty() && plan.expired.is_empty();
-        assert!(!nothing || self.alive.is_empty(), "deadlock with {} sequences", self.alive.len());
+        let may_run = |truth: &Truth| !(truth.is_shadow() && is_busy);
+        assert!(!nothing || !self.alive.values().any(may_run), "deadlock with {} sequences", self.alive.len());
+        for (id, truth) in self.alive.iter_mut().filter(|(_, truth)| may_run(truth)) {
+            let is_idle = truth.computed.is_some() && !seen.contains(id);
+            truth.idle_steps = if is_idle { truth.idle_steps + 1 } else { 0 };
+            assert!(truth.idle_steps <= IDLE_STEPS_MAX, "a running sequence has no work");
+        }
     }
 
     fn check_blocks(&self) {
@@ -286,22 +346,34 @@ impl World {
     fn advance(&mut self, work: &Work) {
         let forks = if work.samples { self.scheduler.forks(work.id).to_vec() } else { Vec::new() };
         let computed = work.first + work.count;
+        let (mut sampled, mut over) = (Vec::new(), Vec::new());
         for &id in std::iter::once(&work.id).chain(&forks) {
             let truth = self.alive.get_mut(&id).expect("alive");
             truth.computed = Some(computed);
-            if work.samples {
-                let mark = truth.marks[truth.marks.len() - 1];
-                truth.push((mark.wrapping_mul(2 * id + 1) >> 60) as u32);
-                truth.has_progressed = true;
-                if !truth.is_shadow() {
-                    *self.worked.entry(truth.ask.tenant).or_default() += 2;
-                }
+            if !work.samples {
+                continue;
+            }
+            let chosen = truth.marks[truth.marks.len() - 1].wrapping_mul(2 * id + 1);
+            let fails = self.is_flaky && chosen.is_multiple_of(61);
+            self.failures += u64::from(fails);
+            if fails || truth.ask.scored_from.is_some() {
+                over.push(id);
+                continue;
+            }
+            truth.push((chosen >> 60) as u32);
+            truth.has_progressed = true;
+            sampled.push(id);
+            if !truth.is_shadow() {
+                *self.worked.entry(truth.ask.tenant).or_default() += 2;
             }
         }
-        self.scheduler.advance(work, work.samples, &self.alive);
+        self.scheduler.advance(work, &sampled, &self.alive);
+        over.into_iter().for_each(|id| self.remove(id));
         for id in forks {
-            if self.scheduler.table(id).is_empty() {
-                self.alive.get_mut(&id).expect("alive").computed = None;
+            if self.scheduler.table(id).is_empty()
+                && let Some(truth) = self.alive.get_mut(&id)
+            {
+                truth.computed = None;
             }
             self.end_if_full(id);
         }
@@ -309,7 +381,7 @@ impl World {
     }
 
     fn end_if_full(&mut self, id: SequenceId) {
-        if self.alive[&id].tokens.len() == self.alive[&id].bound() {
+        if self.alive.get(&id).is_some_and(|truth| truth.tokens.len() == truth.bound()) {
             self.remove(id);
         }
     }

@@ -3,6 +3,7 @@
 use super::{
     Limits, SequenceId, Work,
     admission::{PASSING, patience},
+    budget::SCORED_ROWS_MAX,
     fairness::IDLE_TENANTS_MAX,
     simulation::World,
 };
@@ -80,6 +81,30 @@ fn a_tenant_that_floods_does_not_starve_another() {
         before.extend(admitted(&mut world));
     }
     assert!(before.len() <= 2, "{} of the flood went before", before.len() - 1);
+}
+
+/// A flood of more than anybody's patience, and then another tenant's request.
+pub(super) fn a_flood_before_another() {
+    let mut world = World::new(limits(64, 64, 2), 100);
+    for _ in 0..1200 {
+        ask(&mut world, 10, 20, 1, Class::Interactive);
+    }
+    let begun = world.now;
+    while world.now - begun < 2 * patience(Class::Interactive).expect("not a shadow") {
+        world.step();
+    }
+    assert!(world.scheduler.waiting() > 500, "the flood is over");
+    let late = ask(&mut world, 10, 10, 2, Class::Interactive);
+    let mut before = Vec::new();
+    while !before.contains(&late) {
+        before.extend(admitted(&mut world));
+        assert!(before.len() <= 2, "the flood goes before");
+    }
+}
+
+#[test]
+fn a_flood_longer_than_anybodys_patience_holds_nobody_up() {
+    a_flood_before_another();
 }
 
 /// Two tenants that always have work get the same within a bound, however their requests differ in size.
@@ -183,6 +208,28 @@ fn a_large_request_gets_its_blocks() {
     a_large_one_among_small_ones();
 }
 
+/// The time that a request waited for its turn is no time in which it did not fit.
+#[test]
+fn a_large_request_that_waited_for_its_turn_still_lets_others_pass_at_first() {
+    let mut world = World::new(limits(64, 64, 4), 10);
+    ask(&mut world, 30, 200, 1, Class::Interactive);
+    for _ in 0..2 {
+        ask(&mut world, 30, 270, 1, Class::Interactive);
+    }
+    world.step();
+    let large = ask(&mut world, 250, 20, 1, Class::Batch);
+    // Places are short, not blocks: nobody looks whether it fits.
+    ask(&mut world, 1, 20, 1, Class::Interactive);
+    world.now += PASSING;
+    world.step();
+    while world.scheduler.running() == 4 {
+        world.step();
+    }
+    let small = ask(&mut world, 10, 10, 1, Class::Batch);
+    let admitted = admitted(&mut world);
+    assert!(!admitted.contains(&large) && admitted.contains(&small), "{admitted:?}");
+}
+
 #[test]
 fn a_deadline_in_the_queue_is_kept_to_the_step() {
     let mut world = World::new(limits(64, 64, 1), 100);
@@ -231,11 +278,64 @@ fn a_prompt_that_was_seen_is_found_up_to_its_last_token() {
 }
 
 #[test]
+fn what_is_scored_takes_nothing_from_the_cache_and_leaves_nothing_there() {
+    let mut world = World::new(limits(500, 500, 4), 12);
+    let prompt: Vec<u32> = (0..96).collect();
+    world.submit(&prompt, 3, (1, Class::Interactive), None, 1);
+    world.drain();
+    for n in 1..10 {
+        let other: Vec<u32> = (1000 * n..1000 * n + 120).collect();
+        world.submit_scored(&other, 5, (2, Class::Batch));
+        world.submit_scored(&prompt, 40, (1, Class::Batch));
+        world.drain();
+    }
+    world.submit(&prompt, 3, (1, Class::Interactive), None, 1);
+    assert_eq!(world.step().admitted[0].cached, 64, "nobody's prompt was lost for it");
+    world.drain();
+    assert_eq!((world.cached_tokens, world.scheduler.prefix().evicted_blocks), (64, 0));
+}
+
+#[test]
+fn rows_are_scored_a_few_in_a_step() {
+    let mut world = World::new(limits(500, 500, 4), 100);
+    let scored: Vec<u32> = (0..200).collect();
+    let first = world.submit_scored(&scored, 101, (1, Class::Batch));
+    world.submit_scored(&scored, 1, (2, Class::Batch));
+    let plan = world.step();
+    assert_eq!(
+        plan.work,
+        [Work { id: first, first: 0, count: 100 + SCORED_ROWS_MAX, samples: false, rows: SCORED_ROWS_MAX }]
+    );
+    let mut rows = 0;
+    while !world.alive.is_empty() {
+        let step: usize = world.step().work.iter().map(|work| work.rows).sum();
+        assert!(step <= SCORED_ROWS_MAX);
+        rows += step;
+    }
+    assert_eq!(rows, 100 - SCORED_ROWS_MAX + 200, "every row once");
+}
+
+#[test]
+fn a_choice_that_fails_at_its_beginning_takes_no_other_with_it() {
+    for bad in 0..3 {
+        let mut world = World::new(limits(200, 200, 8), 100);
+        let first = world.submit(&(0..70).collect::<Vec<_>>(), 10, (1, Class::Interactive), None, 3);
+        let plan = world.scheduler.plan(world.now, false, &world.alive);
+        let sampled: Vec<SequenceId> = (first..first + 3).filter(|id| *id != first + bad).collect();
+        world.scheduler.advance(&plan.work[0], &sampled, &world.alive);
+        world.scheduler.remove(first + bad);
+        let plan = world.scheduler.plan(world.now, false, &world.alive);
+        let work: Vec<_> = plan.work.iter().map(|work| (work.id, work.first, work.count)).collect();
+        assert_eq!(work, sampled.iter().map(|&id| (id, 70, 1)).collect::<Vec<_>>());
+    }
+}
+
+#[test]
 fn choices_share_their_prompt_and_no_more() {
     let mut world = World::new(limits(200, 200, 8), 100);
     let first = world.submit(&(0..70).collect::<Vec<_>>(), 10, (1, Class::Interactive), None, 4);
     let plan = world.step();
-    assert_eq!(plan.work, [Work { id: first, first: 0, count: 70, samples: true }], "computed once");
+    assert_eq!(plan.work, [Work { id: first, first: 0, count: 70, samples: true, rows: 1 }], "computed once");
     assert_eq!(world.worked[&1], 70 + 4 * 2, "and paid for once");
     assert_eq!((world.scheduler.running(), world.scheduler.pool().used()), (4, 3));
     let plan = world.step();
@@ -253,7 +353,7 @@ fn choices_share_their_prompt_and_no_more() {
     let first = world.submit(&(0..70).collect::<Vec<_>>(), 10, (1, Class::Interactive), None, 3);
     world.step();
     world.remove(first);
-    assert_eq!(world.step().work, [Work { id: first + 1, first: 32, count: 32, samples: false }]);
+    assert_eq!(world.step().work, [Work { id: first + 1, first: 32, count: 32, samples: false, rows: 0 }]);
     world.drain();
 }
 

@@ -21,6 +21,8 @@ pub(crate) trait Dots: Copy {
     fn load(from: &[u8; 4 * LANES]) -> Self::Line;
     fn low_nibbles(line: Self::Line) -> Self::Line;
     fn high_nibbles(line: Self::Line) -> Self::Line;
+    /// Bytes of `low`, all below 16, plus 16 times the `place`-th two bits of each byte of `high`.
+    fn with_high_bits(low: Self::Line, high: Self::Line, place: usize) -> Self::Line;
     /// In each lane, `self` plus the products of four unsigned quants and the four signed inputs.
     fn dot(self, line: Self::Line, x: [i8; 4]) -> Self;
     /// In each lane, `self` plus the products of two unsigned bytes and the two inputs.
@@ -121,6 +123,18 @@ fn run_avx2<J: DotJob>(job: J) {
     job.run::<x86::Avx2<false>>();
 }
 
+/// Asks for the cache line at an address, which need not be anybody's.
+#[inline(always)]
+pub(crate) fn prefetch<T>(at: *const T) {
+    // SAFETY: SSE is part of x86-64, and asking for memory that is not there does nothing.
+    #[cfg(target_arch = "x86_64")]
+    unsafe {
+        std::arch::x86_64::_mm_prefetch::<{ std::arch::x86_64::_MM_HINT_T0 }>(at.cast());
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = at;
+}
+
 #[derive(Clone, Copy)]
 struct Portable([i32; LANES]);
 
@@ -143,6 +157,10 @@ impl Dots for Portable {
     #[inline(always)]
     fn high_nibbles(line: Self::Line) -> Self::Line {
         line.map(|byte| byte >> 4)
+    }
+    #[inline(always)]
+    fn with_high_bits(low: Self::Line, high: Self::Line, place: usize) -> Self::Line {
+        std::array::from_fn(|i| low[i] | (high[i] >> (2 * place) & 3) << 4)
     }
     #[inline(always)]
     fn dot(self, line: Self::Line, x: [i8; 4]) -> Self {
@@ -213,6 +231,18 @@ mod x86 {
             unsafe { _mm512_and_si512(_mm512_srli_epi16::<4>(line), _mm512_set1_epi8(15)) }
         }
         #[inline(always)]
+        fn with_high_bits(low: __m512i, high: __m512i, place: usize) -> __m512i {
+            unsafe {
+                let there = match place {
+                    0 => _mm512_slli_epi16::<4>(high),
+                    1 => _mm512_slli_epi16::<2>(high),
+                    2 => high,
+                    _ => _mm512_srli_epi16::<2>(high),
+                };
+                _mm512_or_si512(low, _mm512_and_si512(there, _mm512_set1_epi8(0x30)))
+            }
+        }
+        #[inline(always)]
         fn dot(self, line: __m512i, x: [i8; 4]) -> Self {
             unsafe { Avx512Vnni(_mm512_dpbusd_epi32(self.0, line, _mm512_set1_epi32(quad(x)))) }
         }
@@ -276,6 +306,19 @@ mod x86 {
         #[inline(always)]
         fn high_nibbles((a, b): Self::Line) -> Self::Line {
             unsafe { Self::low_nibbles((_mm256_srli_epi16::<4>(a), _mm256_srli_epi16::<4>(b))) }
+        }
+        #[inline(always)]
+        fn with_high_bits(low: Self::Line, high: Self::Line, place: usize) -> Self::Line {
+            let half = |low, high| unsafe {
+                let there = match place {
+                    0 => _mm256_slli_epi16::<4>(high),
+                    1 => _mm256_slli_epi16::<2>(high),
+                    2 => high,
+                    _ => _mm256_srli_epi16::<2>(high),
+                };
+                _mm256_or_si256(low, _mm256_and_si256(there, _mm256_set1_epi8(0x30)))
+            };
+            (half(low.0, high.0), half(low.1, high.1))
         }
         #[inline(always)]
         fn dot(self, (a, b): Self::Line, x: [i8; 4]) -> Self {

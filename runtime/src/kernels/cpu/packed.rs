@@ -140,7 +140,18 @@ impl Packed {
         Ok(Packed { bands: bands.collect(), outputs, inputs })
     }
 
+    /// Bytes that [`Packed::stack`] will take for parts of these kinds and heights.
+    pub fn stacked_bytes(parts: &[(Kind, usize)], inputs: usize) -> usize {
+        let bands = parts.chunk_by(|a, b| kept(a.0) == kept(b.0));
+        let band = |parts: &[(Kind, usize)]| {
+            let outputs: usize = parts.iter().map(|part| part.1).sum();
+            outputs.div_ceil(LANES) * parts.first().map_or(0, |part| tile_bytes(part.0, inputs))
+        };
+        bands.map(band).sum()
+    }
+
     /// In memory.
+    #[cfg(test)]
     pub fn bytes(&self) -> usize {
         self.bands.iter().map(Band::bytes).sum()
     }
@@ -163,6 +174,22 @@ impl Packed {
 
 fn kept(kind: Kind) -> Kind {
     if kind == Kind::F16 { Kind::F32 } else { kind }
+}
+
+/// Bytes of 16 outputs.
+fn tile_bytes(kind: Kind, inputs: usize) -> usize {
+    fn cells<C: Cell>(inputs: usize) -> usize {
+        inputs.div_ceil(C::INPUTS) * size_of::<C>()
+    }
+    match kind {
+        Kind::F32 | Kind::F16 => inputs / 2 * size_of::<Line<f32>>(),
+        Kind::Bf16 => inputs / 2 * size_of::<Line<bf16>>(),
+        Kind::Q8_0 => cells::<Q8_0>(inputs),
+        Kind::Q4_0 => cells::<Q4_0>(inputs),
+        Kind::Q4K => cells::<Q4K>(inputs),
+        Kind::Q5K => cells::<Q5K>(inputs),
+        Kind::Q6K => cells::<Q6K>(inputs),
+    }
 }
 
 impl Band {

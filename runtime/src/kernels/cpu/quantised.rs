@@ -4,7 +4,7 @@
 //! blocks in order.
 
 use super::{
-    dots::{DotJob, Dots, run},
+    dots::{DotJob, Dots, prefetch, run},
     rounded::{Inputs32, Inputs256},
     rows::{Columns, Tiles, fill_tiles},
     simd::LANES,
@@ -124,6 +124,9 @@ impl<C: Large> Multiplied<Inputs256> for C {
             let w: [&C; N] = std::array::from_fn(|n| &w[n][cell]);
             let mut whole = [[D::splat(0); N]; M];
             for part in 0..256 / C::PART {
+                if M == 1 {
+                    ask_ahead(w, part);
+                }
                 let mut dots = [[D::splat(0); N]; M];
                 for m in 0..M {
                     dots[m] = [D::splat(-C::BIAS * x[m].sums[part]); N];
@@ -161,5 +164,19 @@ impl<C: Large> Multiplied<Inputs256> for C {
             }
         }
         sums
+    }
+}
+
+/// Asks for what lies one cell after the given ones, in as many portions as a cell has parts. One row alone waits for
+/// memory, and the processor's own prefetching does not keep up with streams that are unpacked on the way.
+#[inline(always)]
+fn ask_ahead<C: Large, const N: usize>(cells: [&C; N], part: usize) {
+    const LINE: usize = 64;
+    let lines = size_of::<C>() / LINE;
+    let parts = 256 / C::PART;
+    for cell in cells {
+        for line in lines * part / parts..lines * (part + 1) / parts {
+            prefetch(std::ptr::from_ref(cell).wrapping_byte_add(size_of::<C>() + line * LINE));
+        }
     }
 }

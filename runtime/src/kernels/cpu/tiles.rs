@@ -2,7 +2,7 @@
 //!
 //! A line is four inputs of each of the 16 outputs, 64 unsigned quants: what one integer dot instruction takes. Quants
 //! that a checkpoint keeps signed are stored plus a bias, which the kernels take off again through the sum of the inputs.
-//! All block types keep their exact meaning; Q5_K and Q6_K take a whole byte a quant.
+//! All block types keep their exact meaning; Q5_K takes a whole byte a quant.
 
 use super::{
     blocks::{Kind, half_at, quants_of, scale_and_minimum},
@@ -53,6 +53,29 @@ impl<const PAIRS: usize> Quants for Nibbles<PAIRS> {
     }
     fn put(&mut self, lane: usize, input: usize, quant: u8) {
         self.0[input / 8][4 * lane + input % 4] |= quant << (input / 4 % 2 * 4);
+    }
+}
+
+/// Four lines in three: low halves as in `Nibbles`, then two more bits of each quant, those of the first line lowest.
+#[derive(Clone, Copy)]
+#[repr(C)]
+pub(crate) struct Sixes<const FOURS: usize>([(Nibbles<2>, [u8; 4 * LANES]); FOURS]);
+
+impl<const FOURS: usize> Quants for Sixes<FOURS> {
+    const EMPTY: Self = Sixes([(Nibbles::EMPTY, [0; 4 * LANES]); FOURS]);
+    #[inline(always)]
+    fn line<D: Dots>(&self, line: usize) -> D::Line {
+        let (low, high) = &self.0[line / 4];
+        D::with_high_bits(low.line::<D>(line % 4), D::load(high), line % 4)
+    }
+    fn get(&self, lane: usize, input: usize) -> u8 {
+        let (low, high) = &self.0[input / 16];
+        low.get(lane, input % 16) | (high[4 * lane + input % 4] >> (2 * (input / 4 % 4)) & 3) << 4
+    }
+    fn put(&mut self, lane: usize, input: usize, quant: u8) {
+        let (low, high) = &mut self.0[input / 16];
+        low.put(lane, input % 16, quant & 15);
+        high[4 * lane + input % 4] |= quant >> 4 << (2 * (input / 4 % 4));
     }
 }
 
@@ -188,13 +211,13 @@ impl<Q: Quants> Large for Affine<Q> {
 pub(crate) struct Q6K {
     d: [u8; 2 * LANES],
     scales: [[u8; LANES]; 16],
-    quants: Bytes<64>,
+    quants: Sixes<16>,
 }
 
 impl Cell for Q6K {
     const KIND: Kind = Kind::Q6K;
     const INPUTS: usize = 256;
-    const EMPTY: Self = Q6K { d: [0; 2 * LANES], scales: [[0; LANES]; 16], quants: Bytes::EMPTY };
+    const EMPTY: Self = Q6K { d: [0; 2 * LANES], scales: [[0; LANES]; 16], quants: Sixes::EMPTY };
 
     fn put(&mut self, lane: usize, _: usize, block: &[u8]) {
         self.d[2 * lane..][..2].copy_from_slice(&block[208..]);

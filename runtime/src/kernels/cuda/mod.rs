@@ -12,7 +12,8 @@ use super::{
     ops::Pool,
 };
 use candle_core::{
-    CpuStorage, CudaDevice, CudaStorage, CustomOp1, CustomOp3, DType, Device, InplaceOp2, Layout, Result, Shape, Tensor,
+    CpuStorage, CudaDevice, CudaStorage, CustomOp1, CustomOp3, DType, Device, InplaceOp2, Layout, Result, Shape,
+    Tensor,
     backend::BackendStorage,
     bail,
     cuda_backend::{
@@ -114,13 +115,7 @@ impl InplaceOp2 for KvWrite {
     }
 }
 
-pub(super) fn attention(
-    qkv: &Tensor,
-    pool: &Pool,
-    heads: Heads,
-    scores: Scores,
-    batch: &Arc<Batch>,
-) -> Result<Tensor> {
+pub(super) fn attention(qkv: &Tensor, pool: &Pool, heads: Heads, scores: Scores, batch: &Arc<Batch>) -> Result<Tensor> {
     qkv.apply_op3_no_bwd(&pool.keys, &pool.values, &Attention { heads, scores, batch: Arc::clone(batch) })
 }
 

@@ -101,6 +101,20 @@ fn what_a_larger_pool_would_have_found_is_known_for_a_while() {
     assert!(!pool.index().was_evicted(key));
 }
 
+#[test]
+fn what_was_lost_twice_is_known_as_long_as_what_was_lost_once() {
+    let mut pool = BlockPool::new(4);
+    let mut hold = Blocks::default();
+    assert!(pool.take(&mut hold, 2));
+    // Three evictions are between the two of the first, and one is behind.
+    for n in [1, 2, 3, 1, 4, 5, 6] {
+        let blocks = filled(&mut pool, &[n; 4]);
+        pool.give_back(blocks);
+    }
+    assert!(pool.index().was_evicted(Chain::new(SALT, 4).content(0, &[1; 4]).key));
+    pool.give_back(hold);
+}
+
 proptest! {
     #[test]
     fn every_block_has_as_many_owners_as_hold_it(moves in proptest::collection::vec((0u8..4, 0usize..9), 0..200)) {

@@ -8,9 +8,10 @@ mod tests;
 
 use crate::{
     kernels::{
-        cpu::{Packed, Raw, add_layer_norm, bias_gelu, linear, text_attention},
+        cpu::{Kind, Packed, Raw, add_layer_norm, bias_gelu, linear, text_attention},
         texts::TextBatch,
     },
+    memory::Memory,
     weights::{Tensors, WeightError},
 };
 use candle_core::{Device, Result, Tensor};
@@ -115,7 +116,43 @@ impl Bert {
         })
     }
 
+    /// What an encoder will take, with batches of up to `batch_tokens`.
+    pub fn memory(
+        spec: &BertSpec,
+        checkpoint: &dyn Tensors,
+        batch_tokens: usize,
+    ) -> std::result::Result<Memory, WeightError> {
+        let (hidden, inner, f32) = (spec.hidden, spec.intermediate, size_of::<f32>());
+        let (mut weights, mut staging) = ((spec.vocab + spec.positions + 3) * hidden * f32, 0);
+        for layer in 0..spec.layers {
+            let kind = |name: &str, rows: usize, columns: usize| -> std::result::Result<(Kind, usize), WeightError> {
+                let name = format!("encoder.layer.{layer}.{name}.weight");
+                Ok((checkpoint.kinds(&name, rows, columns)?[1], rows))
+            };
+            let parts = ["query", "key", "value"].map(|part| kind(&format!("attention.self.{part}"), hidden, hidden));
+            let stacks = [
+                (parts.into_iter().collect::<std::result::Result<Vec<_>, _>>()?, hidden),
+                (vec![kind("attention.output.dense", hidden, hidden)?], hidden),
+                (vec![kind("intermediate.dense", inner, hidden)?], hidden),
+                (vec![kind("output.dense", hidden, inner)?], inner),
+            ];
+            for (parts, inputs) in stacks {
+                weights += Packed::stacked_bytes(&parts, inputs);
+                let bytes = |&(kind, rows): &(Kind, usize)| kind.row_bytes(inputs).map_or(0, |row| row * rows);
+                staging = staging.max(parts.iter().map(bytes).sum());
+            }
+            weights += (2 + 3 + 3) * hidden * f32 + inner * f32;
+        }
+        let [words, _] = checkpoint.kinds("embeddings.word_embeddings.weight", spec.vocab, hidden)?;
+        staging = staging.max(words.row_bytes(hidden).map_or(0, |row| row * spec.vocab));
+        // What goes through a layer, and either of its halves: queries, keys, values and their mix, or the MLP's middle.
+        let workspace = batch_tokens * (3 * hidden + inner.max(4 * hidden)) * f32;
+        let [weights, workspace, staging] = [weights, workspace, staging].map(|bytes| bytes as u64);
+        Ok(Memory { weights, workspace, staging, ..Memory::default() })
+    }
+
     /// Bytes of weights held in memory.
+    #[cfg(test)]
     pub fn bytes(&self) -> usize {
         let tensor = |t: &Tensor| t.elem_count() * t.dtype().size_in_bytes();
         let layer = |l: &Layer| {

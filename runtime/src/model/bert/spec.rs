@@ -7,7 +7,7 @@ use crate::{
     weights::{WeightError, folder},
 };
 use serde_json::{Map, Value};
-use std::path::{Path, PathBuf};
+use std::path::{Component, Path, PathBuf};
 
 /// An encoder: learned positions and token types, attention both ways, norms after their sums.
 #[derive(Clone, Debug, PartialEq)]
@@ -65,7 +65,7 @@ impl BertSpec {
     /// The files that shape an embedding, beside weights and tokenizer.
     pub fn files(folder: &Path) -> Vec<PathBuf> {
         let pooling = pooling_file(folder).ok().flatten();
-        let own = ["config.json", MODULES, SENTENCE, PROMPTS].map(|name| folder.join(name));
+        let own = ["config.json", MODULES, SENTENCE, PROMPTS, TOKENIZER].map(|name| folder.join(name));
         own.into_iter().chain(pooling).collect()
     }
 
@@ -183,8 +183,11 @@ fn pooling_file(folder: &Path) -> Result<Option<PathBuf>, WeightError> {
         let place = module.get("path")?.as_str()?;
         Some(is_pooling.then(|| place.to_owned()))
     };
-    let places = listed(folder, place)?;
-    Ok(places.into_iter().flatten().next().map(|place| folder.join(place).join("config.json")))
+    let Some(place) = listed(folder, place)?.into_iter().flatten().next() else { return Ok(None) };
+    if !Path::new(&place).components().all(|part| matches!(part, Component::Normal(_))) {
+        return Err(WeightError::new(&folder.join(MODULES), format!("names a module outside its folder: {place:?}")));
+    }
+    Ok(Some(folder.join(place).join("config.json")))
 }
 
 /// What `read` finds in each entry of the list of modules.

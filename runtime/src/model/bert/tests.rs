@@ -21,7 +21,11 @@ fn load(name: &str) -> (Bert, TextEncoder) {
     let spec = BertSpec::read(&folder).expect("a supported model");
     let tokenizer = std::fs::read_to_string(folder.join("tokenizer.json")).expect("a tokenizer");
     let encoder = TextEncoder::new(&tokenizer, spec.vocab, spec.head.lower).expect("a tokenizer");
-    (Bert::load(spec, &Checkpoint::open(&folder).expect("weights")).expect("an encoder"), encoder)
+    let checkpoint = Checkpoint::open(&folder).expect("weights");
+    let planned = Bert::memory(&spec, &checkpoint, 1).expect("a plan");
+    let bert = Bert::load(spec, &checkpoint).expect("an encoder");
+    assert_eq!(planned.weights, bert.bytes() as u64, "known before it loads");
+    (bert, encoder)
 }
 
 fn cases(name: &str) -> Vec<(String, Vec<f32>)> {

@@ -11,8 +11,14 @@ pub(super) struct Architecture {
     pub pairs: bool,
     /// Norm weights are stored with one already added.
     pub plus_one: bool,
+    /// There are norms in front of attention and MLP.
+    pub pre_norms: bool,
     /// There are norms behind attention and MLP.
     pub post_norms: bool,
+    /// Queries and keys have norms of their own.
+    pub qk_norms: bool,
+    /// Q, K, V are one matrix, and gate and up another.
+    pub fused: bool,
     /// A head's width is not hidden_size / heads unless the file says so.
     pub own_head_dim: bool,
 }
@@ -22,29 +28,34 @@ const LLAMA: Architecture = Architecture {
     model_type: "llama",
     pairs: true,
     plus_one: false,
+    pre_norms: true,
     post_norms: false,
+    qk_norms: false,
+    fused: false,
     own_head_dim: false,
 };
-const GEMMA: Architecture = Architecture {
-    name: "gemma",
-    model_type: "gemma",
-    pairs: false,
-    plus_one: true,
-    post_norms: false,
-    own_head_dim: true,
-};
+const GEMMA: Architecture =
+    Architecture { name: "gemma", model_type: "gemma", pairs: false, plus_one: true, own_head_dim: true, ..LLAMA };
 
 const KNOWN: [Architecture; 10] = [
     LLAMA,
     Architecture { name: "granite", model_type: "granite", ..LLAMA },
     Architecture { name: "smollm3", model_type: "smollm3", ..LLAMA },
     Architecture { name: "qwen2", model_type: "qwen2", pairs: false, ..LLAMA },
-    Architecture { name: "qwen3", model_type: "qwen3", pairs: false, own_head_dim: true, ..LLAMA },
-    Architecture { name: "phi3", model_type: "phi3", pairs: false, ..LLAMA },
-    Architecture { name: "olmo2", model_type: "olmo2", pairs: false, post_norms: true, ..LLAMA },
+    Architecture { name: "qwen3", model_type: "qwen3", pairs: false, qk_norms: true, own_head_dim: true, ..LLAMA },
+    Architecture { name: "phi3", model_type: "phi3", pairs: false, fused: true, ..LLAMA },
+    Architecture {
+        name: "olmo2",
+        model_type: "olmo2",
+        pairs: false,
+        pre_norms: false,
+        post_norms: true,
+        qk_norms: true,
+        ..LLAMA
+    },
     GEMMA,
     Architecture { name: "gemma2", model_type: "gemma2", post_norms: true, ..GEMMA },
-    Architecture { name: "gemma3", model_type: "gemma3_text", post_norms: true, ..GEMMA },
+    Architecture { name: "gemma3", model_type: "gemma3_text", post_norms: true, qk_norms: true, ..GEMMA },
 ];
 
 pub(super) fn find(name: &str) -> Result<&'static Architecture, String> {

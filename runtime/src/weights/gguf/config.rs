@@ -1,7 +1,7 @@
 //! GGUF metadata → the `config.json` that the same model has in Hugging Face form. Only what the file says is
 //! translated; whether it can be served is for the reader of configurations to decide.
 
-use super::{architecture::Architecture, metadata::Metadata, reader::Because};
+use super::{TokenKind, Vocabulary, architecture::Architecture, metadata::Metadata, names::Biases, reader::Because};
 use serde_json::{Map, Value, json};
 
 /// What tensors tell about a model, beside the metadata.
@@ -10,8 +10,7 @@ pub(super) struct Evidence {
     pub vocab: u64,
     /// There is no output matrix beside the embedding table.
     pub tied: bool,
-    /// Q, K and V have biases.
-    pub qkv_bias: bool,
+    pub biases: Biases,
     /// What rotary frequencies are divided by: for every context, or for short and long ones.
     pub rope: RopeFactors,
 }
@@ -22,7 +21,27 @@ pub(super) enum RopeFactors {
     ByLength { short: Vec<f32>, long: Vec<f32> },
 }
 
-pub(super) fn config(architecture: &Architecture, metadata: &Metadata, evidence: &Evidence) -> Because<Value> {
+/// Texts of control tokens that end an answer or a turn in the models of these architectures. Files name few of theirs
+/// in their metadata.
+const ENDS: [&str; 10] = [
+    "</s>",
+    "<eos>",
+    "<end_of_turn>",
+    "<|end|>",
+    "<|endoftext|>",
+    "<|end_of_text|>",
+    "<|eot_id|>",
+    "<|eom_id|>",
+    "<|im_end|>",
+    "<|end_of_turn|>",
+];
+
+pub(super) fn config(
+    architecture: &Architecture,
+    metadata: &Metadata,
+    vocabulary: &Vocabulary,
+    evidence: &Evidence,
+) -> Because<Value> {
     let key = |name: &str| format!("{}.{name}", architecture.name);
     let count = |name: &str| metadata.count(&key(name));
     let require = |name: &str| metadata.require_count(&key(name));
@@ -40,6 +59,7 @@ pub(super) fn config(architecture: &Architecture, metadata: &Metadata, evidence:
     if count("attention.value_length")?.is_some_and(|value| value != head_dim) {
         return Err("has values that are wider or narrower than its keys, which is not supported".to_owned());
     }
+    let biases = evidence.biases;
     let mut config = json!({
         "model_type": architecture.model_type,
         "vocab_size": evidence.vocab,
@@ -54,7 +74,10 @@ pub(super) fn config(architecture: &Architecture, metadata: &Metadata, evidence:
             .ok_or_else(|| format!("`{}` is missing", key("attention.layer_norm_rms_epsilon")))?,
         "rope_theta": real("rope.freq_base")?.unwrap_or(1e4),
         "tie_word_embeddings": evidence.tied,
-        "eos_token_id": end_tokens(metadata)?,
+        // Those of Qwen2's Q, K and V go without saying.
+        "attention_bias": biases.attention_out || (biases.qkv && architecture.name != "qwen2"),
+        "mlp_bias": biases.mlp,
+        "eos_token_id": end_tokens(metadata, vocabulary)?,
     });
     let Value::Object(fields) = &mut config else { return Ok(config) };
     if let Some(bos) = metadata.count("tokenizer.ggml.bos_token_id")? {
@@ -69,10 +92,16 @@ pub(super) fn config(architecture: &Architecture, metadata: &Metadata, evidence:
             fields.insert(name.to_owned(), value);
         }
     };
+    let windows = ["llama", "phi3", "gemma2", "gemma3"].contains(&architecture.name);
+    let patterns = ["gemma2", "gemma3"].contains(&architecture.name);
+    for (name, known) in [("attention.sliding_window", windows), ("attention.sliding_window_pattern", patterns)] {
+        if !known && metadata.has(&key(name)) && count(name)? != Some(0) {
+            return Err(format!("sets `{}`, which is not supported for this architecture", key(name)));
+        }
+    }
     let window = count("attention.sliding_window")?.filter(|&window| window > 0);
     match architecture.name {
         "llama" => {
-            add("attention_bias", Some(evidence.qkv_bias.into()));
             // Mistral goes by this name too, and differs in its window.
             if let Some(window) = window {
                 add("model_type", Some("mistral".into()));
@@ -83,7 +112,9 @@ pub(super) fn config(architecture: &Architecture, metadata: &Metadata, evidence:
         "granite" => {
             add("embedding_multiplier", real("embedding_scale")?.map(Value::from));
             add("residual_multiplier", real("residual_scale")?.map(Value::from));
-            add("attention_multiplier", real("attention.scale")?.map(Value::from));
+            // Without it llama.cpp scales as others do, transformers by 1.
+            let scale = real("attention.scale")?.filter(|&scale| scale != 0.0);
+            add("attention_multiplier", Some(scale.unwrap_or((head_dim as f64).powf(-0.5)).into()));
             add("logits_scaling", real("logit_scale")?.map(Value::from));
         }
         "phi3" => {
@@ -103,17 +134,21 @@ pub(super) fn config(architecture: &Architecture, metadata: &Metadata, evidence:
         }
         _ => {}
     }
+    add("sliding_window_pattern", count("attention.sliding_window_pattern")?.filter(|&n| n > 0).map(Value::from));
     if architecture.name == "gemma3" {
-        add("sliding_window_pattern", Some(6.into()));
         add("rope_local_base_freq", Some(real("rope.freq_base_swa")?.unwrap_or(1e4).into()));
     }
     add("rope_scaling", rope_scaling(metadata, &key, &evidence.rope)?);
     Ok(config)
 }
 
-/// Every token that ends an answer or a turn.
-fn end_tokens(metadata: &Metadata) -> Because<Vec<u64>> {
-    let mut ids = Vec::new();
+/// Every token that ends an answer or a turn: those that the metadata names, and those that are known by their text.
+fn end_tokens(metadata: &Metadata, vocabulary: &Vocabulary) -> Because<Vec<u64>> {
+    let ends = |(token, kind): (&String, &TokenKind)| {
+        matches!(kind, TokenKind::Control | TokenKind::UserDefined) && ENDS.contains(&token.as_str())
+    };
+    let tokens = (0..).zip(vocabulary.tokens.iter().zip(&vocabulary.kinds));
+    let mut ids: Vec<u64> = tokens.filter(|&(_, token)| ends(token)).map(|(id, _)| id).collect();
     for name in ["eos", "eot", "eom"] {
         ids.extend(metadata.count(&format!("tokenizer.ggml.{name}_token_id"))?);
     }
@@ -123,9 +158,15 @@ fn end_tokens(metadata: &Metadata) -> Because<Vec<u64>> {
 }
 
 fn rope_scaling(metadata: &Metadata, key: &dyn Fn(&str) -> String, factors: &RopeFactors) -> Because<Option<Value>> {
-    let kind = metadata.text(&key("rope.scaling.type"))?.unwrap_or("none");
     let original = metadata.count(&key("rope.scaling.original_context_length"))?;
-    let factor = metadata.real(&key("rope.scaling.factor"))?;
+    let stored = match metadata.real(&key("rope.scaling.factor"))? {
+        Some(factor) => Some(factor),
+        None => metadata.real(&key("rope.scale_linear"))?,
+    };
+    // Files say 0 or 1 for no factor, and leave the type out where they mean the linear one.
+    let factor = stored.filter(|&factor| factor != 0.0 && factor != 1.0);
+    let usual = if factor.is_some() { "linear" } else { "none" };
+    let kind = metadata.text(&key("rope.scaling.type"))?.unwrap_or(usual);
     let attention = metadata.real(&key("rope.scaling.attn_factor"))?;
     let mut scaling = Map::new();
     let mut add = |name: &str, value: Option<Value>| {
@@ -134,10 +175,14 @@ fn rope_scaling(metadata: &Metadata, key: &dyn Fn(&str) -> String, factors: &Rop
         }
     };
     match (factors, kind) {
+        (_, "none") if factor.is_some() => {
+            return Err("has a factor for its rotary positions and says that they are not scaled".to_owned());
+        }
         (RopeFactors::None, "none") => return Ok(None),
+        (RopeFactors::None, "linear") if factor.is_none() => return Ok(None),
         (RopeFactors::None, "linear" | "yarn") => {
             add("rope_type", Some(kind.into()));
-            add("factor", Some(factor.ok_or_else(|| format!("`{}` is missing", key("rope.scaling.factor")))?.into()));
+            add("factor", Some(stored.ok_or_else(|| format!("`{}` is missing", key("rope.scaling.factor")))?.into()));
             if kind == "yarn" {
                 add("original_max_position_embeddings", original.map(Value::from));
                 for (name, stored) in [("beta_fast", "yarn_beta_fast"), ("beta_slow", "yarn_beta_slow")] {
@@ -146,7 +191,7 @@ fn rope_scaling(metadata: &Metadata, key: &dyn Fn(&str) -> String, factors: &Rop
             }
         }
         // A list of divisors without a rule, as Llama 3 has it, is the rule of longrope with the same list twice.
-        (RopeFactors::All(factors), "none" | "linear") if factor.is_none_or(|factor| factor == 1.0) => {
+        (RopeFactors::All(factors), "none" | "linear") if factor.is_none() => {
             add("rope_type", Some("longrope".into()));
             add("short_factor", Some(json!(factors)));
             add("long_factor", Some(json!(factors)));
@@ -154,7 +199,7 @@ fn rope_scaling(metadata: &Metadata, key: &dyn Fn(&str) -> String, factors: &Rop
             add("attention_factor", Some(1.0.into()));
             add("original_max_position_embeddings", metadata.count(&key("context_length"))?.map(Value::from));
         }
-        (RopeFactors::ByLength { short, long }, "none" | "longrope") => {
+        (RopeFactors::ByLength { short, long }, "none" | "longrope") if factor.is_none() => {
             add("rope_type", Some("longrope".into()));
             add("short_factor", Some(json!(short)));
             add("long_factor", Some(json!(long)));
@@ -165,3 +210,6 @@ fn rope_scaling(metadata: &Metadata, key: &dyn Fn(&str) -> String, factors: &Rop
     }
     Ok(Some(Value::Object(scaling)))
 }
+
+#[cfg(test)]
+mod tests;

@@ -12,10 +12,11 @@ mod vocabulary;
 pub(crate) use vocabulary::{TokenKind, Vocabulary, VocabularyModel};
 
 use super::{Tensors, WeightError};
-use crate::kernels::cpu::Raw;
+use crate::kernels::cpu::{Kind, Raw};
 use architecture::Architecture;
 use candle_core::{Device, Tensor};
 use config::{Evidence, RopeFactors};
+use names::Biases;
 use serde_json::Value;
 use std::{
     collections::BTreeMap,
@@ -55,9 +56,6 @@ impl Gguf {
         let name = metadata.text("general.architecture").map_err(bad)?;
         let name = name.ok_or_else(|| bad("`general.architecture` is missing".to_owned()))?;
         let architecture = architecture::find(name).map_err(bad)?;
-        if let Some(stranger) = tensors.keys().find(|name| !names::is_known(name)) {
-            return Err(bad(format!("has the tensor `{stranger}`, which is not known of `{}`", architecture.name)));
-        }
         let heads = |key: &str| {
             let count = metadata.count(&format!("{}.attention.{key}", architecture.name)).map_err(bad)?;
             Ok::<_, WeightError>(count.and_then(|count| usize::try_from(count).ok()))
@@ -66,7 +64,13 @@ impl Gguf {
         let heads = (q_heads, heads("head_count_kv")?.unwrap_or(q_heads));
         let vocabulary = vocabulary::vocabulary(&metadata, architecture.name).map_err(bad)?;
         let weights = Gguf { path: path.to_owned(), file, architecture, tensors, heads };
-        let config = config::config(architecture, &metadata, &weights.evidence()?).map_err(bad)?;
+        let evidence = weights.evidence()?;
+        let config = config::config(architecture, &metadata, &vocabulary, &evidence).map_err(bad)?;
+        let layers = config["num_hidden_layers"].as_u64().unwrap_or(0);
+        let is_stranger = |name: &&String| !names::is_read(architecture, layers, evidence.biases, name);
+        if let Some(stranger) = weights.tensors.keys().find(is_stranger) {
+            return Err(bad(format!("has the tensor `{stranger}`, which is not known of `{}`", architecture.name)));
+        }
         Ok(Opened { weights, config, vocabulary })
     }
 
@@ -85,12 +89,11 @@ impl Gguf {
             }
         };
         let tied = rows("output.weight").is_none();
-        let qkv_bias = self.tensors.contains_key("blk.0.attn_q.bias");
-        Ok(Evidence { vocab, tied, qkv_bias, rope })
+        let biases = Biases::found(self.architecture, |name| self.tensors.contains_key(name));
+        Ok(Evidence { vocab, tied, biases, rope })
     }
 
-    /// The tensor that the file calls `stored`, as it lies there. `name`: what it is called in messages.
-    fn read(&self, name: &str, stored: &str, rows: usize, columns: usize) -> Result<Raw, WeightError> {
+    fn find(&self, stored: &str, rows: usize, columns: usize) -> Result<&Entry, WeightError> {
         let bad = |why: String| WeightError::new(&self.path, why);
         let Some(entry) = self.tensors.get(stored) else {
             return Err(bad(format!("tensor `{stored}` is missing")));
@@ -101,6 +104,13 @@ impl Gguf {
                 "tensor `{stored}` has shape [{has_rows}, {has_columns}], its metadata asks for [{rows}, {columns}]"
             )));
         }
+        Ok(entry)
+    }
+
+    /// The tensor that the file calls `stored`, as it lies there. `name`: what it is called in messages.
+    fn read(&self, name: &str, stored: &str, rows: usize, columns: usize) -> Result<Raw, WeightError> {
+        let bad = |why: String| WeightError::new(&self.path, why);
+        let entry = self.find(stored, rows, columns)?;
         // Both the shape and the length were checked against the file, so this is no more than the file holds.
         let mut bytes = vec![0; entry.len as usize];
         self.file
@@ -159,6 +169,10 @@ fn widened(raw: &Raw) -> Vec<f32> {
 }
 
 impl Tensors for Gguf {
+    fn kinds(&self, name: &str, rows: usize, columns: usize) -> Result<[Kind; 2], WeightError> {
+        Ok([self.find(&self.stored(name)?, rows, columns)?.kind; 2])
+    }
+
     fn matrix(&self, name: &str, rows: usize, columns: usize) -> Result<Raw, WeightError> {
         self.read(name, &self.stored(name)?, rows, columns)
     }

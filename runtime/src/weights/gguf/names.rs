@@ -38,35 +38,70 @@ fn in_layer(architecture: &Architecture, module: &str) -> Option<&'static str> {
     })
 }
 
-/// Whether `stored` is a tensor that [`stored`] can give, or one that shapes the configuration: of any other we would
-/// not know what it does.
-pub(super) fn is_known(stored: &str) -> bool {
+/// Which matrices of a layer come with a bias.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Biases {
+    pub qkv: bool,
+    pub attention_out: bool,
+    pub mlp: bool,
+}
+
+impl Biases {
+    /// As the first layer has them. `has`: whether the file holds a tensor.
+    pub fn found(architecture: &Architecture, has: impl Fn(&str) -> bool) -> Biases {
+        let any = |modules: &[&str]| modules.iter().any(|module| has(&format!("blk.0.{module}.bias")));
+        Biases {
+            qkv: any(qkv(architecture)),
+            attention_out: any(&ATTENTION_OUT),
+            mlp: any(gate_up(architecture)) || any(&DOWN),
+        }
+    }
+}
+
+/// Whether the decoder of this architecture reads `stored`, or it shapes the configuration. A tensor that nobody reads
+/// would change the answers of whoever made the file, and not ours.
+pub(super) fn is_read(architecture: &Architecture, layers: u64, biases: Biases, stored: &str) -> bool {
     if ["token_embd.weight", "output_norm.weight", "output.weight"].contains(&stored) || is_rope(stored) {
         return true;
     }
     let Some((layer, rest)) = stored.strip_prefix("blk.").and_then(|rest| rest.split_once('.')) else { return false };
-    let Some((module, part)) = rest.split_once('.') else { return false };
-    let modules = [
-        "attn_norm",
-        "attn_q",
-        "attn_k",
-        "attn_v",
-        "attn_qkv",
-        "attn_output",
-        "attn_q_norm",
-        "attn_k_norm",
-        "post_attention_norm",
-        "ffn_norm",
-        "post_ffw_norm",
-        "ffn_gate",
-        "ffn_up",
-        "ffn_down",
+    let matrices = [
+        (qkv(architecture), biases.qkv),
+        (&ATTENTION_OUT, biases.attention_out),
+        (gate_up(architecture), biases.mlp),
+        (&DOWN, biases.mlp),
     ];
-    layer.parse::<u32>().is_ok() && modules.contains(&module) && ["weight", "bias"].contains(&part)
+    let norms: [(&[&str], bool); 3] = [
+        (&["attn_norm", "ffn_norm"], architecture.pre_norms),
+        (&["post_attention_norm", "post_ffw_norm"], architecture.post_norms),
+        (&["attn_q_norm", "attn_k_norm"], architecture.qk_norms),
+    ];
+    let is_one_of = |groups: &[(&[&str], bool)], module: &str| {
+        groups.iter().any(|(modules, there)| *there && modules.contains(&module))
+    };
+    let is_in_layer = match rest.split_once('.') {
+        Some((module, "weight")) => {
+            is_one_of(&matrices.map(|(names, _)| (names, true)), module) || is_one_of(&norms, module)
+        }
+        Some((module, "bias")) => is_one_of(&matrices, module),
+        _ => false,
+    };
+    is_in_layer && layer.parse::<u64>().is_ok_and(|layer| layer < layers)
+}
+
+const ATTENTION_OUT: [&str; 1] = ["attn_output"];
+const DOWN: [&str; 1] = ["ffn_down"];
+
+fn qkv(architecture: &Architecture) -> &'static [&'static str] {
+    if architecture.fused { &["attn_qkv"] } else { &["attn_q", "attn_k", "attn_v"] }
+}
+
+fn gate_up(architecture: &Architecture) -> &'static [&'static str] {
+    if architecture.fused { &["ffn_up"] } else { &["ffn_gate", "ffn_up"] }
 }
 
 /// Factors of rotary frequencies.
-pub(super) fn is_rope(stored: &str) -> bool {
+fn is_rope(stored: &str) -> bool {
     [ROPE_FREQS, ROPE_LONG, ROPE_SHORT].contains(&stored)
 }
 
