@@ -179,12 +179,12 @@ async fn scores_are_apart_from_the_prefix_cache() {
     let settings = glassgate_runtime::Settings { kv_bytes: 16 * 65_536, ..crate::support::settings() };
     let (runtime, model) = crate::support::serve(settings, "glimmer-2");
     let prompt = vec![5; 129];
-    let want = model.score(&prompt, &[7, 8, 9], 0).await.expect("scores");
+    let want = model.score(&prompt, &[7, 8, 9], 1, 0).await.expect("scores");
     assert_eq!(runtime.report().models[0].kv_blocks_cached, 0);
     ask(&model, greedy(prompt.clone(), 1)).await;
     for n in 0..10 {
-        assert_eq!(model.score(&prompt, &[7, 8, 9], 0).await.expect("scores"), want);
-        model.score(&[20 + n; 100], &[7], 1).await.expect("a score");
+        assert_eq!(model.score(&prompt, &[7, 8, 9], 1, 0).await.expect("scores"), want);
+        model.score(&[20 + n; 100], &[7], 1, 1).await.expect("a score");
     }
     assert_eq!(ask(&model, greedy(prompt, 1)).await.timeline.cached_tokens, 128);
     settled(&runtime).await;
