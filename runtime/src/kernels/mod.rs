@@ -8,7 +8,7 @@
 pub(crate) mod batch;
 pub(crate) mod cpu;
 #[cfg(feature = "cuda")]
-mod cuda;
+pub(crate) mod cuda;
 pub(crate) mod ops;
 #[cfg(any(test, feature = "cuda"))]
 pub(crate) mod plain;

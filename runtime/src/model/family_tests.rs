@@ -115,7 +115,7 @@ fn what_a_decoder_takes_of_memory_is_known_before_it_loads() {
         let spec = ModelSpec::from_config(&case.config).expect("a supported model");
         let quantized = [Quantize::Q8_0, Quantize::Q4K].map(|to| Quantized::new(&Made, to));
         for tensors in [&Made as &dyn Tensors, &quantized[0], &quantized[1]] {
-            let planned = layout::memory(&spec, tensors, 64, 1).expect("a plan");
+            let planned = layout::memory(&spec, tensors, 64, &layout::Step { tokens: 1, rows: 1 }).expect("a plan");
             let decoder = Decoder::load(Cpu, &spec, tensors, 64).expect("decoder");
             assert_eq!(planned.weights + planned.tables, decoder.bytes() as u64, "{}", case.name);
         }

@@ -48,12 +48,19 @@ pub(crate) fn qk_norm_widths(spec: &ModelSpec) -> Option<[usize; 2]> {
     })
 }
 
-/// Of a decoder with rotary tables for `positions` and steps of up to `step_tokens`, whatever its KV pool takes (0 here).
+/// The largest step.
+pub(crate) struct Step {
+    pub tokens: usize,
+    /// Of them, those whose logits are wanted.
+    pub rows: usize,
+}
+
+/// Of a decoder with rotary tables for `positions` and steps of this size, whatever its KV pool takes (0 here).
 pub(crate) fn memory(
     spec: &ModelSpec,
     tensors: &dyn Tensors,
     positions: usize,
-    step_tokens: usize,
+    step: &Step,
 ) -> Result<Memory, WeightError> {
     let stacks = stacks(spec);
     let mut sum = Sum { tensors, weights: 0, staging: 0 };
@@ -79,9 +86,9 @@ pub(crate) fn memory(
     // The residual stream, its norm and what is added to it; beside them either of a layer's halves.
     let [qkv, _, gate_up, _] = stacks.map(|stack| stack.parts.iter().map(|part| part.1).sum::<usize>());
     let attention = qkv + spec.q_heads * spec.head_dim;
-    let activations = step_tokens * (3 * spec.hidden + attention.max(gate_up + spec.intermediate));
-    // Of every token, when prompts are scored; as the kernels leave them and as the sampler takes them.
-    let logits = 2 * step_tokens * spec.vocab;
+    let activations = step.tokens * (3 * spec.hidden + attention.max(gate_up + spec.intermediate));
+    // As the kernels leave them and as the sampler takes them.
+    let logits = 2 * step.rows * spec.vocab;
     Ok(Memory {
         weights: (sum.weights + vectors * F32) as u64,
         tables: (ropes * F32) as u64,

@@ -9,7 +9,7 @@ use crate::{
         Command,
         forward::Forward,
         roster::Resident,
-        scheduler::Limits,
+        scheduler::{Limits, SCORED_ROWS_MAX},
         sequence::Vocabulary,
         stats::{Loaded, Stats},
         stepper::Stepper,
@@ -64,7 +64,10 @@ impl Runtime {
             None => tensors.as_ref(),
         };
         let kv = (blocks * spec.layers.len() * block_bytes(spec.heads(), settings.kv_dtype)) as u64;
-        let memory = Memory { kv, ..layout::memory(&spec, tensors, positions, settings.step_tokens)? };
+        // Every token has a slot in the pool; whoever samples wants one row, and who is scored some.
+        let tokens = settings.step_tokens.min(blocks * BLOCK_TOKENS);
+        let step = layout::Step { tokens, rows: tokens.min(settings.running_max.saturating_add(SCORED_ROWS_MAX + 1)) };
+        let memory = Memory { kv, ..layout::memory(&spec, tensors, positions, &step)? };
         let resident = self.admit(name, path, blocks as u32, memory)?;
 
         let (end, context) = (spec.end.clone(), spec.context as u32);

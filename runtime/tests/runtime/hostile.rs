@@ -102,7 +102,7 @@ fn metadata_that_lies_is_found_out() {
         (pair("llama.attention.head_count", number(0)), "is zero"),
         (pair("llama.attention.head_count", i32_list(&[2])), "must be a whole number"),
         (pair("llama.attention.value_length", number(64)), "values that are wider"),
-        (pair("llama.block_count", number(2)), "tensor `blk.1.attn_norm.weight` is missing"),
+        (pair("llama.block_count", number(2)), "tensor `blk.1.attn_q.weight` is missing"),
         (pair("llama.attention.layer_norm_rms_epsilon", real(f32::NAN)), "finite"),
         (pair("llama.rope.scaling.type", text("spiral")), "`spiral`"),
         (pair("tokenizer.ggml.model", text("rwkv")), "of the kind `rwkv` (supported: gpt2, llama)"),

@@ -88,7 +88,7 @@ impl CostModel {
 pub(super) const PROMPT_TOKENS_MIN: usize = 16;
 
 /// Rows that are scored in a step at most: each is a row of logits, half a megabyte with a large vocabulary.
-pub(super) const SCORED_ROWS_MAX: usize = 32;
+pub(crate) const SCORED_ROWS_MAX: usize = 32;
 
 /// How many tokens from `first` on need no logits.
 pub(super) fn before_rows(first: usize, scored_from: Option<usize>) -> usize {

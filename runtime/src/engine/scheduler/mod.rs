@@ -33,6 +33,7 @@ use crate::{
     },
     report::PrefixReport,
 };
+pub(crate) use budget::SCORED_ROWS_MAX;
 use budget::{Budget, CostModel, Load, before_rows};
 use fairness::{OUTPUT_WEIGHT, Tenants};
 use queue::Queue;
