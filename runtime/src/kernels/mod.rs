@@ -13,6 +13,7 @@ pub(crate) mod ops;
 #[cfg(any(test, feature = "cuda"))]
 pub(crate) mod plain;
 #[cfg(any(test, feature = "cuda"))]
+#[cfg_attr(not(test), expect(dead_code, reason = "what only tests compare with"))]
 pub(crate) mod reference;
 #[cfg(test)]
 mod tests;
