@@ -446,7 +446,8 @@ fn every_panel_shows_what_happens_for_all_and_for_each_value_of_each_variable() 
     println!("{asked} queries of {all} panels, {} of which moved", moving.len());
     assert!(wrong.is_empty(), "{} of {asked}:\n{}", wrong.len(), wrong.join("\n"));
     assert_eq!(excused.len(), EMPTY.len(), "an excuse that nothing needs: {excused:?}");
-    assert!(moving.len() * 10 >= all * 8, "only {} of {all} panels moved: {moving:?}", moving.len());
+    // Panels of trouble rest at zero in a healthy run, gauges between two looks: three quarters move all the same.
+    assert!(moving.len() * 4 >= all * 3, "only {} of {all} panels moved: {moving:?}", moving.len());
 }
 
 /// A query less the zero that is shown where there is nothing.
