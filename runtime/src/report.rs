@@ -110,6 +110,20 @@ pub struct EmbedTimeline {
 }
 
 impl EmbedTimeline {
+    /// Of a request that begins to wait now.
+    pub(crate) fn begin(texts: &[Vec<u32>]) -> EmbedTimeline {
+        let submitted = Instant::now();
+        EmbedTimeline {
+            submitted,
+            started: None,
+            finished: submitted,
+            tokens: texts.iter().map(|text| text.len() as u64).sum(),
+            batches: 0,
+            texts_max: 0,
+            compute: Duration::ZERO,
+        }
+    }
+
     /// From submission until a batch took its first text (or the end, if none did).
     pub fn queue(&self) -> Duration {
         self.started.unwrap_or(self.finished).saturating_duration_since(self.submitted)

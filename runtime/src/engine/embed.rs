@@ -266,7 +266,6 @@ impl Encoder {
         for id in self.jobs.keys().copied().collect::<Vec<_>>() {
             self.end(id, Err(failure.clone()));
         }
-        self.publish();
     }
 
     /// How many jobs wait, and how many have begun.
@@ -276,12 +275,11 @@ impl Encoder {
 
     fn publish(&self) {
         let (waiting, running) = self.places();
-        self.stats.publish(waiting, Snapshot { running, waiting: [waiting, 0, 0], ..Snapshot::default() });
+        self.stats.publish(Snapshot { running, waiting: [waiting, 0, 0], ..Snapshot::default() });
     }
 
     fn tell(&self, running: &Running, failed: u32, sink: Option<&Arc<dyn Sink>>) {
         self.stats.steps.fetch_add(1, Relaxed);
-        self.publish();
         let places = self.places();
         let record = StepRecord {
             forward: running.spent,
@@ -308,6 +306,8 @@ impl Encoder {
         if vectors.is_err() && !job.reply.is_closed() {
             self.stats.failures.fetch_add(1, Relaxed);
         }
+        // Whoever hears of the end and then asks for a report should not find itself in it.
+        self.publish();
         job.end(vectors);
     }
 }

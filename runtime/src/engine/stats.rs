@@ -135,8 +135,8 @@ impl Stats {
         self.entering.load(SeqCst) + self.queued.load(SeqCst)
     }
 
-    pub fn publish(&self, queued: u32, snapshot: Snapshot) {
-        self.queued.store(queued, SeqCst);
+    pub fn publish(&self, snapshot: Snapshot) {
+        self.queued.store(snapshot.waiting.iter().sum(), SeqCst);
         *self.snapshot.lock().unwrap_or_else(PoisonError::into_inner) = snapshot;
     }
 

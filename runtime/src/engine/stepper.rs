@@ -341,6 +341,6 @@ impl Stepper {
             stuck: self.stuck,
             step_began: self.step_began,
         };
-        self.stats.publish(self.scheduler.waiting() as u32, snapshot);
+        self.stats.publish(snapshot);
     }
 }

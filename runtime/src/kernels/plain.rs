@@ -73,7 +73,10 @@ impl Ops for Plain {
 
     fn linear(&self, x: &Tensor, weights: &Tensor, bias: Option<&Tensor>) -> Result<Tensor> {
         let y = x.to_dtype(weights.dtype())?.matmul(&weights.t()?)?.to_dtype(DType::F32)?;
-        bias.map_or_else(|| Ok(y.clone()), |bias| y.broadcast_add(bias))
+        match bias {
+            Some(bias) => y.broadcast_add(bias),
+            None => Ok(y),
+        }
     }
 
     fn rms_norm(&self, x: &Tensor, weight: &Tensor, eps: f32) -> Result<Tensor> {

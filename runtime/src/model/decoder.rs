@@ -82,7 +82,10 @@ impl<O: Ops> Decoder<O> {
         let last = ops.rms_norm(&ops.select(&h, &batch.sel)?, &self.norm, self.norm_eps)?;
         let logits = ops.linear(&last, self.head.as_ref().unwrap_or(&self.embed), None)?;
         let logits = scaled(logits, self.logit_scale)?;
-        self.logit_softcap.map_or_else(|| Ok(logits.clone()), |cap| ops.softcap(logits.clone(), cap))
+        match self.logit_softcap {
+            Some(cap) => ops.softcap(logits, cap),
+            None => Ok(logits),
+        }
     }
 
     fn dense(&self, x: &Tensor, dense: &Dense<O>) -> Result<Tensor> {

@@ -185,16 +185,7 @@ impl Embedder {
         let most = Most::halves(served.waiting_max as u64);
         let place = served.stats.enter_queue(tenant, 1, most).ok_or_else(overloaded)?;
         let (reply, answer) = oneshot::channel();
-        let submitted = Instant::now();
-        let timeline = EmbedTimeline {
-            submitted,
-            started: None,
-            finished: submitted,
-            tokens: texts.iter().map(|text| text.len() as u64).sum(),
-            batches: 0,
-            texts_max: 0,
-            compute: Duration::ZERO,
-        };
+        let timeline = EmbedTimeline::begin(&texts);
         let read = Arc::<AtomicU64>::default();
         let job =
             Box::new(Job::new(texts, tenant, [place, held], deadline, timeline.clone(), Arc::clone(&read), reply));

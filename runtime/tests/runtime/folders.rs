@@ -1,6 +1,6 @@
 //! A folder is never trusted: whatever is wrong with it is said clearly, names the file, and kills nobody.
 
-use crate::support::{Temporary, ask, chat, folder, greedy, letters, settings};
+use crate::support::{Temporary, ask, chat, folder, greedy, letters, llama_layer, settings};
 use glassgate_runtime::{LoadError, LoadOptions, Message, Model, Runtime};
 use proptest::prelude::*;
 use serde_json::{Value, json};
@@ -42,16 +42,9 @@ impl Tiny {
         };
         add("model.embed_tokens.weight", &[VOCAB, hidden]);
         for i in 0..2 {
-            let mut layer = |name: &str, shape: &[usize]| add(&format!("model.layers.{i}.{name}.weight"), shape);
-            layer("input_layernorm", &[hidden]);
-            layer("self_attn.q_proj", &[hidden, hidden]);
-            layer("self_attn.k_proj", &[kv, hidden]);
-            layer("self_attn.v_proj", &[kv, hidden]);
-            layer("self_attn.o_proj", &[hidden, hidden]);
-            layer("post_attention_layernorm", &[hidden]);
-            layer("mlp.gate_proj", &[inner, hidden]);
-            layer("mlp.up_proj", &[inner, hidden]);
-            layer("mlp.down_proj", &[hidden, inner]);
+            for (name, shape) in llama_layer(hidden, kv, inner) {
+                add(&format!("model.layers.{i}.{name}.weight"), &shape);
+            }
         }
         add("model.norm.weight", &[hidden]);
         if !tied {

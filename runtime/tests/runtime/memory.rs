@@ -1,6 +1,6 @@
 //! The ledger against the machine's own account of this process.
 
-use crate::support::{MODELS, Temporary, ask, endless, folder, settings};
+use crate::support::{MODELS, Temporary, ask, endless, folder, llama_layer, settings};
 use glassgate_runtime::{LoadError, LoadOptions, Memory, Model, ModelState, Runtime, Settings};
 use serde_json::json;
 use std::path::Path;
@@ -20,18 +20,9 @@ fn two_hundred_megabytes() -> Temporary {
         ("model.norm.weight".to_owned(), vec![hidden]),
     ];
     for i in 0..layers {
-        let mut layer = |name: &str, shape: &[usize]| {
-            tensors.push((format!("model.layers.{i}.{name}.weight"), shape.to_vec()));
-        };
-        layer("input_layernorm", &[hidden]);
-        layer("self_attn.q_proj", &[hidden, hidden]);
-        layer("self_attn.k_proj", &[kv, hidden]);
-        layer("self_attn.v_proj", &[kv, hidden]);
-        layer("self_attn.o_proj", &[hidden, hidden]);
-        layer("post_attention_layernorm", &[hidden]);
-        layer("mlp.gate_proj", &[inner, hidden]);
-        layer("mlp.up_proj", &[inner, hidden]);
-        layer("mlp.down_proj", &[hidden, inner]);
+        let layer =
+            llama_layer(hidden, kv, inner).map(|(name, shape)| (format!("model.layers.{i}.{name}.weight"), shape));
+        tensors.extend(layer);
     }
     let mut header = serde_json::Map::new();
     let mut end = 0;

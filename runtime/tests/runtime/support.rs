@@ -163,3 +163,18 @@ pub async fn settled(runtime: &Runtime) {
         assert_eq!((model.running, model.waiting, model.kv_blocks_used), (0, 0, 0), "{}", model.name);
     }
 }
+
+/// Names and shapes of the tensors of one layer of a Llama whose queries are as wide as its stream.
+pub fn llama_layer(hidden: usize, kv: usize, inner: usize) -> [(&'static str, Vec<usize>); 9] {
+    [
+        ("input_layernorm", vec![hidden]),
+        ("self_attn.q_proj", vec![hidden, hidden]),
+        ("self_attn.k_proj", vec![kv, hidden]),
+        ("self_attn.v_proj", vec![kv, hidden]),
+        ("self_attn.o_proj", vec![hidden, hidden]),
+        ("post_attention_layernorm", vec![hidden]),
+        ("mlp.gate_proj", vec![inner, hidden]),
+        ("mlp.up_proj", vec![inner, hidden]),
+        ("mlp.down_proj", vec![hidden, inner]),
+    ]
+}

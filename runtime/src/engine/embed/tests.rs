@@ -10,7 +10,7 @@ use crate::{
 use candle_core::{Device, Result, Tensor};
 use std::{
     sync::{Arc, atomic::Ordering::Relaxed},
-    time::{Duration, Instant},
+    time::Instant,
 };
 use tokio::sync::oneshot::{self, Receiver, error::TryRecvError};
 
@@ -58,16 +58,7 @@ fn submit_for(
     let (reply, answer) = oneshot::channel();
     let mut place = encoder.stats.enter_queue(tenant, 1, Most::halves(200)).expect("a place");
     let places = [place.split(), place];
-    let submitted = Instant::now();
-    let timeline = EmbedTimeline {
-        submitted,
-        started: None,
-        finished: submitted,
-        tokens: texts.iter().map(|text| text.len() as u64).sum(),
-        batches: 0,
-        texts_max: 0,
-        compute: Duration::ZERO,
-    };
+    let timeline = EmbedTimeline::begin(&texts);
     encoder.submit(Job::new(texts, tenant, places, deadline, timeline, Arc::default(), reply));
     answer
 }

@@ -359,7 +359,7 @@ impl Scheduler {
     }
 
     pub fn waiting_in(&self, class: Class) -> usize {
-        self.waiting.iter().filter(|entry| entry.ask.class == class).map(|entry| 1 + entry.forks.len()).sum()
+        self.waiting.in_class(class)
     }
 
     pub fn pool(&self) -> &BlockPool {
