@@ -25,8 +25,6 @@ const DEPTH: u32 = 128;
 const DECODED: u32 = 64;
 /// Bytes for keys and values: more than any part needs.
 const POOL: usize = 256 << 20;
-/// … and so few that a few prompts fill them.
-const SMALL_POOL: usize = 64 << 20;
 /// A prompt that many requests begin with.
 const PREFIX_TOKENS: u32 = 1000;
 
@@ -62,7 +60,7 @@ const PARTS: [(&str, Part); 4] = [("speed", speed), ("prefix", prefix), ("client
 pub fn run(root: &Path, part: Option<&str>) {
     // The one part that is a process of its own: nothing was in its memory before.
     if let (Some("resident"), Some(file)) = (part, std::env::args().nth(3)) {
-        return println!("{}", Engine::start(file.as_ref(), SMALL_POOL).resident());
+        return println!("{}", Engine::start(file.as_ref(), POOL).resident());
     }
     let parts: Vec<_> = PARTS.into_iter().filter(|(name, _)| part.is_none_or(|part| part == *name)).collect();
     if parts.is_empty() {
