@@ -1,10 +1,17 @@
 //! The scheduler, the block pool and the prefix cache with a fake model and a fake clock: a world that checks after every
 //! step that what must hold does.
 
-use super::{Ask, History, Limits, Plan, Scheduler, SequenceId, Work, admission::patience, budget::PROMPT_TOKENS_MIN};
+use super::{
+    Ask, History, Limits, Plan, Scheduler, SequenceId, Work,
+    admission::patience,
+    budget::PROMPT_TOKENS_MIN,
+    entry::Entry,
+    fairness::OUTPUT_WEIGHT,
+    gap::{Gaps, Sizes},
+};
 use crate::engine::request::Class;
 use std::{
-    collections::{BTreeMap, HashMap, HashSet},
+    collections::{BTreeMap, BTreeSet, HashMap, HashSet},
     time::{Duration, Instant},
 };
 
@@ -65,12 +72,16 @@ pub(super) struct World {
     pub steps: u64,
     /// Sampling fails now and then, for one choice and not for another.
     pub is_flaky: bool,
+    /// Everything fits and all users are of one class: nobody is passed, so nothing but their turn keeps them waiting.
+    pub is_roomy: bool,
     pub failures: u64,
     pub preemptions: u64,
     pub copies: u64,
     pub cached_tokens: u64,
     /// Per tenant, as it should be charged.
     pub worked: HashMap<u64, u64>,
+    sizes: Sizes,
+    pub gaps: Gaps,
 }
 
 impl World {
@@ -84,11 +95,14 @@ impl World {
             next: 0,
             steps: 0,
             is_flaky: false,
+            is_roomy: false,
             failures: 0,
             preemptions: 0,
             copies: 0,
             cached_tokens: 0,
             worked: HashMap::new(),
+            sizes: Sizes::default(),
+            gaps: Gaps::default(),
         }
     }
 
@@ -127,6 +141,7 @@ impl World {
     fn submit_ask(&mut self, prompt: &[u32], ask: Ask, choices: u64) -> SequenceId {
         let first = self.next;
         self.next += choices;
+        self.sizes.note(prompt.len(), ask.max_tokens * choices as usize);
         for id in first..self.next {
             let (tokens, marks) = Default::default();
             let mut truth = Truth {
@@ -190,10 +205,29 @@ impl World {
             self.scheduler.observe(&plan.work, took);
         }
         self.now += took;
+        let backlogged = self.scheduler.waiting.iter().filter(|entry| !entry.is_shadow());
+        let backlogged: BTreeSet<u64> = backlogged.map(|entry| entry.ask.tenant).collect();
         for work in &plan.work {
             self.advance(work);
         }
+        if self.is_roomy {
+            self.check_gaps(backlogged);
+        }
         plan
+    }
+
+    pub fn entries_of(&self, tenant: u64, waiting_only: bool) -> usize {
+        let running = self.scheduler.running.iter().filter(|_| !waiting_only);
+        self.scheduler.waiting.iter().chain(running).filter(|entry| entry.ask.tenant == tenant).count()
+    }
+
+    /// Those of whom something waited for its turn in the step that is over.
+    fn check_gaps(&mut self, backlogged: BTreeSet<u64>) {
+        let is_passed = |entry: &Entry| entry.blocked_since.is_some() && !entry.is_shadow();
+        assert!(!self.scheduler.waiting.iter().any(is_passed), "not a roomy world");
+        let served = |tenant| self.worked.get(&tenant).copied().unwrap_or(0);
+        let credit = OUTPUT_WEIGHT * self.cells.len() as u64;
+        self.gaps.check(&backlogged, served, self.sizes.gap_max(self.limits.running_max, credit));
     }
 
     /// 4 ms, 200 µs for each token, 1 µs for each thousand keys.
