@@ -4,7 +4,7 @@ use base64::Engine;
 use serde_json::{Value, json};
 
 use crate::support::evidence::{attribute, ledger};
-use crate::support::gateway::{Setup, TestGateway, append, chat};
+use crate::support::gateway::{Setup, TestGateway, append, chat, replace};
 use crate::support::http::{self, Response};
 use crate::support::upstream::{Script, Upstream, response};
 use crate::support::{eventually, root};
@@ -145,6 +145,16 @@ fn what_a_model_does_not_do_is_said_clearly() {
     let refused = embed(&shipped, "assistant", json!({"input": "x"}));
     assert_eq!(refusal(&refused), (503, "no_embedding_model".to_owned(), String::new()));
     assert!(refused.json()["error"]["message"].as_str().unwrap().contains("pip install"));
+}
+
+#[test]
+fn an_embedding_model_that_is_to_be_quantised_is_refused_with_what_to_do() {
+    let gateway = setup().start();
+    replace(&gateway.config("routes.toml"), "source = \"mean\"", "source = \"mean\"\nquantize = \"q8_0\"");
+    let reload = gateway.admin("POST", "/admin/reload");
+    let said = reload.json()["problems"].to_string();
+    assert!(reload.status == 422 && said.contains("`tiny`") && said.contains("remove the key"), "{said}");
+    assert_eq!(vectors(&embed(&gateway, "tiny", json!({"input": "as before"}))).len(), 1);
 }
 
 #[test]

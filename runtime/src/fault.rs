@@ -55,11 +55,15 @@ pub(crate) enum Fault {
     ForksFollowTheFirst,
     /// Requests are served in the order of submission once they waited for long.
     FloodServedFirst,
+    /// Who has something running saves up whatever it has no need of.
+    CreditWithoutEnd,
+    /// What was found in the cache is charged like what was computed.
+    CachedTokensCharged,
 }
 
 #[cfg(test)]
 impl Fault {
-    pub const ALL: [Fault; 19] = [
+    pub const ALL: [Fault; 21] = [
         Fault::LeakOnCancel,
         Fault::FreedWhileShared,
         Fault::StaleHash,
@@ -79,6 +83,8 @@ impl Fault {
         Fault::AdmittedWithoutTime,
         Fault::ForksFollowTheFirst,
         Fault::FloodServedFirst,
+        Fault::CreditWithoutEnd,
+        Fault::CachedTokensCharged,
     ];
 }
 

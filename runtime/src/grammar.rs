@@ -19,7 +19,7 @@ use std::{
     panic::{AssertUnwindSafe, catch_unwind},
     sync::{Arc, Mutex, OnceLock, PoisonError},
 };
-use toktrie::{InferenceCapabilities, TokEnv, TokRxInfo, TokTrie, TokenId, TokenizerEnv};
+use toktrie::{InferenceCapabilities, SimpleVob, TokEnv, TokRxInfo, TokTrie, TokenId, TokenizerEnv};
 
 /// What an answer must be, from its first letter to its last.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -276,13 +276,18 @@ impl PartialEq for Grammar {
 impl Grammar {
     /// A new answer's state. Nothing of it is shared with another's: what one may cost does not depend on others.
     pub(crate) fn begin(&self) -> GrammarState {
-        GrammarState(self.0.matcher.lock().unwrap_or_else(PoisonError::into_inner).deep_clone())
+        let matcher = self.0.matcher.lock().unwrap_or_else(PoisonError::into_inner).deep_clone();
+        GrammarState { matcher, next: None }
     }
 }
 
 /// How far one answer has come in its grammar. Knows tokens only, so it outlives whatever happens to their keys and
 /// values.
-pub(crate) struct GrammarState(Matcher);
+pub(crate) struct GrammarState {
+    matcher: Matcher,
+    /// What may come next, if that was asked already.
+    next: Option<Result<SimpleVob, BadGrammar>>,
+}
 
 impl fmt::Debug for GrammarState {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -291,10 +296,18 @@ impl fmt::Debug for GrammarState {
 }
 
 impl GrammarState {
+    /// Finds out what may come next, so that the next mask is there when it is needed.
+    pub fn prepare(&mut self) {
+        if self.next.is_none() {
+            self.next = Some(self.matcher.compute_mask_or_eos().map_err(|error| complaint(&error)));
+        }
+    }
+
     /// Makes every token impossible that the grammar does not allow next. Once nothing may follow, only the end tokens
     /// are left.
     pub fn mask(&mut self, logits: &mut [f32]) -> Result<(), BadGrammar> {
-        let mask = self.0.compute_mask_or_eos().map_err(|error| complaint(&error))?;
+        self.prepare();
+        let Some(mask) = self.next.take().transpose()? else { return Ok(()) };
         let words = mask.as_slice();
         for (chunk, at) in logits.chunks_mut(32).zip(0..) {
             let word = words.get(at).copied().unwrap_or(0);
@@ -313,10 +326,10 @@ impl GrammarState {
     /// Goes on by a token that the mask allowed.
     pub fn accept(&mut self, id: u32) -> Result<(), BadGrammar> {
         // The end token behind what has already ended.
-        if self.0.is_stopped() {
+        if self.matcher.is_stopped() {
             return Ok(());
         }
-        self.0.consume_token(id).map_err(|error| complaint(&error))
+        self.matcher.consume_token(id).map_err(|error| complaint(&error))
     }
 }
 

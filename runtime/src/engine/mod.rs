@@ -7,6 +7,7 @@ pub(crate) mod embed;
 pub(crate) mod encoders;
 pub(crate) mod events;
 pub(crate) mod forward;
+mod masks;
 pub(crate) mod places;
 pub(crate) mod request;
 pub(crate) mod roster;

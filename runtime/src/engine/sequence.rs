@@ -186,6 +186,16 @@ impl Sequence {
         self.ask.scored_from.is_some_and(|from| self.logprobs.len() == self.tokens.len() - from)
     }
 
+    /// What comes next has to keep to a grammar.
+    pub fn is_constrained(&self) -> bool {
+        self.sampler.is_constrained()
+    }
+
+    /// Makes the mask of the next token, which depends on no logits.
+    pub fn prepare(&mut self) {
+        self.sampler.prepare();
+    }
+
     /// Chooses the next token and counts it. `logits` is scratch afterwards.
     fn sample(&mut self, logits: &mut [f32]) -> Result<u32, Failure> {
         let sampled = self.sampler.sample(logits).map_err(|why| match why {

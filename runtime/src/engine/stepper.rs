@@ -6,7 +6,7 @@
 use super::{
     events::{Failure, FinishReason},
     forward::Forward,
-    message,
+    masks, message,
     request::Class,
     scheduler::{History, Limits, Plan, Scheduler, SequenceId, Work},
     sequence::{Ending, Sequence, Vocabulary},
@@ -123,9 +123,7 @@ impl Stepper {
         self.step_began = Some(started);
         self.publish();
         self.count(&plan, &mut record);
-        // Whoever waits for a prompt of this step shares its end, also after it began as a copy.
-        let with_forks = |work: &Work| std::iter::once(work.id).chain(self.scheduler.forks(work.id).iter().copied());
-        let participants: Vec<SequenceId> = plan.work.iter().flat_map(with_forks).collect();
+        let participants: Vec<SequenceId> = plan.work.iter().flat_map(|work| self.with_forks(work)).collect();
         let outcome = catch_unwind(AssertUnwindSafe(|| self.run(&plan, started, &mut record)));
         if let Err(why) = outcome.unwrap_or_else(|panic| Err(message(&*panic))) {
             tracing::error!(model = %self.stats.name, %why, "a step failed");
@@ -169,7 +167,12 @@ impl Stepper {
         let built = Instant::now();
         record.build = built.saturating_duration_since(started);
 
-        let mut logits = self.forward.forward(batch)?;
+        let sampling: Vec<SequenceId> =
+            plan.work.iter().filter(|work| work.samples).flat_map(|work| self.with_forks(work)).collect();
+        let constrained =
+            self.sequences.iter_mut().filter(|(id, sequence)| sequence.is_constrained() && sampling.contains(id));
+        let constrained = constrained.map(|(_, sequence)| sequence).collect();
+        let mut logits = masks::beside(constrained, || self.forward.forward(batch))?;
         let computed = Instant::now();
         record.forward = computed.saturating_duration_since(built);
 
@@ -223,6 +226,11 @@ impl Stepper {
         }
         record.emit = chosen.elapsed();
         Ok(())
+    }
+
+    /// Whoever waits for a prompt of this step shares its end, also after it began as a copy.
+    fn with_forks(&self, work: &Work) -> impl Iterator<Item = SequenceId> {
+        std::iter::once(work.id).chain(self.scheduler.forks(work.id).iter().copied())
     }
 
     fn batch(&self, work: &[Work]) -> StepBatch {

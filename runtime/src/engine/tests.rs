@@ -1,5 +1,7 @@
 //! The engine with a fake model: what happens when a step goes wrong.
 
+mod turns;
+
 use super::{
     Command,
     events::{Event, Failure, FinishReason, Generation},

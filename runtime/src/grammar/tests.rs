@@ -49,6 +49,23 @@ fn lark(text: &str) -> Constraint {
 }
 
 #[test]
+fn a_mask_that_was_made_beforehand_is_the_same() {
+    let grammars = grammars();
+    let grammar = grammars.compile(&regex("(ab|true|[0-9]{2})+x")).expect("a grammar");
+    let (mut early, mut late) = (grammar.begin(), grammar.begin());
+    for byte in *b"12abtrue" {
+        let mut rows = [[0.0f32; ROWS]; 2];
+        early.prepare();
+        early.prepare();
+        for (state, row) in [&mut early, &mut late].into_iter().zip(&mut rows) {
+            state.mask(row).expect("a mask");
+            state.accept(u32::from(byte)).expect("a token that is allowed");
+        }
+        assert_eq!(rows[0], rows[1]);
+    }
+}
+
+#[test]
 fn what_is_drawn_keeps_to_its_constraint_and_ends_where_it_does() {
     let grammars = grammars();
     let schema = json(

@@ -62,15 +62,27 @@ impl Sampler {
         sampler
     }
 
+    pub fn is_constrained(&self) -> bool {
+        self.params.grammar.is_some()
+    }
+
+    /// Does what can be done for the next token before its logits are there.
+    pub fn prepare(&mut self) {
+        if self.grammar.is_none() {
+            self.grammar = self.params.grammar.as_ref().map(Grammar::begin);
+        }
+        if let Some(grammar) = &mut self.grammar {
+            grammar.prepare();
+        }
+    }
+
     /// Chooses the next token. `logits` is scratch afterwards.
     pub fn sample(&mut self, logits: &mut [f32]) -> Result<Sampled, Unsampled> {
         if !is_sound(logits) {
             return Err(Unsampled::NotFinite);
         }
         let raw = self.params.logprobs.map(|count| (logits.to_vec(), count as usize));
-        if self.grammar.is_none() {
-            self.grammar = self.params.grammar.as_ref().map(Grammar::begin);
-        }
+        self.prepare();
         if let Some(grammar) = &mut self.grammar {
             grammar.mask(logits).map_err(Unsampled::Grammar)?;
         }

@@ -62,7 +62,7 @@ impl Scheduler {
     pub(super) fn expire(&mut self, now: Instant) -> Vec<SequenceId> {
         let mut expired = Vec::new();
         while !seeded!(DeadlineIgnored)
-            && let Some(gone) = self.waiting.take_late(now)
+            && let Some(gone) = self.waiting.late(now).and_then(|id| self.unqueue(id))
         {
             for id in std::iter::once(gone.id).chain(gone.forks) {
                 self.leave(gone.ask);
@@ -164,7 +164,7 @@ impl Scheduler {
                 return false;
             }
         }
-        let Some(mut entry) = self.waiting.take(id) else { return false };
+        let Some(mut entry) = self.unqueue(id) else { return false };
         entry.blocks = blocks;
         entry.computed = found * block_tokens;
         entry.has_progressed = false;
@@ -182,7 +182,8 @@ impl Scheduler {
     fn note_first(&mut self, entry: &mut Entry, tokens: &[u32]) -> usize {
         entry.has_started = true;
         if !entry.is_shadow() {
-            self.tenants.charge(entry.ask.tenant, (entry.tokens - entry.computed) as u64 * PROMPT_WEIGHT);
+            let free = if seeded!(CachedTokensCharged) { 0 } else { entry.computed };
+            self.tenants.charge(entry.ask.tenant, (entry.tokens - free) as u64 * PROMPT_WEIGHT);
         }
         if entry.ask.scored_from.is_some() {
             return 0;
@@ -212,7 +213,7 @@ impl Scheduler {
         entry.computed = 0;
         plan.preempted.push(entry.id);
         if !seeded!(PreemptedForgotten) {
-            self.waiting.push(entry);
+            self.queue(entry);
         }
     }
 }

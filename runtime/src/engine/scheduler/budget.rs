@@ -121,6 +121,8 @@ impl<'a> Budget<'a> {
         let want = want.min(plain.saturating_add(self.rows));
         let each = self.cost.micros_of_token(first + want, want > plain);
         let in_time = match self.micros {
+            // Before much was learnt, a token may seem to cost nothing.
+            Some(0.0) => 0,
             Some(left) if each > 0.0 => (left / each) as usize,
             _ => usize::MAX,
         };
@@ -136,7 +138,8 @@ impl<'a> Budget<'a> {
     /// Whether there is time for a token of a sequence of so many.
     pub fn is_open(&self, length: usize, scored_from: Option<usize>) -> bool {
         let each = self.cost.micros_of_token(length, scored_from.is_some());
-        self.tokens > 0 && (self.granted < PROMPT_TOKENS_MIN || self.micros.is_none_or(|left| left >= each))
+        self.tokens > 0
+            && (self.granted < PROMPT_TOKENS_MIN || self.micros.is_none_or(|left| left > 0.0 && left >= each))
     }
 
     /// Whether a sequence may begin for all that it needs to be scored.

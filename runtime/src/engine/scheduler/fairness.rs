@@ -1,7 +1,9 @@
 //! What each tenant was given, in weighted tokens: of those who wait, whoever had least is next.
 //!
-//! After Sheng et al., "Fairness in Serving Large Language Models" (OSDI 2024): while two tenants have work, their
-//! counters differ by a constant.
+//! After Sheng et al., "Fairness in Serving Large Language Models" (OSDI 2024): while two tenants have something that
+//! waits, their counters differ by a constant. An idle hour is not saved up. Nor is one in which a little of a tenant ran
+//! and nothing had to wait, beyond a credit: without any, a tenant whose next request comes when its last one began would
+//! be behind for good.
 
 use std::{
     collections::{BTreeSet, HashMap},
@@ -21,6 +23,8 @@ pub(super) struct Tenant {
     pub served: u64,
     /// Its sequences that wait or run.
     pub active: usize,
+    /// Its entries in the queue.
+    waiting: usize,
     /// When one of its requests last got blocks.
     last_admitted: Option<Instant>,
 }
@@ -28,33 +32,35 @@ pub(super) struct Tenant {
 #[derive(Debug, Default)]
 pub(super) struct Tenants {
     tenants: HashMap<u64, Tenant>,
-    /// (served, tenant)
-    active: BTreeSet<(u64, u64)>,
+    /// (served, tenant) of those with something in the queue.
+    waiting: BTreeSet<(u64, u64)>,
     /// (served, tenant)
     idle: BTreeSet<(u64, u64)>,
-    /// The least that any active tenant was given so far. Nobody returns from idling with less: an idle hour is not saved
-    /// up.
+    /// The least that anybody in the queue was given so far. Nobody comes back from idling with less.
     floor: u64,
+    /// So much less may be had by one with something running.
+    credit: u64,
 }
 
 impl Tenants {
+    pub fn new(credit: u64) -> Tenants {
+        Tenants { credit, ..Tenants::default() }
+    }
+
     pub fn enter(&mut self, id: u64, sequences: usize) {
         self.raise_floor();
         let tenant = self.tenants.entry(id).or_default();
         if tenant.active == 0 {
             self.idle.remove(&(tenant.served, id));
             tenant.served = tenant.served.max(self.floor);
-            self.active.insert((tenant.served, id));
         }
         tenant.active += sequences;
     }
 
     pub fn leave(&mut self, id: u64) {
-        self.raise_floor();
         let Some(tenant) = self.tenants.get_mut(&id) else { return };
         tenant.active -= 1;
         if tenant.active == 0 {
-            self.active.remove(&(tenant.served, id));
             self.idle.insert((tenant.served, id));
         }
         // Who has had no more than the floor would return at the floor anyway.
@@ -66,12 +72,37 @@ impl Tenants {
         }
     }
 
+    /// An entry of an active tenant comes into the queue.
+    pub fn queue(&mut self, id: u64) {
+        self.raise_floor();
+        let Some(tenant) = self.tenants.get_mut(&id) else { return };
+        if tenant.waiting == 0 {
+            if !seeded!(CreditWithoutEnd) {
+                tenant.served = tenant.served.max(self.floor.saturating_sub(self.credit));
+            }
+            self.waiting.insert((tenant.served, id));
+        }
+        tenant.waiting += 1;
+    }
+
+    /// One leaves it.
+    pub fn unqueue(&mut self, id: u64) {
+        self.raise_floor();
+        let Some(tenant) = self.tenants.get_mut(&id) else { return };
+        tenant.waiting -= 1;
+        if tenant.waiting == 0 {
+            self.waiting.remove(&(tenant.served, id));
+        }
+    }
+
     /// For an active tenant.
     pub fn charge(&mut self, id: u64, tokens: u64) {
         let Some(tenant) = self.tenants.get_mut(&id) else { return };
-        self.active.remove(&(tenant.served, id));
+        let waits = self.waiting.remove(&(tenant.served, id));
         tenant.served += tokens;
-        self.active.insert((tenant.served, id));
+        if waits {
+            self.waiting.insert((tenant.served, id));
+        }
     }
 
     pub fn note_admission(&mut self, id: u64, now: Instant) {
@@ -94,7 +125,7 @@ impl Tenants {
     }
 
     fn raise_floor(&mut self) {
-        let least = self.active.first().map_or(0, |&(served, _)| served);
+        let least = self.waiting.first().map_or(0, |&(served, _)| served);
         self.floor = self.floor.max(least);
     }
 }

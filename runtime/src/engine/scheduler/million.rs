@@ -2,8 +2,12 @@
 
 use super::{
     Limits,
+    gap::much_after_little,
     simulation::World,
-    tests::{a_flood_before_another, a_large_one_among_small_ones, limits, two_backlogged_tenants},
+    tests::{
+        a_choice_fails_at_its_beginning, a_flood_before_another, a_large_one_among_small_ones, limits,
+        two_backlogged_tenants,
+    },
 };
 use crate::{
     engine::request::Class,
@@ -34,6 +38,36 @@ struct Seen {
     preemptions: u64,
     copies: u64,
     cached_tokens: u64,
+    /// Steps for which the same two tenants were backlogged at most.
+    longest_rivalry: u64,
+}
+
+/// What some tenants ask for: prompt and output tokens at most, and choices.
+const HABITS: [(usize, usize, u64); 3] = [(10, 60, 1), (200, 5, 1), (40, 30, 4)];
+
+/// How much one asks for.
+#[derive(Clone, Copy)]
+enum Demand {
+    Nothing,
+    /// Something of it always runs, and seldom anything waits.
+    Little,
+    /// Something of it always waits.
+    Everything,
+}
+
+impl Demand {
+    fn any(random: &mut Random) -> Demand {
+        [Demand::Nothing, Demand::Little, Demand::Everything, Demand::Everything][random.below(4)]
+    }
+
+    fn is_met(self, world: &World, tenant: u64) -> bool {
+        let entries = |waiting_only| world.entries_of(tenant, waiting_only);
+        match self {
+            Demand::Nothing => true,
+            Demand::Little => entries(false) >= 2,
+            Demand::Everything => entries(true) >= 5,
+        }
+    }
 }
 
 /// One pool, one set of limits, and whoever comes.
@@ -46,13 +80,17 @@ fn episode(random: &mut Random, steps: u64, seen: &mut Seen) {
         preempt_always: random.one_in(10),
         ..limits(step_tokens, 1 + random.below(80), running_max)
     };
-    let blocks = 10 + random.below(30);
+    let is_crowded = random.one_in(3);
+    let blocks = if is_crowded { 12 * running_max + 12 } else { 10 + random.below(30) };
     let room = (blocks - 1) * 32;
     let mut world = World::new(limits, blocks as u32);
-    world.is_flaky = random.one_in(2);
+    (world.is_flaky, world.is_roomy) = (random.one_in(2), is_crowded);
     let mut earlier: Vec<u32> = Vec::new();
+    let mut demands = HABITS.map(|_| Demand::any(random));
     while world.steps < steps {
-        if world.alive.len() < 16 && random.one_in(3) {
+        if is_crowded {
+            crowd(random, &mut world, &mut demands);
+        } else if world.alive.len() < 16 && random.one_in(3) {
             let (mut prompt, tenant) = (prompt(random, &earlier), random.below(4) as u64);
             // Now and then one that needs most of the pool.
             let most = if random.one_in(20) { room - 60 } else { room.min(260) - 60 };
@@ -89,6 +127,22 @@ fn episode(random: &mut Random, steps: u64, seen: &mut Seen) {
     seen.preemptions += world.preemptions;
     seen.copies += world.copies;
     seen.cached_tokens += world.cached_tokens;
+    seen.longest_rivalry = seen.longest_rivalry.max(world.gaps.longest);
+}
+
+/// Tenants of different habits, each for some time with much to ask for and for some time with little.
+fn crowd(random: &mut Random, world: &mut World, demands: &mut [Demand]) {
+    for ((tenant, demand), (prompt, output, choices)) in (0..).zip(demands).zip(HABITS) {
+        if random.one_in(4000) {
+            *demand = Demand::any(random);
+        }
+        while !demand.is_met(world, tenant) {
+            // Each begins as the one before.
+            let prompt = vec![2000; 1 + random.below(prompt)];
+            let class = if random.one_in(20) { Class::Shadow } else { Class::Interactive };
+            world.submit(&prompt, 1 + random.below(output), (tenant, class), None, choices);
+        }
+    }
 }
 
 /// One of a few beginnings that all tenants use, or what an earlier conversation said; then something else.
@@ -121,6 +175,7 @@ fn a_million_steps_break_no_promise() {
     // Nothing of what could go wrong was left out.
     assert!(seen.failures > 1000);
     assert!(seen.preemptions > 10_000 && seen.copies > 1000 && seen.cached_tokens > 100_000);
+    assert!(seen.longest_rivalry > 1000);
 }
 
 #[test]
@@ -139,7 +194,9 @@ fn every_seeded_mistake_is_noticed() {
 
 fn every_world() {
     two_backlogged_tenants();
+    much_after_little();
+    a_choice_fails_at_its_beginning();
     a_flood_before_another();
     a_large_one_among_small_ones();
-    random_worlds(8, 10_000);
+    random_worlds(16, 10_000);
 }

@@ -15,9 +15,13 @@
 
 mod admission;
 mod budget;
+mod entry;
 mod fairness;
 #[cfg(test)]
+mod gap;
+#[cfg(test)]
 mod million;
+mod plan;
 mod preempt;
 mod queue;
 #[cfg(test)]
@@ -27,15 +31,14 @@ mod tests;
 
 use super::request::Class;
 use crate::{
-    kv::{
-        block_pool::{BlockCopy, BlockPool, Blocks},
-        prefix::{Chain, Salt},
-    },
+    kv::block_pool::{BlockPool, Blocks},
     report::PrefixReport,
 };
 pub(crate) use budget::SCORED_ROWS_MAX;
-use budget::{Budget, CostModel, Load, before_rows};
+use budget::{Budget, CostModel, Load};
+use entry::Entry;
 use fairness::{OUTPUT_WEIGHT, Tenants};
+pub(crate) use plan::{Admitted, Ask, Limits, Plan, Work};
 use queue::Queue;
 use std::time::{Duration, Instant};
 
@@ -44,113 +47,6 @@ pub(crate) type SequenceId = u64;
 /// Where the scheduler looks up a sequence's tokens: prompt and output so far.
 pub(crate) trait History {
     fn tokens(&self, id: SequenceId) -> &[u32];
-}
-
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Limits {
-    pub step_tokens: usize,
-    pub prefill_chunk: usize,
-    pub running_max: usize,
-    pub block_tokens: usize,
-    /// How long a step may take while somebody decodes.
-    pub itl_target: Duration,
-    /// Take every sequence's blocks away after each token: for tests of what must not make a difference.
-    pub preempt_always: bool,
-}
-
-/// What the scheduler needs to know of a request.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Ask {
-    pub prompt_tokens: usize,
-    pub max_tokens: usize,
-    pub tenant: u64,
-    pub salt: Salt,
-    pub class: Class,
-    pub submitted: Instant,
-    pub deadline: Option<Instant>,
-    /// Some: the tokens from here on, which is not the first, are scored, and none is sampled. Nothing of it is found in
-    /// the cache, where rows are missing, nor left there, where others would lose what they come back to.
-    pub scored_from: Option<usize>,
-}
-
-/// One step.
-#[derive(Debug, Default, PartialEq, Eq)]
-pub(crate) struct Plan {
-    /// Their deadline passed in the queue; they are forgotten.
-    pub expired: Vec<SequenceId>,
-    /// They gave up their blocks and wait again.
-    pub preempted: Vec<SequenceId>,
-    pub admitted: Vec<Admitted>,
-    /// To be made in this order, before the work.
-    pub copies: Vec<BlockCopy>,
-    /// Decoding sequences first.
-    pub work: Vec<Work>,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Admitted {
-    pub id: SequenceId,
-    /// Tokens that were found in the cache.
-    pub cached: usize,
-    /// Tokens that a pool of twice the size would have found too.
-    pub regretted: usize,
-    /// Not a choice that begins as another's copy.
-    pub owns_prompt: bool,
-}
-
-/// Tokens `first..first + count` of one sequence.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Work {
-    pub id: SequenceId,
-    pub first: usize,
-    pub count: usize,
-    /// The last of them is the sequence's last token: sample after it.
-    pub samples: bool,
-    /// How many of the last of them need logits.
-    pub rows: usize,
-}
-
-/// A sequence that waits or runs.
-struct Entry {
-    id: SequenceId,
-    ask: Ask,
-    tokens: usize,
-    computed: usize,
-    /// None while it waits.
-    blocks: Blocks,
-    chain: Chain,
-    /// Choices that begin as copies of this one when its prompt is computed. Until then they wait and run with it.
-    forks: Vec<SequenceId>,
-    /// It had blocks before: its prompt is paid for and its deadline is kept.
-    has_started: bool,
-    /// It gained a token since it got its blocks. Before, they are not taken from it: nothing would ever end.
-    has_progressed: bool,
-    /// When it was first found not to fit, and every time since.
-    blocked_since: Option<Instant>,
-}
-
-impl Entry {
-    /// It is this sequence, or one that begins as its copy.
-    fn holds(&self, id: SequenceId) -> bool {
-        self.id == id || self.forks.contains(&id)
-    }
-
-    fn is_shadow(&self) -> bool {
-        self.ask.class == Class::Shadow
-    }
-
-    fn missing(&self) -> usize {
-        self.tokens - self.computed
-    }
-
-    fn work(&self, count: usize) -> Work {
-        let samples = count == self.missing();
-        let rows = match self.ask.scored_from {
-            Some(_) => count.saturating_sub(before_rows(self.computed, self.ask.scored_from)),
-            None => usize::from(samples),
-        };
-        Work { id: self.id, first: self.computed, count, samples, rows }
-    }
 }
 
 pub(crate) struct Scheduler {
@@ -165,12 +61,14 @@ pub(crate) struct Scheduler {
 
 impl Scheduler {
     pub fn new(limits: Limits, blocks: u32) -> Scheduler {
+        let pool_tokens = u64::from(blocks) * limits.block_tokens as u64;
         Scheduler {
             limits,
             pool: BlockPool::new(blocks),
             waiting: Queue::default(),
             running: Vec::new(),
-            tenants: Tenants::default(),
+            // By about so much those who run get ahead of those who wait.
+            tenants: Tenants::new(pool_tokens * OUTPUT_WEIGHT),
             cost: CostModel::default(),
             prefix: PrefixReport::default(),
         }
@@ -182,18 +80,7 @@ impl Scheduler {
         if ask.class != Class::Shadow {
             self.tenants.enter(ask.tenant, 1 + forks.len());
         }
-        self.waiting.push(Entry {
-            id,
-            ask,
-            tokens: ask.prompt_tokens,
-            computed: 0,
-            blocks: Blocks::default(),
-            chain: Chain::new(ask.salt, self.limits.block_tokens),
-            forks,
-            has_started: false,
-            has_progressed: false,
-            blocked_since: None,
-        });
+        self.queue(Entry::new(id, forks, ask, self.limits.block_tokens));
     }
 
     /// `users_elsewhere`: somebody waits for an answer of another model, whose step comes after this one.
@@ -287,7 +174,7 @@ impl Scheduler {
             has_progressed: has_place && has_token,
             blocked_since: None,
         };
-        if has_place { self.running.push(entry) } else { self.waiting.push(entry) }
+        if has_place { self.running.push(entry) } else { self.queue(entry) }
     }
 
     fn charge_output(&mut self, at: usize, tokens: u64) {
@@ -302,7 +189,7 @@ impl Scheduler {
         while let Some(mut entry) = self.running.pop() {
             self.pool.give_back(std::mem::take(&mut entry.blocks));
             entry.computed = 0;
-            self.waiting.push(entry);
+            self.queue(entry);
         }
         self.pool.forget();
     }
@@ -310,7 +197,7 @@ impl Scheduler {
     /// The sequence is over, wherever it was. Choices that waited for its prompt go on without it.
     pub fn remove(&mut self, id: SequenceId) {
         let at = self.running.iter().position(|entry| entry.holds(id));
-        let found = at.map(|at| self.running.remove(at)).or_else(|| self.waiting.take(id));
+        let found = at.map(|at| self.running.remove(at)).or_else(|| self.unqueue(id));
         let Some(mut entry) = found else { return };
         self.leave(entry.ask);
         if entry.id != id {
@@ -325,8 +212,23 @@ impl Scheduler {
         }
         match at {
             Some(at) => self.running.insert(at, entry),
-            None => self.waiting.push(entry),
+            None => self.queue(entry),
         }
+    }
+
+    fn queue(&mut self, entry: Entry) {
+        if !entry.is_shadow() {
+            self.tenants.queue(entry.ask.tenant);
+        }
+        self.waiting.push(entry);
+    }
+
+    fn unqueue(&mut self, id: SequenceId) -> Option<Entry> {
+        let entry = self.waiting.take(id)?;
+        if !entry.is_shadow() {
+            self.tenants.unqueue(entry.ask.tenant);
+        }
+        Some(entry)
     }
 
     fn leave(&mut self, ask: Ask) {

@@ -36,9 +36,8 @@ impl Queue {
     }
 
     /// One whose deadline has passed.
-    pub fn take_late(&mut self, now: Instant) -> Option<Entry> {
-        let &(deadline, id) = self.deadlines.first()?;
-        if deadline <= now { self.take(id) } else { None }
+    pub fn late(&self, now: Instant) -> Option<SequenceId> {
+        self.deadlines.first().filter(|(deadline, _)| *deadline <= now).map(|&(_, id)| id)
     }
 
     pub fn get(&self, id: SequenceId) -> Option<&Entry> {

@@ -1,10 +1,15 @@
 //! The scheduler, the block pool and the prefix cache with a fake model and a fake clock: a world that checks after every
 //! step that what must hold does.
 
-use super::{Ask, History, Limits, Plan, Scheduler, SequenceId, Work, admission::patience, budget::PROMPT_TOKENS_MIN};
+mod checks;
+
+use super::{
+    Ask, History, Limits, Plan, Scheduler, SequenceId, Work,
+    gap::{Gaps, Sizes},
+};
 use crate::engine::request::Class;
 use std::{
-    collections::{BTreeMap, HashMap, HashSet},
+    collections::{BTreeMap, BTreeSet, HashMap},
     time::{Duration, Instant},
 };
 
@@ -50,11 +55,6 @@ impl History for BTreeMap<SequenceId, Truth> {
     }
 }
 
-/// Nobody but shadows waits longer for admission than its class's patience and this, in a queue as short as a test's.
-const SLACK: Duration = Duration::from_secs(20);
-/// Nobody who runs is without work for longer: the longest prompts before it in pieces of the least size.
-const IDLE_STEPS_MAX: u64 = 500;
-
 pub(super) struct World {
     pub scheduler: Scheduler,
     limits: Limits,
@@ -65,12 +65,16 @@ pub(super) struct World {
     pub steps: u64,
     /// Sampling fails now and then, for one choice and not for another.
     pub is_flaky: bool,
+    /// Everything fits and all users are of one class: nobody is passed, so nothing but their turn keeps them waiting.
+    pub is_roomy: bool,
     pub failures: u64,
     pub preemptions: u64,
     pub copies: u64,
     pub cached_tokens: u64,
     /// Per tenant, as it should be charged.
     pub worked: HashMap<u64, u64>,
+    sizes: Sizes,
+    pub gaps: Gaps,
 }
 
 impl World {
@@ -84,11 +88,14 @@ impl World {
             next: 0,
             steps: 0,
             is_flaky: false,
+            is_roomy: false,
             failures: 0,
             preemptions: 0,
             copies: 0,
             cached_tokens: 0,
             worked: HashMap::new(),
+            sizes: Sizes::default(),
+            gaps: Gaps::default(),
         }
     }
 
@@ -127,6 +134,7 @@ impl World {
     fn submit_ask(&mut self, prompt: &[u32], ask: Ask, choices: u64) -> SequenceId {
         let first = self.next;
         self.next += choices;
+        self.sizes.note(prompt.len(), ask.max_tokens * choices as usize);
         for id in first..self.next {
             let (tokens, marks) = Default::default();
             let mut truth = Truth {
@@ -190,138 +198,26 @@ impl World {
             self.scheduler.observe(&plan.work, took);
         }
         self.now += took;
+        let backlogged = self.scheduler.waiting.iter().filter(|entry| !entry.is_shadow());
+        let backlogged: BTreeSet<u64> = backlogged.map(|entry| entry.ask.tenant).collect();
         for work in &plan.work {
             self.advance(work);
         }
+        if self.is_roomy {
+            self.check_gaps(backlogged);
+        }
         plan
+    }
+
+    pub fn entries_of(&self, tenant: u64, waiting_only: bool) -> usize {
+        let running = self.scheduler.running.iter().filter(|_| !waiting_only);
+        self.scheduler.waiting.iter().chain(running).filter(|entry| entry.ask.tenant == tenant).count()
     }
 
     /// 4 ms, 200 µs for each token, 1 µs for each thousand keys.
     fn duration(&self, work: &[Work]) -> Duration {
         let micros: usize = work.iter().map(|work| 200 * work.count + work.count * work.first / 1000).sum();
         Duration::from_micros(4000 + micros as u64)
-    }
-
-    fn take_note(&mut self, plan: &Plan) {
-        for id in &plan.expired {
-            let truth = self.alive.remove(id).expect("an expired sequence was alive");
-            assert!(!truth.was_admitted && truth.ask.deadline.is_some_and(|deadline| deadline <= self.now));
-        }
-        let is_late = |truth: &&Truth| !truth.was_admitted && truth.ask.deadline.is_some_and(|d| d <= self.now);
-        assert!(!self.alive.values().any(|truth| is_late(&truth)), "a deadline passed unnoticed");
-        for id in &plan.preempted {
-            let truth = self.alive.get_mut(id).expect("a preempted sequence is alive");
-            assert!(truth.has_progressed || truth.is_shadow(), "preempted before its blocks were of any use");
-            assert!(truth.computed.take().is_some(), "preempted while it waited");
-            truth.preempted = Some(self.now);
-            self.preemptions += 1;
-        }
-        for admitted in &plan.admitted {
-            let truth = self.alive.get_mut(&admitted.id).expect("an admitted sequence is alive");
-            assert!(truth.computed.is_none());
-            let has_work = plan.work.iter().any(|work| work.id == admitted.id);
-            assert!(has_work || !admitted.owns_prompt, "admitted to a step that has nothing for it");
-            assert!(admitted.cached < truth.tokens.len(), "nothing is left to compute");
-            if !truth.was_admitted && !truth.is_shadow() {
-                let waited = self.now - truth.ask.submitted;
-                let bound = patience(truth.ask.class).expect("not a shadow") + SLACK;
-                assert!(waited <= bound, "a {:?} request waited for {waited:?}", truth.ask.class);
-            }
-            if let Some(preempted) = truth.preempted.take().filter(|_| !truth.is_shadow()) {
-                let waited = self.now - preempted;
-                let bound = patience(truth.ask.class).expect("not a shadow") + SLACK;
-                assert!(waited <= bound, "a preempted {:?} request waited for {waited:?}", truth.ask.class);
-            }
-            if admitted.owns_prompt {
-                truth.computed = Some(admitted.cached);
-                truth.has_progressed = false;
-                if !truth.was_admitted && !truth.is_shadow() {
-                    *self.worked.entry(truth.ask.tenant).or_default() += (truth.tokens.len() - admitted.cached) as u64;
-                }
-                self.cached_tokens += admitted.cached as u64;
-            }
-            truth.was_admitted = true;
-        }
-    }
-
-    fn check_work(&mut self, plan: &Plan, users_elsewhere: bool) {
-        let mut budget = self.limits.step_tokens;
-        let mut seen = HashSet::new();
-        let is_busy = users_elsewhere || self.alive.values().any(|truth| !truth.is_shadow());
-        let (mut read, mut is_awaited) = (0, false);
-        for work in &plan.work {
-            assert!(seen.insert(work.id), "a sequence comes twice");
-            let truth = self.alive.get(&work.id).expect("a sequence that is over has work");
-            assert_eq!(Some(work.first), truth.computed, "not where the last step ended");
-            let tokens = truth.tokens.len();
-            assert!(work.count >= 1 && work.count <= self.limits.prefill_chunk && work.first + work.count <= tokens);
-            assert_eq!(work.samples, work.first + work.count == tokens);
-            let rows = match truth.ask.scored_from {
-                Some(from) => (work.first..work.first + work.count).filter(|row| row + 1 >= from).count(),
-                None => usize::from(work.samples),
-            };
-            assert_eq!(work.rows, rows);
-            budget = budget.checked_sub(work.count).expect("more tokens than the step's budget");
-            assert!(!(truth.is_shadow() && is_busy), "a shadow shares a step with somebody who waits for an answer");
-            for block in
-                work.first / self.limits.block_tokens..=(work.first + work.count - 1) / self.limits.block_tokens
-            {
-                let block = self.scheduler.table(work.id)[block];
-                let pool = self.scheduler.pool();
-                assert!(pool.owners(block) == 1 && !pool.is_published(block), "a shared block would be written to");
-            }
-            let is_new = plan.admitted.iter().any(|admitted| admitted.id == work.id);
-            if tokens - work.first > 1 || is_new {
-                read += work.count;
-            } else {
-                is_awaited = true;
-            }
-        }
-        let decoding = |truth: &Truth| {
-            truth.has_progressed && truth.computed.is_some_and(|computed| computed + 1 == truth.tokens.len())
-        };
-        for (id, _) in self.alive.iter().filter(|(_, truth)| decoding(truth) && !(truth.is_shadow() && is_busy)) {
-            assert!(seen.contains(id), "a decoding sequence was left out");
-        }
-        if is_awaited && read > PROMPT_TOKENS_MIN {
-            let expected = self.scheduler.expected(&plan.work);
-            assert!(expected <= self.limits.itl_target + Duration::from_micros(50), "{expected:?} is too long a step");
-        }
-        let nothing = plan.work.is_empty() && plan.expired.is_empty();
-        let may_run = |truth: &Truth| !(truth.is_shadow() && is_busy);
-        assert!(!nothing || !self.alive.values().any(may_run), "deadlock with {} sequences", self.alive.len());
-        for (id, truth) in self.alive.iter_mut().filter(|(_, truth)| may_run(truth)) {
-            let is_idle = truth.computed.is_some() && !seen.contains(id);
-            truth.idle_steps = if is_idle { truth.idle_steps + 1 } else { 0 };
-            assert!(truth.idle_steps <= IDLE_STEPS_MAX, "a running sequence has no work");
-        }
-    }
-
-    fn check_blocks(&self) {
-        let pool = self.scheduler.pool();
-        let mut owners = vec![(0, None); pool.total() as usize];
-        let mut known = self.scheduler.waiting();
-        for (id, truth) in &self.alive {
-            let table = self.scheduler.table(*id);
-            if table.is_empty() {
-                continue;
-            }
-            known += 1 + self.scheduler.forks(*id).len();
-            for &block in table {
-                let (count, group) = &mut owners[block as usize];
-                *count += 1;
-                let related = group.replace(truth.group).is_none_or(|other| other == truth.group);
-                assert!(related || pool.is_published(block), "strangers share a block that is still written to");
-            }
-        }
-        assert_eq!(known, self.alive.len(), "a sequence was lost, or was not forgotten");
-        let mut used = 0;
-        for (block, (count, _)) in owners.iter().enumerate() {
-            assert_eq!(pool.owners(block as u32), *count, "block {block} has other owners than it thinks");
-            used += u32::from(*count > 0);
-        }
-        assert_eq!((pool.used(), pool.free()), (used, (pool.total() - used) as usize), "a block is lost or free twice");
-        assert!(self.scheduler.running() <= self.limits.running_max);
     }
 
     /// What the model does: it reads every earlier token's cell, and writes its own.

@@ -315,8 +315,7 @@ fn rows_are_scored_a_few_in_a_step() {
     assert_eq!(rows, 100 - SCORED_ROWS_MAX + 200, "every row once");
 }
 
-#[test]
-fn a_choice_that_fails_at_its_beginning_takes_no_other_with_it() {
+pub(super) fn a_choice_fails_at_its_beginning() {
     for bad in 0..3 {
         let mut world = World::new(limits(200, 200, 8), 100);
         let first = world.submit(&(0..70).collect::<Vec<_>>(), 10, (1, Class::Interactive), None, 3);
@@ -328,6 +327,11 @@ fn a_choice_that_fails_at_its_beginning_takes_no_other_with_it() {
         let work: Vec<_> = plan.work.iter().map(|work| (work.id, work.first, work.count)).collect();
         assert_eq!(work, sampled.iter().map(|&id| (id, 70, 1)).collect::<Vec<_>>());
     }
+}
+
+#[test]
+fn a_choice_that_fails_at_its_beginning_takes_no_other_with_it() {
+    a_choice_fails_at_its_beginning();
 }
 
 #[test]
