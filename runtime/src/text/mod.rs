@@ -5,12 +5,12 @@ pub(crate) mod encoder;
 pub(crate) mod folder;
 mod guard;
 mod strftime;
-mod template;
+pub(crate) mod template;
 pub(crate) mod tokenizer;
 mod vocabulary;
 
 /// One turn of a conversation.
-#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct Message {
     pub role: String,
     pub content: String,

@@ -1,4 +1,5 @@
-//! Chat templates: the Jinja that a model folder brings, rendered as the Python side would.
+//! Chat templates: the Jinja that a model folder brings, rendered as the Python side would. A template is a program: its
+//! steps are bounded here, its memory is not. What strangers wrote belongs into a process that may be lost.
 
 use super::{Message, TemplateError, strftime};
 use minijinja::{
@@ -6,15 +7,23 @@ use minijinja::{
     syntax::SyntaxConfig,
     value::{Kwargs, Serde},
 };
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use serde_json::{Map, Serializer, ser::Formatter};
 
 /// Instructions one rendering may take; a thousand messages need about a tenth. Beyond it the rendering fails.
 const FUEL: u64 = 2_000_000;
 
-pub(crate) struct Template {
-    environment: Environment<'static>,
+/// A template as its model brings it, to be compiled here or in another process.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct TemplateSource {
+    pub(crate) text: String,
     /// `bos_token`, `eos_token` and their like, by name.
+    pub(crate) special: Map<String, serde_json::Value>,
+}
+
+/// A compiled template.
+pub struct Template {
+    environment: Environment<'static>,
     special: Value,
 }
 
@@ -23,10 +32,10 @@ const NAME: &str = "chat";
 const SOURCE_BYTES_MAX: usize = 128 << 10;
 
 impl Template {
-    /// Compiles the template. `special`: the special tokens that it may name.
-    pub fn new(source: String, special: &Map<String, serde_json::Value>) -> Result<Template, TemplateError> {
-        if source.len() > SOURCE_BYTES_MAX {
-            return Err(TemplateError(format!("it has {} bytes (at most {SOURCE_BYTES_MAX})", source.len())));
+    pub fn new(source: &TemplateSource) -> Result<Template, TemplateError> {
+        let TemplateSource { text, special } = source;
+        if text.len() > SOURCE_BYTES_MAX {
+            return Err(TemplateError(format!("it has {} bytes (at most {SOURCE_BYTES_MAX})", text.len())));
         }
         let mut environment = Environment::new();
         environment.set_fuel(Some(FUEL));
@@ -39,7 +48,7 @@ impl Template {
         });
         environment.add_function("strftime_now", |format: String| strftime::now(&format));
         environment.add_filter("tojson", to_json);
-        environment.add_template_owned(NAME, source).map_err(|error| describe(&error))?;
+        environment.add_template_owned(NAME, text.clone()).map_err(|error| describe(&error))?;
         Ok(Template { environment, special: Value::from(Serde(special)) })
     }
 
@@ -95,16 +104,15 @@ impl Formatter for OneLine {
 
 #[cfg(test)]
 mod tests {
-    use super::{Map, Message, Template, TemplateError};
+    use super::{Map, Message, Template, TemplateError, TemplateSource};
 
     fn render(source: &str, messages: &[(&str, &str)]) -> Result<String, TemplateError> {
-        let mut special = Map::new();
-        special.insert("bos_token".to_owned(), "<s>".into());
+        let special = Map::from_iter([("bos_token".to_owned(), "<s>".into())]);
         let messages: Vec<Message> = messages
             .iter()
             .map(|&(role, content)| Message { role: role.to_owned(), content: content.to_owned() })
             .collect();
-        Template::new(source.to_owned(), &special)?.render(&messages)
+        Template::new(&TemplateSource { text: source.to_owned(), special })?.render(&messages)
     }
 
     #[test]
