@@ -129,7 +129,9 @@ impl Owner {
         for is_fresh in [false, true] {
             let mut renderer = match self.renderer.take().filter(|_| !is_fresh) {
                 Some(renderer) => renderer,
-                None => Renderer::start(&self.program, &self.source).map_err(|error| unavailable(&self.model, &error))?,
+                None => {
+                    Renderer::start(&self.program, &self.source).map_err(|error| unavailable(&self.model, &error))?
+                }
             };
             match renderer.ask(&talk) {
                 Ok(said) => {

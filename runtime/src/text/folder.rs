@@ -109,10 +109,7 @@ impl TextSide {
     /// The messages as a template may see them: see `guard`.
     pub fn guarded(&self, messages: &[Message]) -> Vec<Message> {
         let safe = |text: &String| self.tokenizer.guarded(text).unwrap_or_else(|| text.clone());
-        messages
-            .iter()
-            .map(|message| Message { role: safe(&message.role), content: safe(&message.content) })
-            .collect()
+        messages.iter().map(|message| Message { role: safe(&message.role), content: safe(&message.content) }).collect()
     }
 
     pub fn encode(&self, rendered: &str) -> Result<Vec<u32>, TextError> {

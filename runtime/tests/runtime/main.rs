@@ -10,6 +10,7 @@ mod gguf;
 mod gguf_file;
 mod goldens;
 mod hostile;
+mod kinds;
 mod lifecycle;
 mod memory;
 mod minilm;
