@@ -26,7 +26,7 @@ pub(crate) struct TextSide {
 enum Chat {
     /// The model brings no chat template.
     Never,
-    Here(Template),
+    Here(Box<Template>),
     Elsewhere(TemplateSource),
 }
 
@@ -78,7 +78,7 @@ impl TextSide {
         let bad = |error: TemplateError| format!("its chat template does not work: {error}");
         let chat = match (source, renders) {
             (None, _) => Chat::Never,
-            (Some(source), Renders::Here) => Chat::Here(Template::new(&source).map_err(bad)?),
+            (Some(source), Renders::Here) => Chat::Here(Box::new(Template::new(&source).map_err(bad)?)),
             (Some(source), Renders::Elsewhere) => Chat::Elsewhere(source),
         };
         let text = TextSide { tokenizer, chat };

@@ -3,7 +3,9 @@
 pub(crate) mod detokenize;
 pub(crate) mod encoder;
 pub(crate) mod folder;
+mod generation;
 mod guard;
+mod python;
 mod strftime;
 pub(crate) mod template;
 pub(crate) mod tokenizer;

@@ -18,5 +18,7 @@ mod quantised;
 mod refusals;
 mod steered;
 mod support;
+mod templates;
+mod tokenizers;
 mod twins;
 mod versions;
