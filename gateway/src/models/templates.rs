@@ -125,9 +125,9 @@ impl Owner {
             Unrendered::Unavailable
         };
         let talk = serde_json::to_vec(talk).map_err(|error| unavailable(&self.model, &error.into()))?;
-        // A child may have been killed from outside. A talk that ends one which was started for it is to blame.
-        for is_fresh in [false, true] {
-            let mut renderer = match self.renderer.take().filter(|_| !is_fresh) {
+        // A child may have been killed from outside. A talk that ends the next one too, started for it, is to blame.
+        for _ in 0..2 {
+            let mut renderer = match self.renderer.take() {
                 Some(renderer) => renderer,
                 None => {
                     Renderer::start(&self.program, &self.source).map_err(|error| unavailable(&self.model, &error))?

@@ -5,7 +5,7 @@
 pub(super) fn without_marks(template: &str) -> String {
     let mut out = String::with_capacity(template.len());
     let mut rest = template;
-    while let Some(at) = rest.find(['{']) {
+    while let Some(at) = rest.find('{') {
         let (before, tag) = rest.split_at(at);
         out.push_str(before);
         let len = match tag.as_bytes().get(1) {
@@ -56,7 +56,7 @@ fn end_of(tag: &str, close: &str) -> Option<usize> {
 
 /// Where `{% endraw %}` begins.
 fn end_of_raw(text: &str) -> usize {
-    let tags = text.match_indices("{%").map(|(at, _)| at);
+    let mut tags = text.match_indices("{%").map(|(at, _)| at);
     let is_end = |at: &usize| end_of(&text[*at..], "%}").and_then(|len| name(&text[*at..*at + len])) == Some("endraw");
-    tags.into_iter().find(is_end).unwrap_or(text.len())
+    tags.find(is_end).unwrap_or(text.len())
 }
