@@ -74,23 +74,21 @@ fn nobody_finds_what_another_tenant_has_asked() {
     assert_eq!(found, 0, "how fast an answer comes would tell what others ask");
 }
 
-/// A gateway whose engine holds 1,024 tokens, and a long answer that fills most of them.
-fn full(timeouts: &str) -> (TestGateway, http::Open) {
+#[test]
+fn who_waits_longer_than_the_route_allows_is_told_when_to_come_back_and_owes_nothing() {
     let setup = Setup::shipped();
     setup.replace("routes.toml", "glimmer-1 = 90, glimmer-2 = 10", "glimmer-1 = 1");
-    setup.replace("routes.toml", "first_token = \"5s\"", timeouts);
+    let hurried = "\n[routes.hurried]\nsplit = { glimmer-1 = 1 }\ntimeouts = { queue = \"1ms\" }\n";
+    append(&setup.path("routes.toml"), hurried);
+    // The engine holds 1,024 tokens, and a long answer fills most of them.
     setup.replace("gateway.toml", "[models]", "[models]\nkv_cache = \"1MiB\"");
     let gateway = setup.start();
     let more = json!({"stream": true, "max_tokens": 500, "ignore_eos": true});
     let mut open = gateway.open(&gateway.chat_bytes(&chat_with(&document(4), more), &[]));
     open.chunk().expect("its first token");
-    (gateway, open)
-}
-
-#[test]
-fn who_waits_longer_than_the_route_allows_is_told_when_to_come_back_and_owes_nothing() {
-    let (gateway, open) = full("first_token = \"5s\", queue = \"1ms\"");
-    let refused = gateway.post(&chat_with(&(document(5) + &document(6)), json!({"max_tokens": 1})));
+    let mut second = chat_with(&(document(5) + &document(6)), json!({"max_tokens": 1}));
+    second["model"] = "hurried".into();
+    let refused = gateway.post(&second);
     assert_eq!((refused.status, code(&refused)), (503, "engine_busy".to_owned()), "{}", readable(&refused));
     assert!(
         refused.header("retry-after").is_some() && readable(&refused).contains("0.001 s"),

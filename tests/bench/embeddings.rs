@@ -2,14 +2,15 @@
 //! encoding and pooling, in turn. `GLASSGATE_LONG` names the venv that has both the weights and the peer
 //! (`tools/setup.sh long`).
 
-use std::io::{BufRead, BufReader, Write};
+use std::ffi::OsStr;
 use std::path::Path;
-use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
+use std::process::Command;
 use std::time::{Duration, Instant};
 
 use glassgate_runtime as runtime;
-use serde_json::{Value, json};
+use serde_json::json;
 
+use super::python::Script;
 use super::report::{Rounds, publish};
 
 const ROUNDS: usize = 7;
@@ -29,7 +30,10 @@ pub fn run(root: &Path) {
     let settings = runtime::Settings { threads: THREADS, ..runtime::Settings::default() };
     let engine = runtime::Runtime::start(settings).unwrap();
     let ours = engine.load_embedder("minilm", folder.as_ref()).unwrap();
-    let mut theirs = Peer::start(&python, root, &folder);
+    let threads = THREADS.to_string();
+    let args = [OsStr::new(&folder), OsStr::new(&threads)];
+    let mut peer = Script::start(python.as_ref(), root, "embed.py", &args);
+    let mut theirs = |texts: &[String]| Duration::from_secs_f64(peer.ask(&json!(texts))["seconds"].as_f64().unwrap());
     let waiter = tokio::runtime::Builder::new_current_thread().build().unwrap();
     let mut seconds = |texts: &[String]| {
         let embed = || {
@@ -44,7 +48,7 @@ pub fn run(root: &Path) {
             began.elapsed()
         };
         // In turn: both see the same weather.
-        let pairs = (0..TRIES).map(|_| (embed(), theirs.seconds(texts)));
+        let pairs = (0..TRIES).map(|_| (embed(), theirs(texts)));
         pairs.fold((Duration::MAX, Duration::MAX), |(a, b), (ours, theirs)| (a.min(ours), b.min(theirs)))
     };
     let short = vec!["What is Glassgate?".to_owned()];
@@ -75,40 +79,4 @@ pub fn run(root: &Path) {
     ];
     let table: Vec<_> = table.into_iter().map(|(name, spread)| (name.to_owned(), spread)).collect();
     publish(root, "embeddings.json", &table, json!({"rounds": ROUNDS, "tries": TRIES, "threads": THREADS}));
-}
-
-struct Peer {
-    process: Child,
-    stdin: ChildStdin,
-    stdout: BufReader<ChildStdout>,
-}
-
-impl Peer {
-    fn start(python: &str, root: &Path, folder: &str) -> Peer {
-        let mut process = Command::new(python)
-            .arg(root.join("tests/bench/peers/embed.py"))
-            .args([folder, &THREADS.to_string()])
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::null())
-            .spawn()
-            .unwrap();
-        let (stdin, stdout) = (process.stdin.take().unwrap(), process.stdout.take().unwrap());
-        Peer { process, stdin, stdout: BufReader::new(stdout) }
-    }
-
-    fn seconds(&mut self, texts: &[String]) -> Duration {
-        writeln!(self.stdin, "{}", json!(texts)).unwrap();
-        let mut line = String::new();
-        self.stdout.read_line(&mut line).unwrap();
-        let answer: Value = serde_json::from_str(&line).unwrap();
-        Duration::from_secs_f64(answer["seconds"].as_f64().unwrap())
-    }
-}
-
-impl Drop for Peer {
-    fn drop(&mut self) {
-        let _ = self.process.kill();
-        let _ = self.process.wait();
-    }
 }

@@ -11,6 +11,7 @@ mod latency;
 mod load;
 mod origin;
 mod process;
+mod python;
 mod report;
 mod serving;
 mod upstream;

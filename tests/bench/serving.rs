@@ -3,7 +3,6 @@
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::path::Path;
-use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 use std::time::Instant;
 
 use glassgate_runtime as runtime;
@@ -11,6 +10,7 @@ use serde_json::{Value, json};
 
 use super::latency;
 use super::process::{self, Process};
+use super::python::Script;
 use super::report::{Rounds, publish};
 
 const ROUNDS: usize = 7;
@@ -204,49 +204,22 @@ impl Connection {
 
 /// The same model in transformers, on the same cores: one batch, in a process of its own and without HTTP.
 struct Transformers {
-    child: Child,
-    complaints: tempfile::NamedTempFile,
-    asked: ChildStdin,
-    told: BufReader<ChildStdout>,
+    script: Script,
     /// How it was fastest, by batch size.
     ways: Value,
 }
 
 impl Transformers {
     fn start(root: &Path) -> Transformers {
-        let complaints = tempfile::NamedTempFile::new().unwrap();
-        let mut child = Command::new(process::peer("python"))
-            .arg(root.join("tests/bench/peers/generate.py"))
-            .arg(root.join("models/glimmer-2"))
-            .arg(PROMPT)
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .stderr(complaints.reopen().unwrap())
-            .spawn()
-            .expect("tools/setup.sh bench installs what the gateway is measured beside");
-        let (asked, told) = (child.stdin.take().unwrap(), BufReader::new(child.stdout.take().unwrap()));
-        Transformers { child, complaints, asked, told, ways: json!({}) }
+        let folder = root.join("models/glimmer-2");
+        let script = Script::start(&process::peer("python"), root, "generate.py", &[folder.as_ref()]);
+        Transformers { script, ways: json!({}) }
     }
 
     fn tokens_per_s(&mut self, clients: usize) -> f64 {
-        let mut line = String::new();
-        let told = writeln!(self.asked, "{}", json!({"clients": clients, "tokens": TOKENS}))
-            .and_then(|()| self.told.read_line(&mut line))
-            .map_err(serde_json::Error::io)
-            .and_then(|_| serde_json::from_str::<Value>(&line));
-        let told = told.unwrap_or_else(|error| {
-            let complaints = std::fs::read_to_string(self.complaints.path()).unwrap_or_default();
-            panic!("transformers says nothing ({error}): {complaints}")
-        });
+        let told = self.script.ask(&json!({"prompt": PROMPT, "clients": clients, "tokens": TOKENS}));
         self.ways[clients.to_string()] = told["way"].clone();
         clients as f64 * f64::from(TOKENS) / told["seconds"].as_f64().unwrap()
-    }
-}
-
-impl Drop for Transformers {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
     }
 }
 

@@ -1,4 +1,5 @@
-//! `bench engine`: the embedded engine beside llama.cpp, on the same weights, cores and threads, in turn.
+//! `bench engine`: the embedded engine beside llama.cpp, mistral.rs and transformers, on the same weights, cores and
+//! threads, in turn.
 //!
 //! Weights are random in the shapes of two real models (`peers/weights.py`), so what is measured is speed and memory
 //! alone. `bench engine speed` and its like run one part.
@@ -9,17 +10,23 @@ mod models;
 mod ours;
 
 use std::path::Path;
+use std::process::Command;
 
 use serde_json::{Map, Value, json};
 
-use super::report::{Rounds, Spread, publish};
+use super::report::{Rounds, Spread, publish, spread};
 use llama::Llama;
+use models::{File, Model};
 use ours::Engine;
 
-const ROUNDS: usize = 3;
+const ROUNDS: usize = 5;
 const PROMPT_TOKENS: u32 = 512;
 const DEPTH: u32 = 128;
 const DECODED: u32 = 64;
+/// Bytes for keys and values: more than any part needs.
+const POOL: usize = 256 << 20;
+/// … and so few that a few prompts fill them.
+const SMALL_POOL: usize = 64 << 20;
 /// A prompt that many requests begin with.
 const PREFIX_TOKENS: u32 = 1000;
 
@@ -48,37 +55,31 @@ impl Target {
     }
 }
 
+/// The parts, each of one file of one model.
+type Part = fn(&Path, &Model, &File, &Llama) -> Vec<Row>;
+const PARTS: [(&str, Part); 4] = [("speed", speed), ("prefix", prefix), ("clients", clients), ("memory", memory)];
+
 pub fn run(root: &Path, part: Option<&str>) {
-    let is_asked = |name: &str| part.is_none_or(|part| part == name);
-    let models = models::prepare(root);
-    let peer = Llama::find();
-    if peer.is_none() {
-        println!("llama.cpp is missing (`tools/setup.sh bench` builds it): its figures are left out");
+    // The one part that is a process of its own: nothing was in its memory before.
+    if let (Some("resident"), Some(file)) = (part, std::env::args().nth(3)) {
+        return println!("{}", Engine::start(file.as_ref(), SMALL_POOL).resident());
     }
+    let parts: Vec<_> = PARTS.into_iter().filter(|(name, _)| part.is_none_or(|part| part == *name)).collect();
+    if parts.is_empty() {
+        return println!("the parts of the section `engine` are: {}", PARTS.map(|(name, _)| name).join(", "));
+    }
+    let Some(llama) = Llama::find() else {
+        return println!("the section `engine` needs llama.cpp, which `tools/setup.sh bench` builds");
+    };
     let mut rows = Vec::new();
-    for model in &models {
+    for model in models::prepare(root) {
         for file in &model.files {
-            let engine = Engine::start(&file.path);
-            let name = format!("{} {}", model.name, file.kind);
-            if is_asked("speed") {
-                speed(&name, &engine, peer.as_ref(), &file.path, &mut rows);
-            }
-            if is_asked("prefix") {
-                prefix(&name, &engine, &mut rows);
-            }
-            if is_asked("clients") {
-                let reached = clients::run(&engine, peer.as_ref(), &file.path, ROUNDS);
-                let overhead = reached.of("overhead_percent");
-                if peer.is_some() {
-                    let ratio = reached.over("ours", "llama");
-                    rows.push(Row(format!("{name}: 8 clients, / llama-server"), ratio, Some(Target::AtLeast(1.5))));
+            for (_, part) in &parts {
+                for Row(figure, spread, target) in part(root, &model, file, &llama) {
+                    let name = format!("{} {}: {figure}", model.name, file.kind);
+                    println!("{name}: {:.2} [{:.2} … {:.2}]", spread[0], spread[1], spread[2]);
+                    rows.push(Row(name, spread, target));
                 }
-                rows.push(Row(format!("{name}: 8 clients, tokens/s"), reached.of("ours"), None));
-                rows.push(Row(format!("{name}: outside the forward, %"), overhead, Some(Target::AtMost(3.0))));
-            }
-            if is_asked("memory") {
-                let ratio = engine.resident_bytes() / engine.accounted_bytes();
-                rows.push(Row(format!("{name}: resident / accounted"), [ratio; 3], Some(Target::AtMost(1.15))));
             }
         }
     }
@@ -96,42 +97,84 @@ pub fn run(root: &Path, part: Option<&str>) {
     publish(root, &file, &table, facts);
 }
 
+/// Rounds but for the first, which warms caches and clocks.
+fn rounds(mut round: impl FnMut() -> Value) -> Rounds {
+    round();
+    Rounds((0..ROUNDS).map(|_| round()).collect())
+}
+
 /// Decode and prefill of one sequence, in tokens a second.
-fn speed(name: &str, engine: &Engine, peer: Option<&Llama>, file: &Path, rows: &mut Vec<Row>) {
-    let mut rounds = Rounds::default();
-    for round in 0..=ROUNDS {
+fn speed(_: &Path, _: &Model, file: &File, llama: &Llama) -> Vec<Row> {
+    let engine = Engine::start(&file.path, POOL);
+    let rounds = rounds(|| {
         let (prefill, decode) = (engine.prefill(PROMPT_TOKENS), engine.decode(DEPTH, DECODED));
-        let mut measured = json!({"prefill": prefill, "decode": decode});
-        measured["gigabytes"] = (decode * engine.weight_bytes() / 1e9).into();
-        measured["bandwidth"] = ours::read_bandwidth().into();
-        if let Some(peer) = peer {
-            let (prefill, decode) = peer.speed(file, PROMPT_TOKENS, DEPTH, DECODED);
-            measured["llama_prefill"] = prefill.into();
-            measured["llama_decode"] = decode.into();
-        }
-        // The first round warms caches and clocks.
-        if round > 0 {
-            rounds.0.push(measured);
-        }
-    }
-    if peer.is_some() {
-        let decode = rounds.over("decode", "llama_decode");
-        let prefill = rounds.over("prefill", "llama_prefill");
-        rows.push(Row(format!("{name}: decode, / llama.cpp"), decode, Some(Target::AtLeast(1.0))));
-        rows.push(Row(format!("{name}: prefill, / llama.cpp"), prefill, Some(Target::AtLeast(0.8))));
-    }
-    let share = rounds.over("gigabytes", "bandwidth");
-    rows.push(Row(format!("{name}: share of read bandwidth"), share, Some(Target::AtLeast(0.85))));
-    rows.push(Row(format!("{name}: decode, tokens/s"), rounds.of("decode"), None));
-    rows.push(Row(format!("{name}: prefill, tokens/s"), rounds.of("prefill"), None));
+        let (llama_prefill, llama_decode) = llama.speed(&file.path, PROMPT_TOKENS, DEPTH, DECODED);
+        json!({"prefill": prefill, "decode": decode, "llama_prefill": llama_prefill, "llama_decode": llama_decode,
+               "gigabytes": decode * engine.weight_bytes() / 1e9, "bandwidth": ours::read_bandwidth()})
+    });
+    vec![
+        Row("decode / llama.cpp".into(), rounds.over("decode", "llama_decode"), Some(Target::AtLeast(1.0))),
+        Row("prefill / llama.cpp".into(), rounds.over("prefill", "llama_prefill"), Some(Target::AtLeast(0.8))),
+        Row("share of read bandwidth".into(), rounds.over("gigabytes", "bandwidth"), Some(Target::AtLeast(0.85))),
+        Row("decode, tokens/s".into(), rounds.of("decode"), None),
+        Row("prefill, tokens/s".into(), rounds.of("prefill"), None),
+        Row("read bandwidth, GB/s".into(), rounds.of("bandwidth"), None),
+    ]
 }
 
 /// Time to the first token of a prompt that was there before.
-fn prefix(name: &str, engine: &Engine, rows: &mut Vec<Row>) {
-    let mut rounds = Rounds::default();
-    for _ in 0..ROUNDS {
+fn prefix(_: &Path, _: &Model, file: &File, _: &Llama) -> Vec<Row> {
+    let engine = Engine::start(&file.path, POOL);
+    let rounds = rounds(|| {
         let (cold, warm) = engine.again(PREFIX_TOKENS);
-        rounds.0.push(json!({"cold": cold, "warm": warm}));
+        json!({"cold": cold, "warm": warm})
+    });
+    vec![
+        Row("first token, warm / cold prefix".into(), rounds.over("warm", "cold"), None),
+        Row("first token, warm prefix, seconds".into(), rounds.of("warm"), None),
+    ]
+}
+
+/// Eight clients of mixed lengths, and what the engine does beside the forward.
+fn clients(root: &Path, model: &Model, file: &File, llama: &Llama) -> Vec<Row> {
+    let engine = Engine::start(&file.path, POOL);
+    let mut rows = vec![];
+    let server = llama.serve(&file.path, clients::CLIENTS, 512);
+    let reached = rounds(|| {
+        let before = engine.last_step();
+        let ours = clients::ours(&engine);
+        json!({"ours": ours, "overhead_percent": engine.overhead_percent(before), "llama": clients::llama(&server)})
+    });
+    drop(server);
+    rows.push(Row("8 clients / llama-server".into(), reached.over("ours", "llama"), Some(Target::AtLeast(1.5))));
+    rows.push(Row("8 clients, tokens/s".into(), reached.of("ours"), None));
+    rows.push(Row("outside the forward, %".into(), reached.of("overhead_percent"), Some(Target::AtMost(3.0))));
+    // These two read the folder that the file was made from.
+    if file.is_original {
+        let mut mistral = clients::Mistral::start(root, &model.folder);
+        let reached = rounds(|| json!({"ours": clients::ours(&engine), "mistral": mistral.tokens_per_s()}));
+        drop(mistral);
+        rows.push(Row("8 clients / mistral.rs".into(), reached.over("ours", "mistral"), Some(Target::AtLeast(2.0))));
+
+        let mut transformers = clients::Transformers::start(root, &model.folder);
+        let reached = rounds(|| {
+            json!({"ours": clients::ours(&engine), "transformers": transformers.tokens_per_s(clients::CLIENTS),
+                   "alone": engine.answers_per_s(DEPTH, DECODED) * f64::from(DECODED), "transformers_alone": transformers.tokens_per_s(1)})
+        });
+        let alone = reached.over("alone", "transformers_alone");
+        let together = reached.over("ours", "transformers");
+        rows.push(Row("1 client / transformers".into(), alone, Some(Target::AtLeast(2.0))));
+        rows.push(Row("8 clients / transformers in a batch".into(), together, Some(Target::AtLeast(2.0))));
     }
-    rows.push(Row(format!("{name}: first token, warm / cold prefix"), rounds.over("warm", "cold"), None));
+    rows
+}
+
+/// What a process takes for the model after its first answers, over what the ledger of memory says.
+fn memory(_: &Path, _: &Model, file: &File, _: &Llama) -> Vec<Row> {
+    let ratios = (0..3).map(|_| {
+        let mut child = Command::new(std::env::current_exe().unwrap());
+        let output = child.args(["engine", "resident"]).arg(&file.path).output().unwrap();
+        String::from_utf8(output.stdout).unwrap().trim().parse().unwrap()
+    });
+    vec![Row("resident / (weights + KV)".into(), spread(ratios.collect()), Some(Target::AtMost(1.15)))]
 }

@@ -7,12 +7,16 @@ use super::super::process::{beside, peer};
 
 pub struct Model {
     pub name: &'static str,
+    /// In Hugging Face's layout, bf16.
+    pub folder: PathBuf,
     pub files: Vec<File>,
 }
 
 pub struct File {
     pub kind: &'static str,
     pub path: PathBuf,
+    /// Not quantised: the numbers of the folder.
+    pub is_original: bool,
 }
 
 /// 896 numbers a row are no multiple of 256: there, only what feeds back into the residual can be Q4_K, and the rest is
@@ -40,10 +44,10 @@ pub fn prepare(root: &Path) -> Vec<Model> {
                     must(quantize);
                     std::fs::rename(part, &path).unwrap();
                 }
-                files.push(File { kind, path });
+                files.push(File { kind, path, is_original: false });
             }
-            files.push(File { kind: "bf16", path: bf16 });
-            Model { name, files }
+            files.push(File { kind: "bf16", path: bf16, is_original: true });
+            Model { name, folder: folder.join(name), files }
         })
         .into()
 }

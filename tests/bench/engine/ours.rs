@@ -27,9 +27,9 @@ pub struct Engine {
 }
 
 impl Engine {
-    pub fn start(file: &Path) -> Engine {
+    pub fn start(file: &Path, kv_bytes: usize) -> Engine {
         let before = resident();
-        let settings = runtime::Settings { threads: threads(), kv_bytes: 256 << 20, ..runtime::Settings::default() };
+        let settings = runtime::Settings { threads: threads(), kv_bytes, ..runtime::Settings::default() };
         let runtime = runtime::Runtime::start(settings).unwrap();
         let model = runtime.load("model", file, &runtime::LoadOptions::default()).unwrap();
         let waiter = tokio::runtime::Builder::new_current_thread().build().unwrap();
@@ -40,14 +40,20 @@ impl Engine {
         self.runtime.report().models[0].memory.weights as f64
     }
 
-    /// Weights and KV pool.
-    pub fn accounted_bytes(&self) -> f64 {
-        self.weight_bytes() + self.runtime.report().models[0].memory.kv as f64
-    }
-
-    /// Since before the load.
-    pub fn resident_bytes(&self) -> f64 {
-        resident() - self.before
+    /// Bytes that this process took since before the load, over those of the weights and the KV pool, once every block of
+    /// the pool was written.
+    pub fn resident(&self) -> f64 {
+        let mut cached = 0;
+        loop {
+            self.prefill(super::PREFIX_TOKENS);
+            let now = self.runtime.report().models[0].kv_blocks_cached;
+            if now <= cached {
+                break;
+            }
+            cached = now;
+        }
+        let kv = self.runtime.report().models[0].memory.kv as f64;
+        (resident() - self.before) / (self.weight_bytes() + kv)
     }
 
     /// When the last step began, since the load.
@@ -65,6 +71,13 @@ impl Engine {
     pub fn decode(&self, depth: u32, tokens: u32) -> f64 {
         let timeline = self.waiter.block_on(self.timeline(ids(depth), tokens + 1));
         f64::from(tokens) / timeline.decode().unwrap().as_secs_f64()
+    }
+
+    /// Whole answers a second: prefill of `prompt` tokens, then `tokens` of output.
+    pub fn answers_per_s(&self, prompt: u32, tokens: u32) -> f64 {
+        let began = Instant::now();
+        self.waiter.block_on(self.answer(prompt, tokens));
+        1.0 / began.elapsed().as_secs_f64()
     }
 
     /// Seconds to the first token of a new prompt, and of the same once more.
