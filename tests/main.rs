@@ -35,6 +35,7 @@ mod readme;
 mod shadow;
 mod sources;
 mod steered;
+mod templates;
 mod tidy;
 mod token_ids;
 mod traces;

@@ -52,7 +52,8 @@ fn a_panic_at_any_moment_leaves_one_record_one_right_row_and_a_gateway_that_serv
     let made = setup.run(&["keys", "create", "tester"]);
     let key = String::from_utf8(made.stdout).unwrap().trim().to_owned();
     let path = setup.path("gateway.toml");
-    let overrides = Overrides { data_dir: Some(setup.0.path().join("data")), ..Overrides::default() };
+    let program = env!("CARGO_BIN_EXE_glassgate").into();
+    let overrides = Overrides { data_dir: Some(setup.0.path().join("data")), program, ..Overrides::default() };
     let config = Config::load(&path, &overrides).unwrap();
     let data_dir = DataDir::open(&config.gateway.data_dir).unwrap();
     glassgate_runtime::set_threads(1);

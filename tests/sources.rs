@@ -9,7 +9,7 @@ use crate::support::gateway::Setup;
 use crate::support::root;
 
 /// A copy of a bundled model, to be changed.
-fn copy(setup: &Setup, name: &str) -> PathBuf {
+pub fn copy(setup: &Setup, name: &str) -> PathBuf {
     let folder = setup.0.path().join("more").join(name);
     std::fs::create_dir_all(&folder).unwrap();
     for entry in std::fs::read_dir(root().join("models/glimmer-2")).unwrap() {
@@ -19,7 +19,7 @@ fn copy(setup: &Setup, name: &str) -> PathBuf {
     folder
 }
 
-fn with_template(folder: &Path, template: &str) {
+pub fn with_template(folder: &Path, template: &str) {
     let path = folder.join("tokenizer_config.json");
     let mut config: Value = serde_json::from_slice(&std::fs::read(&path).unwrap()).unwrap();
     config["chat_template"] = template.into();

@@ -4,6 +4,7 @@ use std::any::Any;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
+use async_trait::async_trait;
 use bytes::Bytes;
 
 use crate::accounting::row::UsageSource;
@@ -103,7 +104,16 @@ pub enum Form {
 pub type Prepared = Arc<dyn Any + Send + Sync>;
 
 /// Turns a prompt into the exact tokens that a model will read.
+#[async_trait]
 pub trait Tokenize: Send + Sync {
+    /// A conversation as text, in the model's chat template.
+    ///
+    /// # Errors
+    /// When the template refuses it, takes more than it may, or cannot be asked.
+    async fn render(&self, turns: &[Turn]) -> Result<String, Refusal>;
+
+    /// Turns are rendered before.
+    ///
     /// # Errors
     /// What about the prompt the model does not allow, in words for the client.
     fn tokenize(&self, prompt: &Prompt) -> Result<Vec<u32>, String>;

@@ -48,6 +48,9 @@ pub use sampling::{
     logprobs::Logprobs,
     params::{BadParam, SamplingParams},
 };
-pub use settings::{Device, KvDtype, LoadOptions, Quantize, Settings, set_threads};
+pub use settings::{Device, KvDtype, LoadOptions, Quantize, Renders, Settings, set_threads};
 pub use source::check_text;
-pub use text::{Message, TemplateError, TextError};
+pub use text::{
+    Message, TemplateError, TextError,
+    template::{Template, TemplateSource},
+};

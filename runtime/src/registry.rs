@@ -21,7 +21,7 @@ use crate::{
     report::{Report, StepRecord},
     sampling::params::SamplingParams,
     settings::Settings,
-    text::{Message, TemplateError, TextError, folder::TextSide},
+    text::{Message, TemplateError, TextError, folder::TextSide, template::TemplateSource},
 };
 use placement::Placement;
 use std::{
@@ -150,6 +150,16 @@ impl Model {
     /// [`Model::tokenize`] understands these marks.
     pub fn prompt(&self, messages: &[Message]) -> Result<String, TemplateError> {
         self.0.text.prompt(messages)
+    }
+
+    /// The model's chat template, if it was loaded with [`crate::Renders::Elsewhere`].
+    pub fn template(&self) -> Option<&TemplateSource> {
+        self.0.text.template()
+    }
+
+    /// The conversation as [`Model::prompt`] hands it to the template, for who renders elsewhere.
+    pub fn guarded(&self, messages: &[Message]) -> Vec<Message> {
+        self.0.text.guarded(messages)
     }
 
     /// Ids of a rendered prompt; adds no tokens of its own.

@@ -36,11 +36,22 @@ pub enum Quantize {
     Q4K,
 }
 
+/// Where a model's chat template is rendered. Its steps are bounded, the memory that it takes is not.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Renders {
+    /// In this process, and once when the model is loaded.
+    #[default]
+    Here,
+    /// By the caller, in a process that may be lost; here not even once.
+    Elsewhere,
+}
+
 /// What the operator decides about one model.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct LoadOptions {
     /// None: weights stay as the files store them.
     pub quantize: Option<Quantize>,
+    pub renders: Renders,
 }
 
 /// Where models run.

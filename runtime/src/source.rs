@@ -6,6 +6,7 @@ use crate::{
         LoadError,
         embedder::{is_embedder, read_text_side},
     },
+    settings::Renders,
     text::{Message, folder::TextSide},
     weights::{
         Tensors, WeightError, folder,
@@ -56,10 +57,10 @@ impl Source {
     }
 
     /// `vocab`: how many ids the model knows.
-    pub fn text(&self, vocab: usize) -> Result<TextSide, WeightError> {
+    pub fn text(&self, vocab: usize, renders: Renders) -> Result<TextSide, WeightError> {
         match self {
-            Source::Folder(folder) => TextSide::read(folder, vocab),
-            Source::Gguf { path, opened } => TextSide::from_vocabulary(path, &opened.vocabulary, vocab),
+            Source::Folder(folder) => TextSide::read(folder, vocab, renders),
+            Source::Gguf { path, opened } => TextSide::from_vocabulary(path, &opened.vocabulary, vocab, renders),
         }
     }
 
@@ -91,7 +92,7 @@ pub fn check_text(path: &Path) -> Result<(), LoadError> {
     let source = Source::open(path)?;
     let (file, config) = source.config()?;
     let spec = ModelSpec::from_config(&config).map_err(|why| WeightError::new(&file, why))?;
-    let text = source.text(spec.vocab)?;
+    let text = source.text(spec.vocab, Renders::Here)?;
     for roles in [&["system", "user"][..], &["user", "assistant", "user", "assistant", "user"]] {
         let turns = roles.iter().map(|role| Message { role: (*role).to_owned(), content: "Hello, there!".to_owned() });
         // Some templates refuse some conversations; what counts here is that they come to an end.

@@ -15,7 +15,7 @@ use super::{eventually, root};
 
 pub struct TestGateway {
     folder: TempDir,
-    child: Child,
+    pub child: Child,
     pub data: SocketAddr,
     pub admin: SocketAddr,
     pub key: String,

@@ -23,7 +23,7 @@ use crate::accounting::ledger::sqlite;
 use crate::config::{Config, Overrides};
 use crate::data_dir::DataDir;
 use crate::models::hub::Hub;
-use crate::models::{Downloads, Intake, vet};
+use crate::models::{Downloads, Intake, templates, vet};
 use crate::ports::{Clock as _, SystemClock};
 
 /// A serving gateway for language models that shows everything it does.
@@ -136,6 +136,9 @@ enum Command {
     /// Read a model's tokenizer and chat template under limits on memory and time, for the process that starts this one
     #[command(name = vet::COMMAND, hide = true)]
     VetModel { path: PathBuf },
+    /// Render a model's chat template under limits, for the process that starts this one
+    #[command(name = templates::COMMAND, hide = true)]
+    RenderChats,
     /// Print completions for a shell, to be sourced
     Completions { shell: clap_complete::Shell },
 }
@@ -156,6 +159,7 @@ pub fn run() -> ExitCode {
         Command::Feedback { place, options } => feedback::run(&place, &options),
         Command::Trace { place, id, json } => trace::run(&place, &id, json),
         Command::VetModel { path } => vet::limited(&path),
+        Command::RenderChats => templates::serve(),
         Command::Completions { shell } => {
             clap_complete::generate(shell, &mut Cli::command(), "glassgate", &mut std::io::stdout());
             Ok(())
@@ -175,7 +179,7 @@ impl Place {
         let data_dir = self.data_dir.clone();
         // An empty variable is as good as none.
         let model_roots = self.model_path.iter().filter(|folder| !folder.as_os_str().is_empty()).cloned().collect();
-        Overrides { data_dir, model_roots, program: std::env::current_exe().ok(), ..Overrides::default() }
+        Overrides { data_dir, model_roots, program: program(), ..Overrides::default() }
     }
 
     fn config(&self) -> Result<Config, String> {
@@ -186,7 +190,7 @@ impl Place {
     /// For commands that look at models and download none.
     fn intake(&self, config: &Config) -> Intake {
         let hub = Hub::from_environment(config.gateway.data_dir.join("hub"));
-        Intake { hub, downloads: Downloads::Refused, vetted_by: self.overrides().program }
+        Intake { hub, downloads: Downloads::Refused, program: self.overrides().program }
     }
 
     fn data_dir(&self) -> Result<DataDir, String> {
@@ -196,6 +200,11 @@ impl Place {
         };
         DataDir::open(&path).map_err(|error| error.to_string())
     }
+}
+
+/// This program, whatever became of its file since it started.
+fn program() -> PathBuf {
+    if cfg!(target_os = "linux") { "/proc/self/exe".into() } else { std::env::current_exe().unwrap_or_default() }
 }
 
 /// The ledger, to be read beside a gateway that may run.

@@ -94,7 +94,7 @@ pub fn build(
     let spent = SpentBefore { day, by_key };
 
     let hub = Hub::from_environment(data_dir.hub());
-    let intake = Intake { hub, downloads: Downloads::Allowed, vetted_by: overrides.program.clone() };
+    let intake = Intake { hub, downloads: Downloads::Allowed, program: overrides.program.clone() };
     let models = Models::start(&config.gateway.engine, intake, metrics.clone())?;
     let loaded = models.load(&config.models);
     if loaded.values().all(Result::is_err) && config.upstreams.is_empty() {

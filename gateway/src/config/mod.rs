@@ -54,8 +54,8 @@ pub struct Overrides {
     pub admin: Option<SocketAddr>,
     /// Searched before those that the file names.
     pub model_roots: Vec<PathBuf>,
-    /// The running program, which looks at models in a child of its own.
-    pub program: Option<PathBuf>,
+    /// The running program, which looks at models and renders their templates in children of its own.
+    pub program: PathBuf,
 }
 
 impl Config {

@@ -6,6 +6,7 @@ mod stream;
 use std::sync::Arc;
 use std::time::Instant;
 
+use async_trait::async_trait;
 pub use embeddings::EmbeddingModel;
 use glassgate_runtime as runtime;
 use stream::{Sequence, Stream};
@@ -15,20 +16,23 @@ use crate::answer::Answer;
 use crate::api::openai::asked::Asked;
 use crate::api::openai::request::Sampling;
 use crate::dispatch::{Call, NotStarted, Urgency};
+use crate::models::templates::{Templates, Unrendered};
 use crate::observe::metrics::Metrics;
-use crate::ports::{Form, Meter, Prepared, Priority, Prompt, Tokenize};
+use crate::ports::{Form, Meter, Prepared, Priority, Prompt, Tokenize, Turn};
 use crate::refusal::Refusal;
-use crate::routing::{Leg, Measure};
+use crate::routing::{Leg, Measure, beside_if_long};
 
 /// A loaded model version.
 pub struct Embedded {
     model: runtime::Model,
+    /// None: it brings no chat template.
+    templates: Option<Templates>,
     metrics: Arc<Metrics>,
 }
 
 impl Embedded {
-    pub fn new(model: runtime::Model, metrics: Arc<Metrics>) -> Self {
-        Embedded { model, metrics }
+    pub fn new(model: runtime::Model, templates: Option<Templates>, metrics: Arc<Metrics>) -> Self {
+        Embedded { model, templates, metrics }
     }
 
     /// A hash over the model's files.
@@ -140,21 +144,32 @@ impl Embedded {
     }
 }
 
+#[async_trait]
 impl Tokenize for Embedded {
+    async fn render(&self, turns: &[Turn]) -> Result<String, Refusal> {
+        let bad = |why: String| Refusal::BadParam { param: "messages".into(), why };
+        let Some(templates) = &self.templates else {
+            return Err(bad("cannot be read: this model has no chat template".into()));
+        };
+        let bytes = turns.iter().map(|turn| turn.content.len()).sum();
+        let message = |turn: &Turn| runtime::Message { role: turn.role.clone(), content: turn.content.clone() };
+        let (model, messages) = (self.model.clone(), turns.iter().map(message).collect::<Vec<_>>());
+        let guarded = beside_if_long(bytes, move || model.guarded(&messages)).await?;
+        templates.render(guarded).await.map_err(|unrendered| match unrendered {
+            Unrendered::Refused(why) => bad(format!("does not fit the model's chat template: {why}")),
+            Unrendered::TooMuch(why) => bad(format!("cannot be put into the model's chat template: that {why}")),
+            Unrendered::Busy => Refusal::EngineBusy { retry_after: self.model.retry_after() },
+            Unrendered::Unavailable => Refusal::ModelUnavailable { model: self.model.name().to_owned() },
+        })
+    }
+
     fn tokenize(&self, prompt: &Prompt) -> Result<Vec<u32>, String> {
         let text = match prompt {
-            Prompt::Turns(turns) => {
-                let messages: Vec<runtime::Message> = turns
-                    .iter()
-                    .map(|turn| runtime::Message { role: turn.role.clone(), content: turn.content.clone() })
-                    .collect();
-                let rendered = self.model.prompt(&messages);
-                rendered.map_err(|error| format!("does not fit the model's chat template: {error}"))?
-            }
-            Prompt::Text(text) | Prompt::Cut(text) => text.clone(),
+            Prompt::Turns(_) => return Err("is not in the model's chat template yet".into()),
+            Prompt::Text(text) | Prompt::Cut(text) => text,
             Prompt::Tokens(tokens) => return Ok(tokens.clone()),
         };
-        self.model.tokenize(&text).map_err(|error| format!("cannot be tokenised: {error}"))
+        self.model.tokenize(text).map_err(|error| format!("cannot be tokenised: {error}"))
     }
 
     fn prepare(&self, form: &Form) -> Result<Prepared, String> {

@@ -1,7 +1,9 @@
 //! Model versions: loaded once, kept while a configuration names them, shared by every route that uses them.
 
 pub mod hub;
+pub mod limits;
 mod steps;
+pub mod templates;
 pub mod verify;
 pub mod vet;
 
@@ -11,6 +13,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use glassgate_runtime as runtime;
+use glassgate_runtime::Renders;
 use parking_lot::Mutex;
 use serde_json::{Value, json};
 
@@ -19,6 +22,7 @@ use crate::dispatch::Backend;
 use crate::dispatch::embedded::{Embedded, EmbeddingModel};
 use crate::observe::metrics::{EngineStep, Metrics};
 use hub::Hub;
+use templates::Templates;
 
 /// What became of each model of a configuration.
 pub type Loaded = BTreeMap<String, Result<Backend, String>>;
@@ -28,8 +32,8 @@ pub type Loaded = BTreeMap<String, Result<Backend, String>>;
 pub struct Intake {
     pub hub: Hub,
     pub downloads: Downloads,
-    /// This program, whose child looks at a model's text first. `None`: nobody does.
-    pub vetted_by: Option<PathBuf>,
+    /// This program, whose children look at a model's text first and render its chat template.
+    pub program: PathBuf,
 }
 
 /// Whether a model that is not here yet is fetched.
@@ -118,7 +122,7 @@ impl Models {
 
     /// Where the model's files are, by now, and worth a look.
     fn path(&self, source: &ModelSource) -> Result<PathBuf, String> {
-        let Intake { hub, downloads, vetted_by } = &self.intake;
+        let Intake { hub, downloads, program } = &self.intake;
         let path = match (source, downloads) {
             (ModelSource::Local(path), _) => path.clone(),
             (ModelSource::Hub(reference), Downloads::Allowed) => hub.fetch(reference)?,
@@ -127,13 +131,11 @@ impl Models {
                 .ok_or_else(|| format!("{reference} is not here yet: glassgate models pull {reference}"))?,
             (ModelSource::Upstream { upstream, .. }, _) => return Err(format!("is at {upstream}")),
         };
-        if let Some(program) = vetted_by {
-            vet::vet(program, &path)?;
-        }
+        vet::vet(program, &path)?;
         Ok(path)
     }
 
-    /// Loads a model that writes, outside of what serves.
+    /// Loads a model that writes, outside of what serves; it renders its template in this process.
     ///
     /// # Errors
     /// In words for the operator.
@@ -142,7 +144,7 @@ impl Models {
         if runtime::is_embedder(&path).map_err(|error| error.to_string())? {
             return Err(format!("{source} makes embeddings; only models that write can be asked"));
         }
-        self.runtime.load(name, &path, &options(quantize)).map_err(|error| error.to_string())
+        self.runtime.load(name, &path, &options(quantize, Renders::Here)).map_err(|error| error.to_string())
     }
 
     pub fn report(&self) -> runtime::Report {
@@ -161,9 +163,12 @@ impl Models {
             let (digest, context) = (model.digest().to_owned(), model.context());
             return Ok((Backend::Embeddings(Arc::new(EmbeddingModel::new(model, metrics))), digest, context));
         }
-        let model = self.runtime.load(name, path, &options(quantize)).map_err(why)?;
+        let model = self.runtime.load(name, path, &options(quantize, Renders::Elsewhere)).map_err(why)?;
+        let start = |source| Templates::start(&self.intake.program, name, source);
+        let templates = model.template().map(start).transpose();
+        let templates = templates.map_err(|error| format!("its templates cannot be rendered: {error}"))?;
         let (digest, context) = (model.digest().to_owned(), model.context());
-        Ok((Backend::Embedded(Arc::new(Embedded::new(model, metrics))), digest, context))
+        Ok((Backend::Embedded(Arc::new(Embedded::new(model, templates, metrics))), digest, context))
     }
 
     /// Says which of the models that should serve do.
@@ -269,12 +274,12 @@ impl Models {
     }
 }
 
-fn options(quantize: Option<Quantize>) -> runtime::LoadOptions {
+fn options(quantize: Option<Quantize>, renders: Renders) -> runtime::LoadOptions {
     let quantize = quantize.map(|quantize| match quantize {
         Quantize::Q8_0 => runtime::Quantize::Q8_0,
         Quantize::Q4K => runtime::Quantize::Q4K,
     });
-    runtime::LoadOptions { quantize }
+    runtime::LoadOptions { quantize, renders }
 }
 
 fn class_name(class: runtime::Class) -> &'static str {

@@ -1,7 +1,7 @@
 //! A look at a model's text files before they come into this process: a chat template of a hundred bytes can ask for
 //! more memory than there is, and a failed allocation is the end of whoever asked. So a child of ours with limits on
-//! memory and time reads them first, and tries the template on a few short talks. That finds accidents and clumsy attacks:
-//! a template that waits for a talk of another length or content is not found out.
+//! memory and time reads them first, and tries the template on a few short talks. That finds accidents and clumsy attacks
+//! before the model serves; for a template that waits for a talk of another length or content, see `templates`.
 
 use std::io::Read;
 use std::os::unix::process::ExitStatusExt;
@@ -10,7 +10,9 @@ use std::process::{Command, Stdio};
 use std::sync::mpsc;
 use std::time::Duration;
 
-use rustix::process::{Resource, Rlimit, setrlimit};
+use rustix::process::Resource;
+
+use super::limits;
 
 /// The hidden command by which this program is its own child.
 pub const COMMAND: &str = "vet-model";
@@ -62,9 +64,6 @@ pub fn vet(program: &Path, path: &Path) -> Result<(), String> {
 /// # Errors
 /// When the limits cannot be set, or what is wrong with the model.
 pub fn limited(path: &Path) -> Result<(), String> {
-    for (resource, most) in [(Resource::As, MEMORY_BYTES), (Resource::Cpu, CPU_SECONDS), (Resource::Core, 0)] {
-        let limit = Rlimit { current: Some(most), maximum: Some(most) };
-        setrlimit(resource, limit).map_err(|error| format!("cannot limit this process: {error}"))?;
-    }
+    limits::set(&[(Resource::As, MEMORY_BYTES), (Resource::Cpu, CPU_SECONDS)])?;
     glassgate_runtime::check_text(path).map_err(|error| error.to_string())
 }

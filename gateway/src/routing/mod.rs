@@ -22,7 +22,7 @@ use crate::refusal::Refusal;
 const SESSION_BYTES_MAX: usize = 256;
 /// The header by which a client lets others go first.
 const PRIORITY: &str = "x-glassgate-priority";
-/// Prompts longer than this are tokenised off the proxy's threads.
+/// Prompts longer than this are read off the proxy's threads.
 const INLINE_BYTES_MAX: usize = 16 << 10;
 
 /// One model version that can answer.
@@ -454,18 +454,30 @@ async fn measure_texts(target: &Arc<Target>, request: &Request) -> Result<Leg, R
     Ok(Leg { target: target.clone(), measure: Measure { prompts, input, choices, made: 0, output_max: 0, form: None } })
 }
 
-/// Tokenises; long prompts beside the proxy's threads.
+/// Renders and tokenises.
 async fn count(tokenize: &Arc<dyn Tokenize>, request: &Request) -> Result<Vec<Vec<u32>>, Refusal> {
-    let prompts = request.prompts()?;
-    let bytes: usize = prompts.iter().map(Prompt::bytes).sum();
-    let all = move |tokenize: &dyn Tokenize| prompts.iter().map(|prompt| tokenize.tokenize(prompt)).collect();
-    let counted: Result<Vec<Vec<u32>>, String> = if bytes <= INLINE_BYTES_MAX {
-        all(&**tokenize)
-    } else {
-        let tokenize = tokenize.clone();
-        tokio::task::spawn_blocking(move || all(&*tokenize)).await.map_err(|_| Refusal::Internal)?
-    };
+    let mut prompts = request.prompts()?;
+    for prompt in &mut prompts {
+        if let Prompt::Turns(turns) = prompt {
+            *prompt = Prompt::Text(tokenize.render(turns).await?);
+        }
+    }
+    let bytes = prompts.iter().map(Prompt::bytes).sum();
+    let tokenize = tokenize.clone();
+    let all = move || prompts.iter().map(|prompt| tokenize.tokenize(prompt)).collect();
+    let counted: Result<Vec<Vec<u32>>, String> = beside_if_long(bytes, all).await?;
     counted.map_err(|why| Refusal::BadParam { param: request.op.input_field().into(), why })
+}
+
+/// Does what takes a while for many bytes; beside the proxy's threads if there are many.
+pub async fn beside_if_long<T: Send + 'static>(
+    bytes: usize,
+    work: impl FnOnce() -> T + Send + 'static,
+) -> Result<T, Refusal> {
+    if bytes <= INLINE_BYTES_MAX {
+        return Ok(work());
+    }
+    tokio::task::spawn_blocking(work).await.map_err(|_| Refusal::Internal)
 }
 
 /// Makes a form ready, beside the proxy's threads.

@@ -20,7 +20,7 @@ use crate::{
     model::{layout, spec::ModelSpec},
     report::WeightKind,
     sampling::params::SamplingParams,
-    settings::{LoadOptions, Settings},
+    settings::{LoadOptions, Renders, Settings},
     source::Source,
     text::folder::TextSide,
     weights::{Tensors, WeightError, folder, quantize::Quantized},
@@ -55,7 +55,7 @@ impl Runtime {
     /// ready: call it where blocking is allowed. Other models keep serving meanwhile, one of the same name too.
     pub fn load(&self, name: &str, path: &Path, options: &LoadOptions) -> Result<Model, LoadError> {
         let settings = &self.0.settings;
-        let Files { spec, text, defaults, tensors, files, config } = Files::read(path)?;
+        let Files { spec, text, defaults, tensors, files, config } = Files::read(path, options.renders)?;
         let blocks = blocks(&spec, settings).map_err(|why| LoadError::File { file: config, why })?;
         let positions = spec.context.min(blocks * BLOCK_TOKENS);
         let quantized = options.quantize.map(|to| Quantized::new(tensors.as_ref(), to));
@@ -147,7 +147,7 @@ struct Files {
 }
 
 impl Files {
-    fn read(path: &Path) -> Result<Files, LoadError> {
+    fn read(path: &Path, renders: Renders) -> Result<Files, LoadError> {
         let source = Source::open(path)?;
         let (config, fields) = source.config()?;
         let blame = |file: &Path| {
@@ -160,7 +160,7 @@ impl Files {
             defaults = SamplingParams::from_generation_config(&generation).map_err(blame(&file))?;
             spec.add_end(generation.get("eos_token_id")).map_err(blame(&file))?;
         }
-        let text = source.text(spec.vocab)?;
+        let text = source.text(spec.vocab, renders)?;
         let (tensors, files) = source.weights()?;
         Ok(Files { spec, text, defaults, tensors, files, config })
     }

@@ -1,7 +1,15 @@
 //! A model's text side, tokenizer and chat template, from its folder or its GGUF file.
 
-use super::{Message, TemplateError, TextError, template::Template, tokenizer::Tokenizer, vocabulary};
-use crate::weights::{WeightError, folder, gguf::Vocabulary};
+use super::{
+    Message, TemplateError, TextError,
+    template::{Template, TemplateSource},
+    tokenizer::Tokenizer,
+    vocabulary,
+};
+use crate::{
+    settings::Renders,
+    weights::{WeightError, folder, gguf::Vocabulary},
+};
 use serde_json::{Map, Value};
 use std::path::{Path, PathBuf};
 
@@ -12,8 +20,14 @@ const TEMPLATE: &str = "chat_template.jinja";
 
 pub(crate) struct TextSide {
     tokenizer: Tokenizer,
-    /// None: the model brings no chat template.
-    template: Option<Template>,
+    chat: Chat,
+}
+
+enum Chat {
+    /// The model brings no chat template.
+    Never,
+    Here(Box<Template>),
+    Elsewhere(TemplateSource),
 }
 
 impl TextSide {
@@ -23,7 +37,7 @@ impl TextSide {
     }
 
     /// `vocab`: how many ids the model knows.
-    pub fn read(folder: &Path, vocab: usize) -> Result<TextSide, WeightError> {
+    pub fn read(folder: &Path, vocab: usize, renders: Renders) -> Result<TextSide, WeightError> {
         let path = folder.join(TOKENIZER);
         let json = folder::read_text(&path)?.ok_or_else(|| WeightError::new(&path, "is missing"))?;
         let tokenizer = Tokenizer::new(&json, vocab).map_err(|why| WeightError::new(&path, why))?;
@@ -35,29 +49,40 @@ impl TextSide {
             path = folder.join(TEMPLATE);
             source = Some(text);
         }
-        TextSide::new(tokenizer, source, &special_tokens(&config)).map_err(|why| WeightError::new(&path, why))
+        let source = source.map(|text| TemplateSource { text, special: special_tokens(&config) });
+        TextSide::new(tokenizer, source, renders).map_err(|why| WeightError::new(&path, why))
     }
 
     /// The text side of the GGUF file `path`.
-    pub fn from_vocabulary(path: &Path, vocabulary: &Vocabulary, vocab: usize) -> Result<TextSide, WeightError> {
+    pub fn from_vocabulary(
+        path: &Path,
+        vocabulary: &Vocabulary,
+        vocab: usize,
+        renders: Renders,
+    ) -> Result<TextSide, WeightError> {
         let bad = |why: String| WeightError::new(path, why);
         let json = vocabulary::tokenizer_json(vocabulary).map_err(bad)?;
         let tokenizer = Tokenizer::new(&json, vocab).map_err(|why| bad(format!("its vocabulary {why}")))?;
         let text = |id: u32| Value::from(vocabulary.tokens[id as usize].as_str());
         let special = vocabulary.named.iter().map(|&(name, id)| (name.to_owned(), text(id))).collect();
-        TextSide::new(tokenizer, vocabulary.template.clone(), &special).map_err(bad)
+        let source = vocabulary.template.clone().map(|text| TemplateSource { text, special });
+        TextSide::new(tokenizer, source, renders).map_err(bad)
     }
 
-    /// A template is tried on a short conversation, so that one that cannot work is found now.
-    fn new(mut tokenizer: Tokenizer, source: Option<String>, special: &Map<String, Value>) -> Result<TextSide, String> {
+    /// A template that is rendered here is tried on a short conversation, so that one that cannot work is found now.
+    fn new(mut tokenizer: Tokenizer, source: Option<TemplateSource>, renders: Renders) -> Result<TextSide, String> {
         // What marks turns must not be something that a user can type.
         if let Some(source) = &source {
-            tokenizer.guard_markers_in(source)?;
+            tokenizer.guard_markers_in(&source.text)?;
         }
         let bad = |error: TemplateError| format!("its chat template does not work: {error}");
-        let template = source.map(|source| Template::new(source, special)).transpose().map_err(bad)?;
-        let text = TextSide { tokenizer, template };
-        if text.template.is_some() {
+        let chat = match (source, renders) {
+            (None, _) => Chat::Never,
+            (Some(source), Renders::Here) => Chat::Here(Box::new(Template::new(&source).map_err(bad)?)),
+            (Some(source), Renders::Elsewhere) => Chat::Elsewhere(source),
+        };
+        let text = TextSide { tokenizer, chat };
+        if let Chat::Here(_) = text.chat {
             let hello = Message { role: "user".to_owned(), content: "Hello".to_owned() };
             let prompt = text.prompt(&[hello]).map_err(bad)?;
             text.encode(&prompt).map_err(|error| bad(TemplateError(error.0)))?;
@@ -66,15 +91,25 @@ impl TextSide {
     }
 
     pub fn prompt(&self, messages: &[Message]) -> Result<String, TemplateError> {
-        let Some(template) = &self.template else {
-            return Err(TemplateError("this model has no chat template".to_owned()));
-        };
+        match &self.chat {
+            Chat::Here(template) => template.render(&self.guarded(messages)),
+            Chat::Elsewhere(_) => Err(TemplateError("this model's chat template is rendered elsewhere".to_owned())),
+            Chat::Never => Err(TemplateError("this model has no chat template".to_owned())),
+        }
+    }
+
+    /// The template, if it is to be rendered elsewhere.
+    pub fn template(&self) -> Option<&TemplateSource> {
+        match &self.chat {
+            Chat::Elsewhere(source) => Some(source),
+            Chat::Here(_) | Chat::Never => None,
+        }
+    }
+
+    /// The messages as a template may see them: see `guard`.
+    pub fn guarded(&self, messages: &[Message]) -> Vec<Message> {
         let safe = |text: &String| self.tokenizer.guarded(text).unwrap_or_else(|| text.clone());
-        let messages: Vec<Message> = messages
-            .iter()
-            .map(|message| Message { role: safe(&message.role), content: safe(&message.content) })
-            .collect();
-        template.render(&messages)
+        messages.iter().map(|message| Message { role: safe(&message.role), content: safe(&message.content) }).collect()
     }
 
     pub fn encode(&self, rendered: &str) -> Result<Vec<u32>, TextError> {

@@ -3,14 +3,16 @@
 pub(crate) mod detokenize;
 pub(crate) mod encoder;
 pub(crate) mod folder;
+mod generation;
 mod guard;
+mod python;
 mod strftime;
-mod template;
+pub(crate) mod template;
 pub(crate) mod tokenizer;
 mod vocabulary;
 
 /// One turn of a conversation.
-#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct Message {
     pub role: String,
     pub content: String,

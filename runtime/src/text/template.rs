@@ -1,20 +1,30 @@
-//! Chat templates: the Jinja that a model folder brings, rendered as the Python side would.
+//! Chat templates: the Jinja that a model folder brings, rendered as the Python side would. A template is a program: its
+//! steps are bounded here, its memory is not. What strangers wrote belongs into a process that may be lost.
 
-use super::{Message, TemplateError, strftime};
+use super::{Message, TemplateError, generation, python, strftime};
 use minijinja::{
     Environment, Error, ErrorKind, Value, context,
     syntax::SyntaxConfig,
     value::{Kwargs, Serde},
 };
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use serde_json::{Map, Serializer, ser::Formatter};
+use std::panic::{AssertUnwindSafe, catch_unwind};
 
 /// Instructions one rendering may take; a thousand messages need about a tenth. Beyond it the rendering fails.
 const FUEL: u64 = 2_000_000;
 
-pub(crate) struct Template {
-    environment: Environment<'static>,
+/// A template as its model brings it, to be compiled here or in another process.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct TemplateSource {
+    pub(crate) text: String,
     /// `bos_token`, `eos_token` and their like, by name.
+    pub(crate) special: Map<String, serde_json::Value>,
+}
+
+/// A compiled template.
+pub struct Template {
+    environment: Environment<'static>,
     special: Value,
 }
 
@@ -23,23 +33,26 @@ const NAME: &str = "chat";
 const SOURCE_BYTES_MAX: usize = 128 << 10;
 
 impl Template {
-    /// Compiles the template. `special`: the special tokens that it may name.
-    pub fn new(source: String, special: &Map<String, serde_json::Value>) -> Result<Template, TemplateError> {
-        if source.len() > SOURCE_BYTES_MAX {
-            return Err(TemplateError(format!("it has {} bytes (at most {SOURCE_BYTES_MAX})", source.len())));
+    pub fn new(source: &TemplateSource) -> Result<Template, TemplateError> {
+        let TemplateSource { text, special } = source;
+        if text.len() > SOURCE_BYTES_MAX {
+            return Err(TemplateError(format!("it has {} bytes (at most {SOURCE_BYTES_MAX})", text.len())));
         }
         let mut environment = Environment::new();
         environment.set_fuel(Some(FUEL));
         // As the Python side configures Jinja.
         let syntax = SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build();
         environment.set_syntax(syntax.map_err(|error| describe(&error))?);
-        environment.set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
+        environment.set_unknown_method_callback(python::method);
+        environment.add_filter("trim", python::trim);
         environment.add_function("raise_exception", |why: String| -> Result<Value, Error> {
             Err(Error::new(ErrorKind::InvalidOperation, why))
         });
         environment.add_function("strftime_now", |format: String| strftime::now(&format));
         environment.add_filter("tojson", to_json);
-        environment.add_template_owned(NAME, source).map_err(|error| describe(&error))?;
+        // Jinja reads every kind of line end as one.
+        let text = generation::without_marks(&text.replace("\r\n", "\n").replace('\r', "\n"));
+        environment.add_template_owned(NAME, text).map_err(|error| describe(&error))?;
         Ok(Template { environment, special: Value::from(Serde(special)) })
     }
 
@@ -53,7 +66,11 @@ impl Template {
             ..self.special.clone()
         };
         let template = self.environment.get_template(NAME).map_err(|error| describe(&error))?;
-        template.render(values).map_err(|error| describe(&error))
+        // Nobody's template may end us by what the library did not think of.
+        match catch_unwind(AssertUnwindSafe(|| template.render(values))) {
+            Ok(rendered) => rendered.map_err(|error| describe(&error)),
+            Err(_) => Err(TemplateError("it cannot be rendered".to_owned())),
+        }
     }
 }
 
@@ -62,9 +79,14 @@ fn describe(error: &Error) -> TemplateError {
     TemplateError(error.detail().map_or_else(|| error.to_string(), str::to_owned))
 }
 
-/// Python's `json.dumps(value, ensure_ascii=False, indent=…)`. The built-in filter escapes for HTML instead.
+/// Python's `json.dumps(value, ensure_ascii=False, indent=…)`, and no other options. The built-in filter escapes for HTML instead.
 fn to_json(value: &Value, options: Kwargs) -> Result<String, Error> {
     let indent: Option<usize> = options.get("indent")?;
+    let is_ours = |name| -> Result<bool, Error> { Ok(!options.get::<Option<bool>>(name)?.unwrap_or(false)) };
+    if !is_ours("ensure_ascii")? || !is_ours("sort_keys")? {
+        return Err(Error::new(ErrorKind::InvalidOperation, "tojson: ensure_ascii and sort_keys are not supported"));
+    }
+    options.assert_all_used()?;
     let fail = |error: serde_json::Error| Error::new(ErrorKind::BadSerialization, error.to_string());
     let mut out = Vec::new();
     match indent {
@@ -95,16 +117,15 @@ impl Formatter for OneLine {
 
 #[cfg(test)]
 mod tests {
-    use super::{Map, Message, Template, TemplateError};
+    use super::{Map, Message, Template, TemplateError, TemplateSource};
 
     fn render(source: &str, messages: &[(&str, &str)]) -> Result<String, TemplateError> {
-        let mut special = Map::new();
-        special.insert("bos_token".to_owned(), "<s>".into());
+        let special = Map::from_iter([("bos_token".to_owned(), "<s>".into())]);
         let messages: Vec<Message> = messages
             .iter()
             .map(|&(role, content)| Message { role: role.to_owned(), content: content.to_owned() })
             .collect();
-        Template::new(source.to_owned(), &special)?.render(&messages)
+        Template::new(&TemplateSource { text: source.to_owned(), special })?.render(&messages)
     }
 
     #[test]

@@ -2,7 +2,7 @@
 
 use crate::support::{Answer, MODELS, ask, chat, collect, endless, greedy, serve, serve_as, settings};
 use glassgate_runtime::{
-    Generation, KvDtype, LoadOptions, Model, Quantize, Request, SamplingParams, Settings, Sink, StepRecord,
+    Generation, KvDtype, LoadOptions, Model, Quantize, Renders, Request, SamplingParams, Settings, Sink, StepRecord,
 };
 use std::sync::{
     Arc, Mutex,
@@ -35,7 +35,7 @@ fn essence(answer: Answer) -> (String, Vec<Vec<u32>>) {
     (answer.text, answer.tokens)
 }
 
-const PLAIN: LoadOptions = LoadOptions { quantize: None };
+const PLAIN: LoadOptions = LoadOptions { quantize: None, renders: Renders::Here };
 
 /// One after the other, and nothing found in the cache.
 async fn alone(settings: Settings, name: &str, options: LoadOptions) -> Vec<(String, Vec<Vec<u32>>)> {
@@ -126,14 +126,14 @@ async fn answers_are_identical_alone_batched_with_strangers_and_in_chunks_of_any
 #[tokio::test]
 async fn so_are_the_answers_of_quantised_models() {
     for quantize in [Quantize::Q8_0, Quantize::Q4K] {
-        in_every_way(settings(), "glimmer-2", LoadOptions { quantize: Some(quantize) }).await;
+        in_every_way(settings(), "glimmer-2", LoadOptions { quantize: Some(quantize), ..PLAIN }).await;
     }
 }
 
 #[tokio::test]
 async fn answers_are_identical_with_more_threads() {
     for quantize in [None, Some(Quantize::Q8_0), Some(Quantize::Q4K)] {
-        let options = LoadOptions { quantize };
+        let options = LoadOptions { quantize, ..PLAIN };
         let want = alone(settings(), "glimmer-2", options).await;
         let shared = Settings { threads: 2, ..settings() };
         assert_eq!(alone(shared.clone(), "glimmer-2", options).await, want);

@@ -6,7 +6,7 @@ use serde_json::Value;
 
 /// Every eighth task of the evaluation set, and the share (per cent) of them that is answered exactly.
 async fn accuracy(quantize: Option<Quantize>) -> u32 {
-    let (_runtime, model) = serve_as(settings(), "glimmer-2", LoadOptions { quantize });
+    let (_runtime, model) = serve_as(settings(), "glimmer-2", LoadOptions { quantize, ..LoadOptions::default() });
     let tasks = std::fs::read_to_string(folder("eval.jsonl")).expect("the evaluation set");
     let (mut asked, mut right) = (0, 0);
     for task in tasks.lines().step_by(8) {
@@ -32,7 +32,7 @@ async fn glimmer_answers_as_well_in_8_bits_and_nearly_as_well_in_4() {
 #[test]
 fn the_report_says_what_became_of_the_weights() {
     let kinds = |name, quantize| {
-        let (runtime, model) = serve_as(settings(), name, LoadOptions { quantize });
+        let (runtime, model) = serve_as(settings(), name, LoadOptions { quantize, ..LoadOptions::default() });
         let report = runtime.report().models.remove(0);
         assert_eq!(model.digest(), report.digest);
         let kinds: Vec<&str> = report.weights.iter().map(|weights| weights.kind).collect();

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 use std::time::{Duration, Instant};
 
+use async_trait::async_trait;
 use glassgate_runtime as runtime;
 
 use super::tenant_number;
@@ -15,7 +16,7 @@ use crate::answer::{Answer, Chunk, Chunks, End, Ended, EngineTimes, Finish, Part
 use crate::api::openai::embeddings::{self, Encoding};
 use crate::dispatch::{Call, NotStarted};
 use crate::observe::metrics::Metrics;
-use crate::ports::{Form, Prepared, Prompt, Tokenize};
+use crate::ports::{Form, Prepared, Prompt, Tokenize, Turn};
 use crate::refusal::Refusal;
 use crate::routing::Leg;
 
@@ -86,7 +87,12 @@ impl EmbeddingModel {
     }
 }
 
+#[async_trait]
 impl Tokenize for EmbeddingModel {
+    async fn render(&self, _: &[Turn]) -> Result<String, Refusal> {
+        Err(Refusal::BadParam { param: "messages".into(), why: "cannot be embedded: this model reads texts".into() })
+    }
+
     fn tokenize(&self, prompt: &Prompt) -> Result<Vec<u32>, String> {
         let read = |text: &str| self.model.tokenize(text).map_err(|error| format!("cannot be tokenised: {error}"));
         match prompt {
