@@ -1,10 +1,10 @@
 //! Temperature, top-k, top-p, min-p, and the draw among what is left.
 
 use super::params::SamplingParams;
+use crate::kernels::cpu::{largest, weigh};
 use std::cmp::Ordering;
 
 struct Candidate {
-    logit: f32,
     id: u32,
     /// Probability after temperature, as a share of the best one's.
     weight: f32,
@@ -12,45 +12,111 @@ struct Candidate {
 
 /// The best first, the lower id first among equals, so that every cut is the same on every run.
 fn best_first(a: &Candidate, b: &Candidate) -> Ordering {
-    b.logit.total_cmp(&a.logit).then(a.id.cmp(&b.id))
+    b.weight.total_cmp(&a.weight).then(a.id.cmp(&b.id))
 }
 
-/// Chooses by `point` in [0, 1). None if no logit is above minus infinity.
-pub(super) fn draw(params: &SamplingParams, logits: &[f32], point: f64) -> Option<u32> {
-    let best = logits.iter().fold(f32::NEG_INFINITY, |a, &b| if b > a { b } else { a });
-    // Dividing the difference, not the logit, cannot overflow to infinity however small the temperature.
-    let weight = |logit: f32| ((logit - best) / params.temperature).exp();
-    let possible = logits.iter().zip(0..).filter(|(logit, _)| **logit > f32::NEG_INFINITY);
-    let mut candidates: Vec<Candidate> =
-        possible.map(|(&logit, id)| Candidate { logit, id, weight: weight(logit) }).collect();
+/// Chooses by `point` in [0, 1). None if no logit is above minus infinity. `logits` is scratch afterwards.
+pub(super) fn draw(params: &SamplingParams, logits: &mut [f32], point: f64) -> Option<u32> {
+    let best = largest(logits);
+    if best == f32::NEG_INFINITY {
+        return None;
+    }
+    weigh(logits, best, params.temperature);
+    let weights = Weights::new(logits);
+    if params.top_k == 0 && params.top_p >= 1.0 && params.min_p == 0.0 {
+        return weights.pick(point);
+    }
 
+    let mut candidates = candidates(params, &weights);
+    let total = |candidates: &[Candidate]| candidates.iter().map(|candidate| f64::from(candidate.weight)).sum();
     let top_k = params.top_k as usize;
-    if top_k > 0 && top_k < candidates.len() {
-        sort_front(&mut candidates, 0, top_k);
-        candidates.truncate(top_k);
+    let mut all = weights.total();
+    if top_k > 0 {
+        let count = top_k.min(candidates.len());
+        sort_front(&mut candidates, 0, count);
+        candidates.truncate(count);
+        all = total(&candidates);
     }
     if params.top_p < 1.0 {
-        let goal = f64::from(params.top_p) * total(&candidates);
-        let count = nucleus(&mut candidates, goal);
+        let count = nucleus(&mut candidates, f64::from(params.top_p) * all);
         candidates.truncate(count);
     }
     if params.min_p > 0.0 {
         candidates.retain(|candidate| candidate.weight >= params.min_p);
     }
-
     let mut left = point * total(&candidates);
-    for candidate in &candidates {
+    let chosen = candidates.iter().find(|candidate| {
         left -= f64::from(candidate.weight);
-        if left < 0.0 {
-            return Some(candidate.id);
-        }
-    }
+        left < 0.0
+    });
     // Rounding may leave a hair of the last one.
-    candidates.last().map(|candidate| candidate.id)
+    chosen.or(candidates.last()).map(|candidate| candidate.id)
 }
 
-fn total(candidates: &[Candidate]) -> f64 {
-    candidates.iter().map(|candidate| f64::from(candidate.weight)).sum()
+/// Enough of the best for every cut, in the order of their ids: the rest of a vocabulary is looked at, not collected.
+fn candidates(params: &SamplingParams, weights: &Weights<'_>) -> Vec<Candidate> {
+    let at_least = |least: f32| -> Vec<Candidate> {
+        let possible = weights.each.iter().zip(0..).filter(|(weight, _)| **weight >= least);
+        possible.map(|(&weight, id)| Candidate { id, weight }).collect()
+    };
+    let goal = f64::from(params.top_p) * weights.total();
+    let is_enough = |candidates: &[Candidate]| match params.top_k {
+        0 => params.top_p < 1.0 && candidates.iter().map(|candidate| f64::from(candidate.weight)).sum::<f64>() >= goal,
+        top_k => candidates.len() >= top_k as usize,
+    };
+    if params.top_k == 0 && params.top_p >= 1.0 {
+        return at_least(params.min_p);
+    }
+    let looks = [1e-2, 1e-4, 1e-8].into_iter().map(at_least);
+    looks.into_iter().find(|candidates| is_enough(candidates)).unwrap_or_else(|| at_least(f32::MIN_POSITIVE))
+}
+
+/// A row after temperature, and what its parts add up to.
+struct Weights<'a> {
+    each: &'a [f32],
+    sums: Vec<f64>,
+}
+
+/// Weights that are added up at a time.
+const PART: usize = 512;
+
+impl Weights<'_> {
+    fn new(each: &[f32]) -> Weights<'_> {
+        Weights { each, sums: each.chunks(PART).map(sum).collect() }
+    }
+
+    fn total(&self) -> f64 {
+        self.sums.iter().sum()
+    }
+
+    /// Among all of them.
+    fn pick(&self, point: f64) -> Option<u32> {
+        let mut left = point * self.total();
+        for ((part, sum), first) in self.each.chunks(PART).zip(&self.sums).zip((0..).step_by(PART)) {
+            if left >= *sum {
+                left -= sum;
+                continue;
+            }
+            for (&weight, id) in part.iter().zip(first..) {
+                left -= f64::from(weight);
+                if left < 0.0 {
+                    return Some(id);
+                }
+            }
+        }
+        // Rounding may leave a hair of the last one.
+        self.each.iter().rposition(|&weight| weight > 0.0).map(|id| id as u32)
+    }
+}
+
+/// In an order that is the same on every machine, and that does not wait for each addition.
+fn sum(part: &[f32]) -> f64 {
+    let (chunks, rest) = part.as_chunks::<8>();
+    let mut lanes = [0f64; 8];
+    for chunk in chunks {
+        lanes.iter_mut().zip(chunk).for_each(|(lane, &weight)| *lane += f64::from(weight));
+    }
+    lanes.into_iter().chain(rest.iter().copied().map(f64::from)).sum()
 }
 
 /// How many of the best are sorted at first: enough for most cuts, little beside a vocabulary.

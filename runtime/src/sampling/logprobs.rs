@@ -1,5 +1,6 @@
 //! How likely tokens were: natural logarithms of the model's own distribution, before anything was done to it.
 
+use crate::kernels::cpu::largest;
 use std::cmp::Ordering;
 
 /// What a request learns of one of its tokens.
@@ -13,7 +14,7 @@ pub struct Logprobs {
 
 /// ln Σ exp(logits), so that `logit - normalizer` is a log-probability. Summed in f64.
 pub(crate) fn normalizer(logits: &[f32]) -> f64 {
-    let best = logits.iter().fold(f32::NEG_INFINITY, |a, &b| if b > a { b } else { a });
+    let best = largest(logits);
     let sum: f64 = logits.iter().map(|&logit| f64::from((logit - best).exp())).sum();
     f64::from(best) + sum.ln()
 }

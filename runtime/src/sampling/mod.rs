@@ -10,7 +10,10 @@ mod penalties;
 mod philox;
 pub(crate) mod stop;
 
-use crate::grammar::{BadGrammar, Grammar, GrammarState};
+use crate::{
+    grammar::{BadGrammar, Grammar, GrammarState},
+    kernels::cpu::{are_at_most, largest},
+};
 use logprobs::{Logprobs, logprobs};
 use params::SamplingParams;
 use std::collections::HashMap;
@@ -26,8 +29,7 @@ pub(crate) enum Unsampled {
 
 /// Whether a model in order could have given this row. Minus infinity is a legal "never"; one number must be above it.
 pub(crate) fn is_sound(logits: &[f32]) -> bool {
-    // What is not a number is not at most the largest.
-    logits.iter().all(|&logit| logit <= LOGIT_MAX) && logits.iter().any(|&logit| logit > f32::NEG_INFINITY)
+    are_at_most(logits, LOGIT_MAX) && largest(logits) > f32::NEG_INFINITY
 }
 
 /// No model comes near it, and a penalty could turn more into infinity.
@@ -115,13 +117,9 @@ impl Sampler {
 
 /// The lowest id among the most likely.
 fn highest(logits: &[f32]) -> Option<u32> {
-    let mut best = (f32::NEG_INFINITY, None);
-    for (id, &logit) in logits.iter().enumerate() {
-        if logit > best.0 {
-            best = (logit, Some(id as u32));
-        }
-    }
-    best.1
+    let best = largest(logits);
+    let id = logits.iter().position(|&logit| logit == best).filter(|_| best > f32::NEG_INFINITY)?;
+    Some(id as u32)
 }
 
 #[cfg(test)]

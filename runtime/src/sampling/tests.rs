@@ -110,6 +110,24 @@ fn a_large_vocabulary_is_cut_like_a_small_one() {
     assert!(drawn.len() > kept.len() / 3, "{} of {}", drawn.len(), kept.len());
 }
 
+/// Each draw falls where its point does in the running sum, whatever part of a large row that is.
+#[test]
+fn every_place_of_a_large_row_is_drawn_by_its_own_points() {
+    let row: Vec<f32> =
+        (0..2000u32).map(|id| if id % 7 == 3 { f32::NEG_INFINITY } else { -((id % 5) as f32) }).collect();
+    let weights: Vec<f64> = row.iter().map(|&logit| f64::from(logit).exp()).collect();
+    let total: f64 = weights.iter().sum();
+    let mut before = 0.0;
+    for (id, weight) in weights.into_iter().enumerate() {
+        let point = (before + weight / 2.0) / total;
+        before += weight;
+        let drawn = super::filters::draw(&SamplingParams::default(), &mut row.clone(), point);
+        assert_eq!(drawn == Some(id as u32), weight > 0.0, "{id}: {drawn:?}");
+    }
+    let last = super::filters::draw(&SamplingParams::default(), &mut row.clone(), 1.0);
+    assert_eq!(last, Some(1999), "what rounding leaves is the last one's");
+}
+
 #[test]
 fn greedy_takes_the_best_and_the_lowest_among_equals() {
     let mut sampler = Sampler::new(SamplingParams { temperature: 0.0, ..SamplingParams::default() }, &[]);
@@ -175,7 +193,7 @@ fn penalties_and_filters_leave_what_those_of_transformers_leave() {
         const POINTS: u32 = 20_000;
         let mut counts = vec![0u32; logits.len()];
         for point in 0..POINTS {
-            let id = super::filters::draw(&params, &logits, (f64::from(point) + 0.5) / f64::from(POINTS));
+            let id = super::filters::draw(&params, &mut logits.clone(), (f64::from(point) + 0.5) / f64::from(POINTS));
             counts[id.expect("a token") as usize] += 1;
         }
         for (id, (&count, want)) in counts.iter().zip(numbers("probabilities")).enumerate() {

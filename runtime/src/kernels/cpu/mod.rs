@@ -14,6 +14,7 @@ mod packed;
 mod pool;
 mod quantised;
 mod rounded;
+mod row;
 mod rows;
 mod simd;
 mod sweep;
@@ -30,6 +31,7 @@ pub(crate) use linear::{embed, linear};
 pub(crate) use norms::{add, add_normed, qk_norm, rms_norm};
 pub(crate) use packed::{Packed, Raw};
 pub(crate) use pool::{fill_on_threads, use_threads};
+pub(crate) use row::{are_at_most, largest, weigh};
 pub(crate) use simd::kernel_name;
 pub(crate) use text_attention::text_attention;
 
