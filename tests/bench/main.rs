@@ -20,7 +20,7 @@ use std::path::Path;
 use std::time::Duration;
 
 /// Whatever hangs, it ends.
-const PATIENCE: Duration = Duration::from_secs(3600);
+const PATIENCE: Duration = Duration::from_secs(2 * 3600);
 
 fn main() {
     std::thread::spawn(|| {

@@ -16,10 +16,10 @@ pub const CLIENTS: usize = 8;
 /// Prompt and answer, in tokens; each client begins elsewhere in the list.
 const LENGTHS: [(u32, u32); 4] = [(32, 96), (256, 32), (96, 64), (160, 16)];
 
-pub fn ours(engine: &Engine) -> f64 {
+pub fn ours(engine: &Engine, temperature: f32) -> f64 {
     all(|client, turn| {
         let (prompt, tokens) = lengths(client, turn);
-        engine.answer(prompt, tokens)
+        engine.answer(prompt, tokens, temperature)
     })
 }
 

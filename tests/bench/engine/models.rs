@@ -7,6 +7,7 @@ use super::super::process::{beside, peer};
 
 pub struct Model {
     pub name: &'static str,
+    pub is_small: bool,
     /// In Hugging Face's layout, bf16.
     pub folder: PathBuf,
     pub files: Vec<File>,
@@ -47,7 +48,7 @@ pub fn prepare(root: &Path) -> Vec<Model> {
                 files.push(File { kind, path, is_original: false });
             }
             files.push(File { kind: "bf16", path: bf16, is_original: true });
-            Model { name, folder: folder.join(name), files }
+            Model { name, is_small: name.ends_with("0.5b"), folder: folder.join(name), files }
         })
         .into()
 }

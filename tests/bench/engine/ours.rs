@@ -63,20 +63,20 @@ impl Engine {
 
     /// Prompt tokens a second.
     pub fn prefill(&self, prompt: u32) -> f64 {
-        let timeline = self.waiter.block_on(self.timeline(ids(prompt), 1));
+        let timeline = self.waiter.block_on(self.timeline(ids(prompt), 1, 0.0));
         f64::from(prompt) / timeline.prefill().unwrap().as_secs_f64()
     }
 
     /// Output tokens a second, after a prompt of `depth` tokens.
     pub fn decode(&self, depth: u32, tokens: u32) -> f64 {
-        let timeline = self.waiter.block_on(self.timeline(ids(depth), tokens + 1));
+        let timeline = self.waiter.block_on(self.timeline(ids(depth), tokens + 1, 0.0));
         f64::from(tokens) / timeline.decode().unwrap().as_secs_f64()
     }
 
     /// Whole answers a second: prefill of `prompt` tokens, then `tokens` of output.
     pub fn answers_per_s(&self, prompt: u32, tokens: u32) -> f64 {
         let began = Instant::now();
-        self.waiter.block_on(self.answer(prompt, tokens));
+        self.waiter.block_on(self.answer(prompt, tokens, 0.0));
         1.0 / began.elapsed().as_secs_f64()
     }
 
@@ -84,14 +84,14 @@ impl Engine {
     pub fn again(&self, prompt: u32) -> (f64, f64) {
         let ids = ids(prompt);
         let first = || {
-            let timeline = self.waiter.block_on(self.timeline(ids.clone(), 1));
+            let timeline = self.waiter.block_on(self.timeline(ids.clone(), 1, 0.0));
             (timeline.first_token.unwrap() - timeline.submitted).as_secs_f64()
         };
         (first(), first())
     }
 
-    pub async fn answer(&self, prompt: u32, tokens: u32) {
-        self.timeline(ids(prompt), tokens).await;
+    pub async fn answer(&self, prompt: u32, tokens: u32, temperature: f32) {
+        self.timeline(ids(prompt), tokens, temperature).await;
     }
 
     /// Of the time in steps that began later than `after`, what was not the forward, in percent. Gaps count: other work is
@@ -103,11 +103,11 @@ impl Engine {
         100.0 * outside / (outside + sum(|step| step.forward))
     }
 
-    async fn timeline(&self, prompt: Vec<u32>, max_tokens: u32) -> runtime::Timeline {
+    async fn timeline(&self, prompt: Vec<u32>, max_tokens: u32, temperature: f32) -> runtime::Timeline {
         let request = runtime::Request {
             prompt,
             max_tokens,
-            params: runtime::SamplingParams { temperature: 0.0, ..self.model.defaults().clone() },
+            params: runtime::SamplingParams { temperature, ..self.model.defaults().clone() },
             stop: Vec::new(),
             ignore_eos: true,
             tenant: 0,
