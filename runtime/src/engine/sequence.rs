@@ -10,7 +10,7 @@ use super::{
 use crate::{
     report::Timeline,
     sampling::{
-        Sampler, Unsampled, is_sound,
+        Sampler, Unsampled, best_if_sound,
         logprobs::{Logprobs, logprobs},
         stop::StopScanner,
     },
@@ -170,7 +170,7 @@ impl Sequence {
             return work.samples.then(|| self.sample(logits));
         };
         for (row, at) in logits.chunks_exact(vocab).zip(work.first + work.count - work.rows + 1..) {
-            if !is_sound(row) {
+            if best_if_sound(row).is_none() {
                 return Some(Err(Failure::NotFinite));
             }
             // What is computed a second time is known.

@@ -1,7 +1,7 @@
 //! Temperature, top-k, top-p, min-p, and the draw among what is left.
 
 use super::params::SamplingParams;
-use crate::kernels::cpu::{largest, weigh};
+use crate::kernels::cpu::{PART, weigh};
 use std::cmp::Ordering;
 
 struct Candidate {
@@ -15,14 +15,10 @@ fn best_first(a: &Candidate, b: &Candidate) -> Ordering {
     b.weight.total_cmp(&a.weight).then(a.id.cmp(&b.id))
 }
 
-/// Chooses by `point` in [0, 1). None if no logit is above minus infinity. `logits` is scratch afterwards.
-pub(super) fn draw(params: &SamplingParams, logits: &mut [f32], point: f64) -> Option<u32> {
-    let best = largest(logits);
-    if best == f32::NEG_INFINITY {
-        return None;
-    }
-    weigh(logits, best, params.temperature);
-    let weights = Weights::new(logits);
+/// Chooses by `point` in [0, 1). `best`: the largest logit, above minus infinity. `logits` is scratch afterwards.
+pub(super) fn draw(params: &SamplingParams, logits: &mut [f32], best: f32, point: f64) -> Option<u32> {
+    let sums = weigh(logits, best, params.temperature);
+    let weights = Weights { each: logits, sums };
     if params.top_k == 0 && params.top_p >= 1.0 && params.min_p == 0.0 {
         return weights.pick(point);
     }
@@ -61,7 +57,7 @@ fn candidates(params: &SamplingParams, weights: &Weights<'_>) -> Vec<Candidate> 
     };
     let goal = f64::from(params.top_p) * weights.total();
     let is_enough = |candidates: &[Candidate]| match params.top_k {
-        0 => params.top_p < 1.0 && candidates.iter().map(|candidate| f64::from(candidate.weight)).sum::<f64>() >= goal,
+        0 => candidates.iter().map(|candidate| f64::from(candidate.weight)).sum::<f64>() >= goal,
         top_k => candidates.len() >= top_k as usize,
     };
     if params.top_k == 0 && params.top_p >= 1.0 {
@@ -71,20 +67,13 @@ fn candidates(params: &SamplingParams, weights: &Weights<'_>) -> Vec<Candidate> 
     looks.into_iter().find(|candidates| is_enough(candidates)).unwrap_or_else(|| at_least(f32::MIN_POSITIVE))
 }
 
-/// A row after temperature, and what its parts add up to.
+/// A row after temperature, and what each [`PART`] of it adds up to.
 struct Weights<'a> {
     each: &'a [f32],
     sums: Vec<f64>,
 }
 
-/// Weights that are added up at a time.
-const PART: usize = 512;
-
 impl Weights<'_> {
-    fn new(each: &[f32]) -> Weights<'_> {
-        Weights { each, sums: each.chunks(PART).map(sum).collect() }
-    }
-
     fn total(&self) -> f64 {
         self.sums.iter().sum()
     }
@@ -107,16 +96,6 @@ impl Weights<'_> {
         // Rounding may leave a hair of the last one.
         self.each.iter().rposition(|&weight| weight > 0.0).map(|id| id as u32)
     }
-}
-
-/// In an order that is the same on every machine, and that does not wait for each addition.
-fn sum(part: &[f32]) -> f64 {
-    let (chunks, rest) = part.as_chunks::<8>();
-    let mut lanes = [0f64; 8];
-    for chunk in chunks {
-        lanes.iter_mut().zip(chunk).for_each(|(lane, &weight)| *lane += f64::from(weight));
-    }
-    lanes.into_iter().chain(rest.iter().copied().map(f64::from)).sum()
 }
 
 /// How many of the best are sorted at first: enough for most cuts, little beside a vocabulary.

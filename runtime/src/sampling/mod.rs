@@ -12,7 +12,7 @@ pub(crate) mod stop;
 
 use crate::{
     grammar::{BadGrammar, Grammar, GrammarState},
-    kernels::cpu::{are_at_most, largest},
+    kernels::cpu::{largest, largest_up_to},
 };
 use logprobs::{Logprobs, logprobs};
 use params::SamplingParams;
@@ -27,9 +27,10 @@ pub(crate) enum Unsampled {
     Grammar(BadGrammar),
 }
 
-/// Whether a model in order could have given this row. Minus infinity is a legal "never"; one number must be above it.
-pub(crate) fn is_sound(logits: &[f32]) -> bool {
-    are_at_most(logits, LOGIT_MAX) && largest(logits) > f32::NEG_INFINITY
+/// The best logit of a row that a model in order could have given. Minus infinity is a legal "never"; one number must be
+/// above it.
+pub(crate) fn best_if_sound(logits: &[f32]) -> Option<f32> {
+    largest_up_to(logits, LOGIT_MAX).filter(|&best| best > f32::NEG_INFINITY)
 }
 
 /// No model comes near it, and a penalty could turn more into infinity.
@@ -80,9 +81,7 @@ impl Sampler {
 
     /// Chooses the next token. `logits` is scratch afterwards.
     pub fn sample(&mut self, logits: &mut [f32]) -> Result<Sampled, Unsampled> {
-        if !is_sound(logits) {
-            return Err(Unsampled::NotFinite);
-        }
+        let mut best = best_if_sound(logits).ok_or(Unsampled::NotFinite)?;
         let raw = self.params.logprobs.map(|count| (logits.to_vec(), count as usize));
         self.prepare();
         if let Some(grammar) = &mut self.grammar {
@@ -94,11 +93,17 @@ impl Sampler {
             }
         }
         penalties::apply(&self.params, &self.seen, logits);
-        let id = if self.params.temperature == 0.0 {
-            highest(logits)
+        if self.grammar.is_some() || !self.params.logit_bias.is_empty() || penalties::are_on(&self.params) {
+            best = largest(logits);
+        }
+        let id = if best == f32::NEG_INFINITY {
+            None
+        } else if self.params.temperature == 0.0 {
+            // The lowest id among the most likely.
+            logits.iter().position(|&logit| logit == best).map(|id| id as u32)
         } else {
             let point = philox::uniform(self.params.seed, self.drawn);
-            filters::draw(&self.params, logits, point)
+            filters::draw(&self.params, logits, best, point)
         };
         let id = id.ok_or_else(|| match self.grammar {
             Some(_) => Unsampled::Grammar(BadGrammar("allows none of the tokens that the model does".to_owned())),
@@ -113,13 +118,6 @@ impl Sampler {
         }
         Ok(Sampled { id, logprobs: raw.map(|(raw, count)| logprobs(&raw, id, count)) })
     }
-}
-
-/// The lowest id among the most likely.
-fn highest(logits: &[f32]) -> Option<u32> {
-    let best = largest(logits);
-    let id = logits.iter().position(|&logit| logit == best).filter(|_| best > f32::NEG_INFINITY)?;
-    Some(id as u32)
 }
 
 #[cfg(test)]

@@ -121,10 +121,10 @@ fn every_place_of_a_large_row_is_drawn_by_its_own_points() {
     for (id, weight) in weights.into_iter().enumerate() {
         let point = (before + weight / 2.0) / total;
         before += weight;
-        let drawn = super::filters::draw(&SamplingParams::default(), &mut row.clone(), point);
+        let drawn = super::filters::draw(&SamplingParams::default(), &mut row.clone(), 0.0, point);
         assert_eq!(drawn == Some(id as u32), weight > 0.0, "{id}: {drawn:?}");
     }
-    let last = super::filters::draw(&SamplingParams::default(), &mut row.clone(), 1.0);
+    let last = super::filters::draw(&SamplingParams::default(), &mut row.clone(), 0.0, 1.0);
     assert_eq!(last, Some(1999), "what rounding leaves is the last one's");
 }
 
@@ -190,10 +190,12 @@ fn penalties_and_filters_leave_what_those_of_transformers_leave() {
         let seen = numbers("seen").into_iter().map(|id| (id as u32, 0)).collect();
         let mut logits: Vec<f32> = numbers("logits").into_iter().map(|x| x as f32).collect();
         super::penalties::apply(&params, &seen, &mut logits);
+        let best = crate::kernels::cpu::largest(&logits);
         const POINTS: u32 = 20_000;
         let mut counts = vec![0u32; logits.len()];
         for point in 0..POINTS {
-            let id = super::filters::draw(&params, &mut logits.clone(), (f64::from(point) + 0.5) / f64::from(POINTS));
+            let id =
+                super::filters::draw(&params, &mut logits.clone(), best, (f64::from(point) + 0.5) / f64::from(POINTS));
             counts[id.expect("a token") as usize] += 1;
         }
         for (id, (&count, want)) in counts.iter().zip(numbers("probabilities")).enumerate() {

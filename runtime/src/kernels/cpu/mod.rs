@@ -31,7 +31,7 @@ pub(crate) use linear::{embed, linear};
 pub(crate) use norms::{add, add_normed, qk_norm, rms_norm};
 pub(crate) use packed::{Packed, Raw};
 pub(crate) use pool::{fill_on_threads, use_threads};
-pub(crate) use row::{are_at_most, largest, weigh};
+pub(crate) use row::{PART, largest, largest_up_to, weigh};
 pub(crate) use simd::kernel_name;
 pub(crate) use text_attention::text_attention;
 

@@ -7,51 +7,60 @@ use super::{
 
 /// The largest number, minus infinity if there is none. What is not a number is passed over.
 pub(crate) fn largest(row: &[f32]) -> f32 {
-    let mut largest = f32::NEG_INFINITY;
-    run(Largest { row, largest: &mut largest });
-    largest
+    survey(row, f32::INFINITY).largest
 }
 
-/// Whether every number is at most `most`. What is not a number is not.
-pub(crate) fn are_at_most(row: &[f32], most: f32) -> bool {
-    let mut more = 0;
-    run(CountMore { row, most, more: &mut more });
-    more == 0
+/// The largest number, if all are numbers and at most `most`.
+pub(crate) fn largest_up_to(row: &[f32], most: f32) -> Option<f32> {
+    let seen = survey(row, most);
+    (seen.beyond == 0).then_some(seen.largest)
 }
 
-/// Every number x becomes e^((x - best) / temperature), and minus infinity 0; `best` is the largest of them.
-pub(crate) fn weigh(row: &mut [f32], best: f32, temperature: f32) {
-    run(Weigh { row, best, temperature });
+/// Every number x becomes its weight e^((x - best) / temperature), and minus infinity 0; `best` is the largest of them.
+/// Gives what the weights of each [`PART`] add up to, in an order that is the same on every machine.
+pub(crate) fn weigh(row: &mut [f32], best: f32, temperature: f32) -> Vec<f64> {
+    let mut sums = Vec::with_capacity(row.len().div_ceil(PART));
+    run(Weigh { row, best, temperature, sums: &mut sums });
+    sums
 }
 
-struct Largest<'a> {
+/// Weights that are added up at a time.
+pub(crate) const PART: usize = 512;
+
+struct Seen {
+    largest: f32,
+    /// How many are above the bound or not a number.
+    beyond: u32,
+}
+
+fn survey(row: &[f32], most: f32) -> Seen {
+    let mut seen = Seen { largest: f32::NEG_INFINITY, beyond: 0 };
+    run(Survey { row, most, seen: &mut seen });
+    seen
+}
+
+struct Survey<'a> {
     row: &'a [f32],
-    largest: &'a mut f32,
+    most: f32,
+    seen: &'a mut Seen,
 }
 
-impl Job for Largest<'_> {
+impl Job for Survey<'_> {
     #[inline(always)]
     fn run<L: Lanes>(self) {
         let (chunks, rest) = self.row.as_chunks::<LANES>();
         let larger = |a: f32, b: f32| if b > a { b } else { a };
+        let is_beyond = |x: f32| u32::from(x > self.most || x.is_nan());
         let mut lanes = [f32::NEG_INFINITY; LANES];
+        let mut beyond = [0; LANES];
         for chunk in chunks {
-            lanes = std::array::from_fn(|lane| larger(lanes[lane], chunk[lane]));
+            for lane in 0..LANES {
+                lanes[lane] = larger(lanes[lane], chunk[lane]);
+                beyond[lane] += is_beyond(chunk[lane]);
+            }
         }
-        *self.largest = lanes.iter().chain(rest).copied().fold(f32::NEG_INFINITY, larger);
-    }
-}
-
-struct CountMore<'a> {
-    row: &'a [f32],
-    most: f32,
-    more: &'a mut u32,
-}
-
-impl Job for CountMore<'_> {
-    #[inline(always)]
-    fn run<L: Lanes>(self) {
-        *self.more = self.row.iter().map(|&x| u32::from(x > self.most || x.is_nan())).sum();
+        self.seen.largest = lanes.iter().chain(rest).copied().fold(f32::NEG_INFINITY, larger);
+        self.seen.beyond = beyond.into_iter().chain(rest.iter().copied().map(is_beyond)).sum();
     }
 }
 
@@ -59,15 +68,25 @@ struct Weigh<'a> {
     row: &'a mut [f32],
     best: f32,
     temperature: f32,
+    sums: &'a mut Vec<f64>,
 }
 
 impl Job for Weigh<'_> {
     #[inline(always)]
     fn run<L: Lanes>(self) {
-        for x in self.row {
-            // Dividing the difference, not the logit, cannot overflow to infinity however small the temperature.
-            let weight = exp((*x - self.best) / self.temperature);
-            *x = if *x == f32::NEG_INFINITY { 0.0 } else { weight };
+        for part in self.row.chunks_mut(PART) {
+            for x in &mut *part {
+                // Dividing the difference, not the logit, cannot overflow to infinity however small the temperature.
+                let weight = exp((*x - self.best) / self.temperature);
+                *x = if *x == f32::NEG_INFINITY { 0.0 } else { weight };
+            }
+            let (chunks, rest) = part.as_chunks::<LANES>();
+            // Side by side, so that no addition waits for the one before.
+            let mut lanes = [0f64; LANES];
+            for chunk in chunks {
+                lanes.iter_mut().zip(chunk).for_each(|(lane, &weight)| *lane += f64::from(weight));
+            }
+            self.sums.push(lanes.into_iter().chain(rest.iter().copied().map(f64::from)).sum());
         }
     }
 }
@@ -83,12 +102,16 @@ mod tests {
                 let mut row = vec![-3.0f32; len];
                 row[at] = 2.0;
                 assert_eq!(largest(&row), 2.0, "{at} of {len}");
-                assert!(are_at_most(&row, 2.0) && !are_at_most(&row, 1.9), "{at} of {len}");
-                weigh(&mut row, 2.0, 0.5);
+                assert_eq!((largest_up_to(&row, 2.0), largest_up_to(&row, 1.9)), (Some(2.0), None), "{at} of {len}");
+                let sums = weigh(&mut row, 2.0, 0.5);
                 let low = (-10f32).exp();
+                assert!((sums[0] - 1.0 - f64::from(low) * (len - 1) as f64).abs() < 1e-7, "{at} of {len}");
                 assert!(row.iter().enumerate().all(|(i, w)| (w - if i == at { 1.0 } else { low }).abs() < 1e-7));
                 row[at] = f32::NAN;
-                assert!(!are_at_most(&row, f32::INFINITY) && (len == 1 || largest(&row) > 0.0), "{at} of {len}");
+                assert!(
+                    largest_up_to(&row, f32::INFINITY).is_none() && (len == 1 || largest(&row) > 0.0),
+                    "{at} of {len}"
+                );
             }
         }
         let mut row = [f32::NEG_INFINITY, 1.0, -1e30];
