@@ -14,6 +14,7 @@ fn every_command_that_the_readme_shows_works() {
     let mut shown = 0;
     for line in readme.lines().filter(|line| line.starts_with("glassgate ")) {
         let command = line.split('#').next().unwrap().replace("REQUEST-ID", &id);
+        let command = command.replace("models/eval.jsonl", root().join("models/eval.jsonl").to_str().unwrap());
         let args: Vec<&str> = command.split_whitespace().skip(1).collect();
         gateway.cli(&args);
         shown += 1;
