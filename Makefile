@@ -33,10 +33,10 @@ test-long: ## What takes long: 200 kills instead of 20, goldens computed anew by
 	GLASSGATE_KILLS=200 GLASSGATE_CLIENTS=$(CARGO_TARGET_DIR)/clients cargo nextest run --locked -p glassgate --test e2e -E 'test(kill)'
 	GLASSGATE_LONG=$(CARGO_TARGET_DIR)/long cargo nextest run --locked -p glassgate-runtime --run-ignored only -E 'test(minilm)'
 
-bench: ## Measure throughput and cost of a hop as ratios; writes tests/bench/results
+bench: ## Measure speed and cost as ratios, in an hour; writes tests/bench/results (BENCH="engine speed" for a part)
 	@tools/setup.sh bench
 	cargo build --locked --profile dist -p glassgate --bins --example bare
-	cargo run --locked --profile dist -p glassgate --example bench
+	cargo run --locked --profile dist -p glassgate --example bench -- $(BENCH)
 
 cuda: ## Build the binary with the CUDA device; needs no GPU (run it on a machine that has one)
 	@tools/cuda/build.sh

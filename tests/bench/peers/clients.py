@@ -7,6 +7,7 @@ with either: "input tensor is not contiguous".)
 """
 
 import json
+import os
 import sys
 import time
 from itertools import count
@@ -17,6 +18,9 @@ from mistralrs import ChatCompletionRequest, Runner, Which
 FOLDER = sys.argv[1]
 CLIENTS = 8
 LETTERS = "abcdefghijklmnopqrstuvwxyz"
+# The engine logs to standard output, where only answers belong.
+answers = os.fdopen(os.dup(1), "w")
+os.dup2(2, 1)
 runner = Runner(which=Which.Plain(model_id=FOLDER), max_seqs=CLIENTS, prefix_cache_n=0)
 # Only the answers may be awaited by several threads.
 asking = Lock()
@@ -59,4 +63,4 @@ for line in sys.stdin:
         thread.join()
     if failures:
         raise failures[0]
-    print(json.dumps({"seconds": time.perf_counter() - began}), flush=True)
+    print(json.dumps({"seconds": time.perf_counter() - began}), file=answers, flush=True)
