@@ -2,7 +2,17 @@
 
 use prometheus::proto::MetricType;
 
-use super::{IN_BILLIONTHS, Metrics, NanoUsd};
+use super::{Metrics, NanoUsd};
+
+/// Families whose integer value is written divided by 10⁹.
+const IN_BILLIONTHS: [&str; 6] = [
+    "gateway_cost_usd_total",
+    "gateway_provider_cost_usd_total",
+    "gateway_cache_saved_usd_total",
+    "gateway_reserved_usd",
+    "gateway_budget_limit_usd",
+    "gateway_budget_spent_usd",
+];
 
 impl Metrics {
     /// Prometheus text exposition, version 0.0.4. Bucket edges are written with a decimal point (`le="1.0"`), as
