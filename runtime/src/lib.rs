@@ -48,7 +48,7 @@ pub use sampling::{
     logprobs::Logprobs,
     params::{BadParam, SamplingParams},
 };
-pub use settings::{Device, KvDtype, LoadOptions, Quantize, Renders, Settings, set_threads};
+pub use settings::{Activations, Device, LoadOptions, Quantize, Renders, Settings, set_threads};
 pub use source::check_text;
 pub use text::{
     Message, TemplateError, TextError,

@@ -19,9 +19,10 @@ pub fn set_threads(engine_threads: usize) {
     }
 }
 
-/// The type in which keys and values are kept between steps. Arithmetic is f32 with either.
+/// The type to which keys and values are rounded when they are kept, and what weights in bf16 are multiplied with (on a
+/// CPU). Sums are f32 with either.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum KvDtype {
+pub enum Activations {
     F32,
     Bf16,
 }
@@ -74,7 +75,7 @@ pub struct Settings {
     pub memory_max: Option<u64>,
     /// Bytes of KV pool for each model.
     pub kv_bytes: usize,
-    pub kv_dtype: KvDtype,
+    pub activations: Activations,
     /// Most tokens (decode and prefill together) in one step.
     pub step_tokens: usize,
     /// Most prompt tokens of one sequence in one step: bounds how long a long prompt delays its neighbours' next token.
@@ -103,7 +104,7 @@ impl Default for Settings {
             threads: cores.saturating_sub(1).max(1),
             memory_max: None,
             kv_bytes: 64 << 20,
-            kv_dtype: KvDtype::Bf16,
+            activations: Activations::Bf16,
             step_tokens: 256,
             prefill_chunk: 128,
             itl_target: Duration::from_millis(50),

@@ -7,7 +7,7 @@ use crate::{
     },
     kv::block_pool::BlockCopy,
     model::{decoder::Decoder, spec::ModelSpec},
-    settings::KvDtype,
+    settings::Activations,
 };
 use std::sync::Arc;
 
@@ -26,19 +26,24 @@ pub(crate) struct Llm<O: Ops> {
     spec: ModelSpec,
     decoder: Decoder<O>,
     kv: Vec<Pool>,
-    kv_dtype: KvDtype,
+    activations: Activations,
     blocks: usize,
 }
 
 impl<O: Ops> Llm<O> {
-    pub fn new(spec: ModelSpec, decoder: Decoder<O>, kv_dtype: KvDtype, blocks: usize) -> candle_core::Result<Llm<O>> {
-        let mut llm = Llm { spec, decoder, kv: Vec::new(), kv_dtype, blocks };
+    pub fn new(
+        spec: ModelSpec,
+        decoder: Decoder<O>,
+        activations: Activations,
+        blocks: usize,
+    ) -> candle_core::Result<Llm<O>> {
+        let mut llm = Llm { spec, decoder, kv: Vec::new(), activations, blocks };
         llm.make_room()?;
         Ok(llm)
     }
 
     fn make_room(&mut self) -> candle_core::Result<()> {
-        let pool = || self.decoder.ops.pool(self.blocks, self.spec.heads(), self.kv_dtype);
+        let pool = || self.decoder.ops.pool(self.blocks, self.spec.heads(), self.activations);
         self.kv = self.spec.layers.iter().map(|_| pool()).collect::<candle_core::Result<_>>()?;
         Ok(())
     }

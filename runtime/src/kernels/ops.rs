@@ -2,9 +2,9 @@
 
 use super::{
     batch::{BLOCK_TOKENS, StepBatch},
-    cpu::{self, Activation, Heads, Kind, Packed, Part, Raw, Scores},
+    cpu::{self, Activation, Heads, Inputs, Kind, Packed, Part, Raw, Scores},
 };
-use crate::settings::KvDtype;
+use crate::settings::Activations;
 use candle_core::{DType, Device, Result, Tensor};
 use std::{collections::BTreeMap, sync::Arc};
 
@@ -26,7 +26,7 @@ pub(crate) trait Ops: Send {
     /// Brings a norm's weights, a bias, a rotary table.
     fn vector(&self, numbers: &Tensor) -> Result<Tensor>;
     /// Room for one layer's keys and values.
-    fn pool(&self, blocks: usize, heads: Heads, dtype: KvDtype) -> Result<Pool>;
+    fn pool(&self, blocks: usize, heads: Heads, dtype: Activations) -> Result<Pool>;
 
     /// The rows of the table that `ids` name: `[T, inputs]`.
     fn embed(&self, ids: &[u32], table: &Self::Matrix) -> Result<Tensor>;
@@ -63,13 +63,14 @@ pub(crate) trait Ops: Send {
 }
 
 /// This machine's processor, by our own kernels.
-pub(crate) struct Cpu;
+pub(crate) struct Cpu(pub Activations);
 
 impl Ops for Cpu {
     type Matrix = Packed;
 
     fn matrix(&self, parts: &[Raw]) -> Result<Packed> {
-        Packed::stack(parts)
+        let inputs = if self.0 == Activations::Bf16 { Inputs::Bf16 } else { Inputs::F32 };
+        Packed::stack(parts, inputs)
     }
 
     fn count(matrix: &Packed, kinds: &mut BTreeMap<Kind, usize>) {
@@ -82,7 +83,7 @@ impl Ops for Cpu {
         Ok(numbers.clone())
     }
 
-    fn pool(&self, blocks: usize, heads: Heads, dtype: KvDtype) -> Result<Pool> {
+    fn pool(&self, blocks: usize, heads: Heads, dtype: Activations) -> Result<Pool> {
         let [keys, values] = cpu::pool_shapes(blocks, heads);
         let zeros = |shape: [usize; 4]| Tensor::zeros(&shape, candle_dtype(dtype), &Device::Cpu);
         Ok(Pool { keys: zeros(keys)?, values: zeros(values)? })
@@ -161,13 +162,13 @@ impl Ops for Cpu {
 }
 
 /// Bytes of one layer's keys and values in one block.
-pub(crate) fn block_bytes(heads: Heads, dtype: KvDtype) -> usize {
+pub(crate) fn block_bytes(heads: Heads, dtype: Activations) -> usize {
     2 * BLOCK_TOKENS * heads.kv * heads.dim * candle_dtype(dtype).size_in_bytes()
 }
 
-pub(crate) fn candle_dtype(dtype: KvDtype) -> DType {
+pub(crate) fn candle_dtype(dtype: Activations) -> DType {
     match dtype {
-        KvDtype::F32 => DType::F32,
-        KvDtype::Bf16 => DType::BF16,
+        Activations::F32 => DType::F32,
+        Activations::Bf16 => DType::BF16,
     }
 }

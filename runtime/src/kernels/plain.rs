@@ -9,7 +9,7 @@ use super::{
     ops::{Ops, Pool, candle_dtype},
     reference,
 };
-use crate::settings::KvDtype;
+use crate::settings::Activations;
 use candle_core::{DType, Device, Result, Tensor};
 use std::{collections::BTreeMap, sync::Arc};
 
@@ -62,7 +62,7 @@ impl Ops for Plain {
         numbers.to_device(&self.device)
     }
 
-    fn pool(&self, blocks: usize, heads: Heads, dtype: KvDtype) -> Result<Pool> {
+    fn pool(&self, blocks: usize, heads: Heads, dtype: Activations) -> Result<Pool> {
         let zeros = || Tensor::zeros((blocks, BLOCK_TOKENS, heads.kv * heads.dim), candle_dtype(dtype), &self.device);
         Ok(Pool { keys: zeros()?, values: zeros()? })
     }

@@ -10,7 +10,7 @@ use crate::{
         ops::{Cpu, Ops},
         plain::Plain,
     },
-    settings::{KvDtype, Quantize},
+    settings::{Activations, Quantize},
     weights::{Tensors, WeightError, quantize::Quantized},
 };
 use candle_core::{DType, Device, Tensor};
@@ -85,7 +85,7 @@ fn cases() -> Vec<Case> {
     json.into_iter().map(case).collect()
 }
 
-fn load<O: Ops>(ops: O, case: &Case, kv: KvDtype) -> Llm<O> {
+fn load<O: Ops>(ops: O, case: &Case, kv: Activations) -> Llm<O> {
     let spec = ModelSpec::from_config(&case.config).unwrap_or_else(|why| panic!("{}: {why}", case.name));
     let decoder = Decoder::load(ops, &spec, &Made, case.ids.len()).expect("decoder");
     Llm::new(spec, decoder, kv, BLOCKS).expect("pools")
@@ -116,7 +116,7 @@ fn what_a_decoder_takes_of_memory_is_known_before_it_loads() {
         let quantized = [Quantize::Q8_0, Quantize::Q4K].map(|to| Quantized::new(&Made, to));
         for tensors in [&Made as &dyn Tensors, &quantized[0], &quantized[1]] {
             let planned = layout::memory(&spec, tensors, 64, &layout::Step { tokens: 1, rows: 1 }).expect("a plan");
-            let decoder = Decoder::load(Cpu, &spec, tensors, 64).expect("decoder");
+            let decoder = Decoder::load(Cpu(Activations::Bf16), &spec, tensors, 64).expect("decoder");
             assert_eq!(planned.weights + planned.tables, decoder.bytes() as u64, "{}", case.name);
         }
     }
@@ -124,7 +124,7 @@ fn what_a_decoder_takes_of_memory_is_known_before_it_loads() {
 
 #[test]
 fn every_family_gives_the_logits_of_transformers_at_every_position() {
-    gives_the_logits_of_transformers(|| Cpu);
+    gives_the_logits_of_transformers(|| Cpu(Activations::F32));
 }
 
 /// The path of devices that have no kernels of ours.
@@ -138,7 +138,7 @@ fn gives_the_logits_of_transformers<O: Ops>(ops: impl Fn() -> O) {
     assert!(cases.len() >= 20, "cases are missing");
     let mut failed = Vec::new();
     for case in &cases {
-        let mut model = load(ops(), case, KvDtype::F32);
+        let mut model = load(ops(), case, Activations::F32);
         let got = logits(&mut model, &case.ids, usize::MAX);
         assert_eq!(got.len(), case.logits.len(), "{}", case.name);
         let largest = case.logits.iter().fold(0f32, |a, b| a.max(b.abs()));
@@ -165,8 +165,8 @@ fn gives_the_logits_of_transformers<O: Ops>(ops: impl Fn() -> O) {
 #[test]
 fn every_family_gives_the_same_bits_in_any_chunks_among_strangers_and_with_more_threads() {
     for case in cases() {
-        for kv in [KvDtype::F32, KvDtype::Bf16] {
-            let mut model = load(Cpu, &case, kv);
+        for kv in [Activations::F32, Activations::Bf16] {
+            let mut model = load(Cpu(kv), &case, kv);
             let want = logits(&mut model, &case.ids, usize::MAX);
             for chunk in [1, 7, 32] {
                 assert_eq!(logits(&mut model, &case.ids, chunk), want, "{}, {kv:?}, chunks of {chunk}", case.name);
@@ -183,9 +183,14 @@ fn every_family_gives_the_same_bits_in_any_chunks_among_strangers_and_with_more_
     }
     use_threads(3).expect("threads");
     for case in cases() {
-        let with_threads = logits(&mut load(Cpu, &case, KvDtype::F32), &case.ids, usize::MAX);
+        let with_threads = logits(&mut load(Cpu(Activations::F32), &case, Activations::F32), &case.ids, usize::MAX);
         use_threads(1).expect("threads");
-        assert_eq!(logits(&mut load(Cpu, &case, KvDtype::F32), &case.ids, usize::MAX), with_threads, "{}", case.name);
+        assert_eq!(
+            logits(&mut load(Cpu(Activations::F32), &case, Activations::F32), &case.ids, usize::MAX),
+            with_threads,
+            "{}",
+            case.name
+        );
         use_threads(3).expect("threads");
     }
 }

@@ -6,7 +6,7 @@ use crate::{
     kernels::batch::{BLOCK_TOKENS, StepBatch},
     kernels::cpu::{Kind, Raw},
     kernels::ops::Cpu,
-    settings::{KvDtype, Quantize},
+    settings::{Activations, Quantize},
     weights::{Tensors, WeightError, folder, quantize::Quantized, safetensors::Checkpoint},
 };
 use candle_core::{Device, Tensor};
@@ -23,13 +23,13 @@ fn golden(file: &str) -> PathBuf {
     [env!("CARGO_MANIFEST_DIR"), "tests", "golden", file].iter().collect()
 }
 
-fn load(name: &str, kv: KvDtype) -> Llm<Cpu> {
+fn load(name: &str, kv: Activations) -> Llm<Cpu> {
     let folder = model_folder(name);
     let config = folder::require_json(&folder.join("config.json")).expect("config.json");
     let mut spec = ModelSpec::from_config(&config).expect("a supported model");
     spec.add_end(None).expect("no more end tokens");
     let checkpoint = Checkpoint::open(&folder).expect("weights");
-    let decoder = Decoder::load(Cpu, &spec, &checkpoint, BLOCKS * BLOCK_TOKENS).expect("decoder");
+    let decoder = Decoder::load(Cpu(kv), &spec, &checkpoint, BLOCKS * BLOCK_TOKENS).expect("decoder");
     Llm::new(spec, decoder, kv, BLOCKS).expect("pools")
 }
 
@@ -48,7 +48,7 @@ fn logits(model: &mut Llm<Cpu>, ids: &[u32], chunk: usize) -> Vec<f32> {
 }
 
 /// The largest error over all prompts and positions, as a share of the largest logit of its prompt.
-fn worst_error(name: &str, kv: KvDtype, chunk: usize) -> f32 {
+fn worst_error(name: &str, kv: Activations, chunk: usize) -> f32 {
     let mut model = load(name, kv);
     let goldens = candle_core::safetensors::load(golden(&format!("{name}.safetensors")), &Device::Cpu);
     let goldens: HashMap<String, Tensor> = goldens.expect("the golden file");
@@ -71,8 +71,8 @@ fn worst_error(name: &str, kv: KvDtype, chunk: usize) -> f32 {
 #[test]
 fn logits_with_f32_kv_equal_transformers_at_every_position() {
     for name in MODELS {
-        assert!(worst_error(name, KvDtype::F32, usize::MAX) <= 1e-4, "{name}");
-        assert!(worst_error(name, KvDtype::F32, 1) <= 1e-4, "{name}, token by token");
+        assert!(worst_error(name, Activations::F32, usize::MAX) <= 1e-4, "{name}");
+        assert!(worst_error(name, Activations::F32, 1) <= 1e-4, "{name}, token by token");
     }
 }
 
@@ -80,7 +80,7 @@ fn logits_with_f32_kv_equal_transformers_at_every_position() {
 #[test]
 fn logits_with_bf16_kv_stay_within_two_percent_of_transformers() {
     for name in MODELS {
-        assert!(worst_error(name, KvDtype::Bf16, usize::MAX) <= 2e-2, "{name}");
+        assert!(worst_error(name, Activations::Bf16, usize::MAX) <= 2e-2, "{name}");
     }
 }
 
@@ -105,7 +105,7 @@ fn greedy_ids_equal_transformers() {
     let text = std::fs::read_to_string(golden("text.json")).expect("the golden file");
     let text: Text = serde_json::from_str(&text).expect("text.json");
     for name in MODELS {
-        for kv in [KvDtype::F32, KvDtype::Bf16] {
+        for kv in [Activations::F32, Activations::Bf16] {
             let mut model = load(name, kv);
             let mut differing = 0;
             for (chat, want) in text.chats.iter().zip(&text.greedy[name]) {
@@ -128,7 +128,7 @@ fn greedy_ids_equal_transformers() {
                     got.push(id);
                 }
                 differing += usize::from(got != want.ids);
-                if kv == KvDtype::F32 {
+                if kv == Activations::F32 {
                     assert_eq!(got, want.ids, "{name}");
                 }
             }
@@ -179,7 +179,7 @@ fn quantising_while_loading_needs_little_more_memory_than_its_result() {
     for (to, exceptions) in [(Quantize::Q8_0, 0), (Quantize::Q4K, 0)] {
         let before = memory("VmRSS");
         let source = Quantized::new(&Endless, to);
-        let decoder = Decoder::load(Cpu, &spec, &source, 64).expect("decoder");
+        let decoder = Decoder::load(Cpu(Activations::Bf16), &spec, &source, 64).expect("decoder");
         assert_eq!(source.exceptions().len(), exceptions);
         let peak = memory("VmHWM") - before;
         // gate_up is stacked of two: as read, as blocks, and packed.

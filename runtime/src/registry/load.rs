@@ -63,7 +63,7 @@ impl Runtime {
             Some(quantized) => quantized,
             None => tensors.as_ref(),
         };
-        let kv = (blocks * spec.layers.len() * block_bytes(spec.heads(), settings.kv_dtype)) as u64;
+        let kv = (blocks * spec.layers.len() * block_bytes(spec.heads(), settings.activations)) as u64;
         // Every token has a slot in the pool; whoever samples wants one row, and who is scored some.
         let tokens = settings.step_tokens.min(blocks * BLOCK_TOKENS);
         let step = layout::Step { tokens, rows: tokens.min(settings.running_max.saturating_add(SCORED_ROWS_MAX + 1)) };
@@ -71,7 +71,7 @@ impl Runtime {
         let resident = self.admit(name, path, blocks as u32, memory)?;
 
         let (end, context) = (spec.end.clone(), spec.context as u32);
-        let shape = Shape { spec, tensors, positions, kv_dtype: settings.kv_dtype, blocks };
+        let shape = Shape { spec, tensors, positions, activations: settings.activations, blocks };
         let Placed { forward, kinds } = self.0.placement.place(shape)?;
         let weights = kinds.into_iter();
         let weights = weights.map(|(kind, bytes)| WeightKind { kind: kind.name(), bytes: bytes as u64 }).collect();
@@ -168,7 +168,7 @@ impl Files {
 
 /// Blocks of the KV pool: as many as there is memory for, but no more than can be in use.
 fn blocks(spec: &ModelSpec, settings: &Settings) -> Result<usize, String> {
-    let block = spec.layers.len() * block_bytes(spec.heads(), settings.kv_dtype);
+    let block = spec.layers.len() * block_bytes(spec.heads(), settings.activations);
     let useful = settings.running_max.saturating_mul(spec.context.div_ceil(BLOCK_TOKENS));
     match (settings.kv_bytes / block).min(useful).min(u32::MAX as usize / BLOCK_TOKENS) {
         0 => Err(format!(

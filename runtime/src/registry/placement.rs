@@ -8,7 +8,7 @@ use crate::{
         ops::{Cpu, Ops},
     },
     model::{decoder::Decoder, spec::ModelSpec},
-    settings::{Device, KvDtype},
+    settings::{Activations, Device},
     weights::{Tensors, WeightError},
 };
 use std::collections::BTreeMap;
@@ -32,7 +32,7 @@ pub(super) struct Shape<'a> {
     pub tensors: &'a dyn Tensors,
     /// How far the rotary tables reach.
     pub positions: usize,
-    pub kv_dtype: KvDtype,
+    pub activations: Activations,
     pub blocks: usize,
 }
 
@@ -74,7 +74,10 @@ impl Placement {
 
     pub fn place(&self, shape: Shape<'_>) -> Result<Placed, LoadError> {
         match self {
-            Placement::Cpu => shape.on(Cpu),
+            Placement::Cpu => {
+                let ops = Cpu(shape.activations);
+                shape.on(ops)
+            }
             #[cfg(feature = "cuda")]
             Placement::Cuda(device) => {
                 shape.on(crate::kernels::plain::Plain::new(device.clone(), candle_core::DType::BF16))
@@ -90,7 +93,7 @@ impl Shape<'_> {
     {
         let decoder = Decoder::load(ops, &self.spec, self.tensors, self.positions)?;
         let kinds = decoder.kinds();
-        let llm = Llm::new(self.spec, decoder, self.kv_dtype, self.blocks).map_err(WeightError::from)?;
+        let llm = Llm::new(self.spec, decoder, self.activations, self.blocks).map_err(WeightError::from)?;
         Ok(Placed { forward: Box::new(llm), kinds })
     }
 }

@@ -2,7 +2,7 @@
 
 use crate::support::{Answer, MODELS, ask, chat, collect, endless, greedy, serve, serve_as, settings};
 use glassgate_runtime::{
-    Generation, KvDtype, LoadOptions, Model, Quantize, Renders, Request, SamplingParams, Settings, Sink, StepRecord,
+    Activations, Generation, LoadOptions, Model, Quantize, Renders, Request, SamplingParams, Settings, Sink, StepRecord,
 };
 use std::sync::{
     Arc, Mutex,
@@ -112,13 +112,13 @@ async fn in_every_way(base: Settings, name: &str, options: LoadOptions) {
     assert_eq!(crowded(narrow, name, options).await, want, "nine tokens a step");
 }
 
-const KV_DTYPES: [KvDtype; 2] = [KvDtype::F32, KvDtype::Bf16];
+const ACTIVATIONS: [Activations; 2] = [Activations::F32, Activations::Bf16];
 
 #[tokio::test]
 async fn answers_are_identical_alone_batched_with_strangers_and_in_chunks_of_any_size() {
-    for kv_dtype in KV_DTYPES {
+    for activations in ACTIVATIONS {
         for name in MODELS {
-            in_every_way(Settings { kv_dtype, ..settings() }, name, PLAIN).await;
+            in_every_way(Settings { activations, ..settings() }, name, PLAIN).await;
         }
     }
 }
@@ -143,13 +143,13 @@ async fn answers_are_identical_with_more_threads() {
 
 #[tokio::test]
 async fn answers_are_identical_when_blocks_are_taken_away_after_every_token() {
-    for kv_dtype in KV_DTYPES {
+    for activations in ACTIVATIONS {
         for name in MODELS {
-            let base = Settings { kv_dtype, ..settings() };
+            let base = Settings { activations, ..settings() };
             let want = alone(base.clone(), name, PLAIN).await;
             let hard = Settings { preempt_always: true, prefill_chunk: 7, ..base.clone() };
-            assert_eq!(alone(hard.clone(), name, PLAIN).await, want, "{name}, {kv_dtype:?}");
-            assert_eq!(crowded(hard, name, PLAIN).await, want, "{name}, {kv_dtype:?}, batched");
+            assert_eq!(alone(hard.clone(), name, PLAIN).await, want, "{name}, {activations:?}");
+            assert_eq!(crowded(hard, name, PLAIN).await, want, "{name}, {activations:?}, batched");
         }
     }
 }
@@ -157,16 +157,16 @@ async fn answers_are_identical_when_blocks_are_taken_away_after_every_token() {
 /// They outgrow the pool together, so some really have to make way.
 #[tokio::test]
 async fn answers_are_identical_in_a_pool_that_is_too_small_for_all_of_them() {
-    for (kv_dtype, block) in KV_DTYPES.into_iter().zip([65_536, 32_768]) {
+    for (activations, block) in ACTIVATIONS.into_iter().zip([65_536, 32_768]) {
         for name in MODELS {
-            let (_runtime, plain) = serve(Settings { kv_dtype, ..settings() }, name);
-            let (runtime, small) = serve(Settings { kv_dtype, kv_bytes: 14 * block, ..settings() }, name);
+            let (_runtime, plain) = serve(Settings { activations, ..settings() }, name);
+            let (runtime, small) = serve(Settings { activations, kv_bytes: 14 * block, ..settings() }, name);
             let long = |request| Request { max_tokens: 150, ignore_eos: true, ..request };
             let all: Vec<_> =
                 requests(&small).into_iter().map(|r| small.generate(long(r)).expect("accepted")).collect();
             for (generation, request) in all.into_iter().zip(requests(&plain)) {
                 let want = essence(ask(&plain, long(request)).await);
-                assert_eq!(essence(collect(generation).await), want, "{name}, {kv_dtype:?}");
+                assert_eq!(essence(collect(generation).await), want, "{name}, {activations:?}");
             }
             let report = &runtime.report().models[0];
             assert!(report.preemptions > 0, "{} blocks are enough for all", report.kv_blocks_total);
@@ -176,9 +176,9 @@ async fn answers_are_identical_in_a_pool_that_is_too_small_for_all_of_them() {
 
 #[tokio::test]
 async fn answers_are_identical_whatever_of_the_prompt_was_found_in_the_cache() {
-    for kv_dtype in KV_DTYPES {
+    for activations in ACTIVATIONS {
         for name in MODELS {
-            let (runtime, model) = serve(Settings { kv_dtype, ..settings() }, name);
+            let (runtime, model) = serve(Settings { activations, ..settings() }, name);
             let prompt: Vec<u32> = chat(&model, QUESTIONS[5]).into_iter().cycle().take(129).collect();
             let request = |salt| Request { salt: [salt; 16], ..seeded(prompt.clone(), 3) };
             let want = essence(ask(&model, request(0)).await);
@@ -188,7 +188,7 @@ async fn answers_are_identical_whatever_of_the_prompt_was_found_in_the_cache() {
                 }
                 let answer = ask(&model, request(salt)).await;
                 assert_eq!(answer.timeline.cached_tokens, found, "{seen} tokens seen before");
-                assert_eq!(essence(answer), want, "{name}, {kv_dtype:?}, {found} tokens found");
+                assert_eq!(essence(answer), want, "{name}, {activations:?}, {found} tokens found");
             }
             // An answer's own tokens are found by the next turn of its conversation.
             let whole: Vec<u32> = prompt.iter().chain(want.1.iter().flatten()).copied().collect();
@@ -201,10 +201,10 @@ async fn answers_are_identical_whatever_of_the_prompt_was_found_in_the_cache() {
 
 #[tokio::test]
 async fn answers_are_identical_as_choices_of_one_prompt() {
-    for kv_dtype in KV_DTYPES {
+    for activations in ACTIVATIONS {
         for name in MODELS {
             for preempt_always in [false, true] {
-                let base = Settings { kv_dtype, ..settings() };
+                let base = Settings { activations, ..settings() };
                 let (_runtime, plain) = serve(base.clone(), name);
                 let (runtime, model) = serve(Settings { preempt_always, ..base }, name);
                 for question in [QUESTIONS[0], QUESTIONS[5]] {
@@ -213,7 +213,7 @@ async fn answers_are_identical_as_choices_of_one_prompt() {
                     let choices = model.generate_many(seeded(prompt.clone(), 40), 5).expect("accepted");
                     for (choice, seed) in choices.into_iter().zip(40..) {
                         let want = essence(ask(&plain, seeded(prompt.clone(), seed)).await);
-                        assert_eq!(essence(collect(choice).await), want, "{name}, {kv_dtype:?}, seed {seed}");
+                        assert_eq!(essence(collect(choice).await), want, "{name}, {activations:?}, seed {seed}");
                     }
                     let read = runtime.report().models[0].prompt_tokens - before;
                     assert_eq!(read, prompt.len() as u64, "one prompt");

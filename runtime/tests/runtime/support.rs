@@ -1,8 +1,8 @@
 //! What the tests share: the bundled models, a runtime with a test's own settings, and whole answers.
 
 use glassgate_runtime::{
-    Class, Event, Failure, FinishReason, Generation, KvDtype, LoadOptions, Logprobs, Message, Model, Request, Runtime,
-    SamplingParams, Settings, Timeline,
+    Activations, Class, Event, Failure, FinishReason, Generation, LoadOptions, Logprobs, Message, Model, Request,
+    Runtime, SamplingParams, Settings, Timeline,
 };
 use std::{
     path::PathBuf,
@@ -60,7 +60,7 @@ pub fn golden_text() -> serde_json::Value {
 
 /// Small and quick to start; tests change what they care about.
 pub fn settings() -> Settings {
-    Settings { threads: 1, kv_bytes: 32 << 20, kv_dtype: KvDtype::F32, ..Settings::default() }
+    Settings { threads: 1, kv_bytes: 32 << 20, activations: Activations::F32, ..Settings::default() }
 }
 
 pub fn serve(settings: Settings, name: &str) -> (Runtime, Model) {

@@ -1,19 +1,22 @@
 //! y = x · Wᵀ and the embedding lookup over packed weights. Plain weights (two bytes or four a number) are computed on
-//! in f32 here, blocks in `quantised`.
+//! in f32 here, or in `pairs` where inputs are rounded and the processor knows bf16; blocks in `quantised`.
 //!
-//! Every output is one running sum over the inputs in order. How many rows and tiles share a pass only decides which
-//! sums are in registers together, so the bits of a row are the same for any batch.
+//! Every output is one running sum over the pairs of inputs in order, of each pair the second one first. How many rows
+//! and tiles share a pass only decides which sums are in registers together, so the bits of a row are the same for any
+//! batch.
 
 use super::{
-    packed::{Line, Packed, Store, Weight},
-    quantised,
-    rounded::{Inputs32, Inputs256, rounded},
+    blocks::Kind,
+    packed::{Inputs, Line, Packed, Store, Weight},
+    pairs, quantised,
+    rounded::{Inputs32, Inputs256, Rounded, rounded},
     rows::{Columns, Tiles, fill_parts, fill_tiles},
     simd::{Job, LANES, Lanes, run},
     sweep::{On, Sweep, sweep},
     view::f32s,
 };
 use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape, Tensor, bail};
+use half::bf16;
 use std::{marker::PhantomData, sync::Arc};
 
 /// `x`: `[T, inputs]` f32 → `[T, outputs]` f32.
@@ -52,7 +55,11 @@ impl CustomOp1 for Linear<'_> {
             let y = Columns { numbers: &mut y, width: weights.outputs, columns: band.outputs.clone() };
             match &band.store {
                 Store::F32(lines) => multiply(x, lines, weights.inputs, y)?,
-                Store::Bf16(lines) => multiply(x, lines, weights.inputs, y)?,
+                Store::Bf16(lines) => match weights.met {
+                    Inputs::F32 => multiply(x, lines, weights.inputs, y)?,
+                    Inputs::Bf16 if pairs::known() => pairs::multiply(&input.pairs, lines, weights.inputs, y)?,
+                    Inputs::Bf16 => multiply(input.wide.as_flattened(), lines, weights.inputs, y)?,
+                },
                 Store::Q8_0(cells) => quantised::multiply(&input.by32, cells, input.cells::<64>(), y)?,
                 Store::Q4_0(cells) => quantised::multiply(&input.by32, cells, input.cells::<64>(), y)?,
                 Store::Q4K(cells) => quantised::multiply(&input.by256, cells, input.cells::<256>(), y)?,
@@ -68,16 +75,26 @@ impl CustomOp1 for Linear<'_> {
 struct Input {
     by32: Vec<[Inputs32; 2]>,
     by256: Vec<Inputs256>,
+    /// For weights in bf16, where the processor multiplies these.
+    pairs: Vec<[bf16; STEP]>,
+    /// For weights in bf16 elsewhere.
+    wide: Vec<[f32; STEP]>,
     inputs: usize,
 }
 
 impl Input {
     fn new(x: &[f32], weights: &Packed) -> Result<Input> {
+        fn when<R: Rounded>(needed: bool, x: &[f32], inputs: usize) -> Result<Vec<R>> {
+            if needed { rounded(x, inputs) } else { Ok(Vec::new()) }
+        }
         let inputs = weights.inputs;
-        let any = |len| weights.bands.iter().any(|band| band.kind().block_len() == len);
+        let any = |is: &dyn Fn(Kind) -> bool| weights.bands.iter().any(|band| is(band.kind()));
+        let in_bf16 = weights.met == Inputs::Bf16 && any(&|kind| kind == Kind::Bf16);
         Ok(Input {
-            by32: if any(32) { rounded(x, inputs)? } else { Vec::new() },
-            by256: if any(256) { rounded(x, inputs)? } else { Vec::new() },
+            by32: when(any(&|kind| kind.block_len() == 32), x, inputs)?,
+            by256: when(any(&|kind| kind.block_len() == 256), x, inputs)?,
+            pairs: when(in_bf16 && pairs::known(), x, inputs)?,
+            wide: when(in_bf16 && !pairs::known(), x, inputs)?,
             inputs,
         })
     }
@@ -88,15 +105,22 @@ impl Input {
 }
 
 fn multiply<W: Weight>(x: &[f32], lines: &[Line<W>], inputs: usize, y: Columns<'_>) -> Result<()> {
-    let outputs = y.columns.len();
-    if lines.len() != outputs.div_ceil(LANES) * inputs / 2 || !inputs.is_multiple_of(2 * STEP) {
-        bail!("linear: {} lines of packed weights for {inputs} inputs and {outputs} outputs", lines.len());
-    }
-    fill_tiles(y, x.len() * outputs, |tiles| run(Multiply { x, lines, inputs, tiles }))
+    fit(lines, inputs, &y)?;
+    let work = x.len() * y.columns.len();
+    fill_tiles(y, work, |tiles| run(Multiply { x, lines, inputs, tiles }))
 }
 
-/// Lines between two bounds checks.
-const STEP: usize = 4;
+/// Whether the lines are those of the columns.
+pub(super) fn fit<W>(lines: &[Line<W>], inputs: usize, y: &Columns<'_>) -> Result<()> {
+    let outputs = y.columns.len();
+    if lines.len() != outputs.div_ceil(LANES) * inputs / 2 || !inputs.is_multiple_of(STEP) {
+        bail!("linear: {} lines of packed weights for {inputs} inputs and {outputs} outputs", lines.len());
+    }
+    Ok(())
+}
+
+/// Inputs between two bounds checks.
+pub(super) const STEP: usize = 8;
 
 /// The tiles of one thread.
 struct Multiply<'a, 't, W> {
@@ -137,26 +161,23 @@ impl<L: Lanes, W: Weight> Sweep for On<L, Multiply<'_, '_, W>> {
     #[inline(always)]
     fn block<const M: usize, const N: usize>(&mut self, row: usize, tile: usize) {
         let Multiply { x, lines, inputs, ref mut tiles } = self.0;
-        let steps = inputs / (2 * STEP);
-        let x: [&[[[f32; 2]; STEP]]; M] = std::array::from_fn(|m| {
-            let row = &x[(row + m) * inputs..][..inputs];
-            &row.as_chunks::<2>().0.as_chunks::<STEP>().0[..steps]
-        });
-        let w: [&[[Line<W>; STEP]]; N] =
-            std::array::from_fn(|n| &lines[(tile + n) * inputs / 2..].as_chunks::<STEP>().0[..steps]);
+        let steps = inputs / STEP;
+        let x: [&[[f32; STEP]]; M] =
+            std::array::from_fn(|m| &x[(row + m) * inputs..][..inputs].as_chunks::<STEP>().0[..steps]);
+        let w: [&[[Line<W>; STEP / 2]]; N] =
+            std::array::from_fn(|n| &lines[(tile + n) * inputs / 2..].as_chunks::<{ STEP / 2 }>().0[..steps]);
         let mut sums = [[L::splat(0.0); N]; M];
         for step in 0..steps {
-            for i in 0..STEP {
+            for i in 0..STEP / 2 {
                 let mut first = [L::splat(0.0); N];
                 let mut second = [L::splat(0.0); N];
                 for n in 0..N {
                     (first[n], second[n]) = W::line(&w[n][step][i].0);
                 }
                 for m in 0..M {
-                    let [a, b] = x[m][step][i];
-                    let (a, b) = (L::splat(a), L::splat(b));
+                    let (a, b) = (L::splat(x[m][step][2 * i]), L::splat(x[m][step][2 * i + 1]));
                     for n in 0..N {
-                        sums[m][n] = sums[m][n].add_product(a, first[n]).add_product(b, second[n]);
+                        sums[m][n] = sums[m][n].add_product(b, second[n]).add_product(a, first[n]);
                     }
                 }
             }
@@ -186,7 +207,10 @@ pub(crate) fn linear_on_each(x: &[f32], weights: &Packed) -> Result<Vec<(String,
     };
     macro_rules! on_each {
         ($run:path, $paths:expr, $job:expr) => {
-            $paths.iter().map(|&path| Ok((format!("{path:?}"), product(&|tiles| $run(path, $job(tiles)))?))).collect()
+            $paths
+                .iter()
+                .map(|&path| Ok((format!("{path:?}"), product(&|tiles| $run(path, $job(tiles)))?)))
+                .collect::<Result<_>>()
         };
     }
     macro_rules! blocks {
@@ -202,7 +226,17 @@ pub(crate) fn linear_on_each(x: &[f32], weights: &Packed) -> Result<Vec<(String,
     match &weights.bands[0].store {
         Store::F32(lines) => on_each!(simd::run_exactly_on, paths, |tiles| Multiply { x, lines, inputs, tiles }),
         Store::Bf16(lines) => {
-            on_each!(simd::run_exactly_on, paths, |tiles| Multiply { x, lines, inputs, tiles })
+            let wide: Vec<[f32; STEP]> = rounded(x, inputs)?;
+            let x = if weights.met == Inputs::Bf16 { wide.as_flattened() } else { x };
+            let mut each: Vec<(String, Vec<f32>)> =
+                on_each!(simd::run_exactly_on, paths, |tiles| Multiply { x, lines, inputs, tiles })?;
+            if !input.pairs.is_empty() {
+                let mut numbers = vec![0f32; x.len() / inputs * weights.outputs];
+                let y = Columns { numbers: &mut numbers, width: weights.outputs, columns: 0..weights.outputs };
+                pairs::multiply(&input.pairs, lines, inputs, y)?;
+                each.push(("Avx512Bf16".to_owned(), numbers));
+            }
+            Ok(each)
         }
         Store::Q8_0(cells) => blocks!(input.by32, cells, 64),
         Store::Q4_0(cells) => blocks!(input.by32, cells, 64),

@@ -113,16 +113,25 @@ pub(crate) struct Band {
     pub store: Store,
 }
 
+/// What weights in bf16 meet.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Inputs {
+    F32,
+    /// Rounded, as in the frameworks that such models come from.
+    Bf16,
+}
+
 /// A packed `[outputs, inputs]` matrix.
 pub(crate) struct Packed {
     pub bands: Vec<Band>,
+    pub met: Inputs,
     pub outputs: usize,
     pub inputs: usize,
 }
 
 impl Packed {
     /// Stacks matrices of the same width on top of each other. Each keeps its kind, but f16 becomes f32.
-    pub fn stack(parts: &[Raw]) -> Result<Packed> {
+    pub fn stack(parts: &[Raw], met: Inputs) -> Result<Packed> {
         let inputs = parts.first().map_or(0, |part| part.columns);
         if inputs == 0 || !inputs.is_multiple_of(2) || parts.iter().any(|part| part.columns != inputs) {
             bail!("packed weights need one common, even, positive width");
@@ -137,7 +146,7 @@ impl Packed {
             outputs += parts.iter().map(|part| part.rows).sum::<usize>();
             Band { outputs: first..outputs, store: Store::pack(parts, inputs) }
         });
-        Ok(Packed { bands: bands.collect(), outputs, inputs })
+        Ok(Packed { bands: bands.collect(), met, outputs, inputs })
     }
 
     /// Bytes that [`Packed::stack`] will take for parts of these kinds and heights.

@@ -1,10 +1,12 @@
-//! Inputs rounded to int8 for the quantised kernels, each row by itself: the same whatever else is in the batch.
+//! Inputs rounded to int8 for the quantised kernels and to bf16 for weights in bf16, each row by itself: the same
+//! whatever else is in the batch.
 
 use super::{
     rows::fill_parts,
     simd::{Job, Lanes, run},
 };
 use candle_core::Result;
+use half::bf16;
 
 /// 32 inputs of a row with one scale.
 #[derive(Clone, Copy, Default)]
@@ -58,6 +60,36 @@ impl Rounded for Inputs256 {
             *pair = [(sums[0] + sums[1]) as i16, (sums[2] + sums[3]) as i16];
         }
     }
+}
+
+impl Rounded for [bf16; 8] {
+    const INPUTS: usize = 8;
+    const EMPTY: Self = [bf16::ZERO; 8];
+    #[inline(always)]
+    fn fill(&mut self, x: &[f32]) {
+        for (number, &x) in self.iter_mut().zip(x) {
+            *number = bf16::from_bits((nearest(x) >> 16) as u16);
+        }
+    }
+}
+
+/// Numbers that bf16 has, in f32.
+impl Rounded for [f32; 8] {
+    const INPUTS: usize = 8;
+    const EMPTY: Self = [0.0; 8];
+    #[inline(always)]
+    fn fill(&mut self, x: &[f32]) {
+        for (number, &x) in self.iter_mut().zip(x) {
+            *number = f32::from_bits(nearest(x));
+        }
+    }
+}
+
+/// The bits of the nearest number that bf16 has (ties to even). Unlike the `half` crate's way it has no branch.
+#[inline(always)]
+fn nearest(x: f32) -> u32 {
+    let bits = x.to_bits();
+    if x.is_nan() { 0x7FC0_0000 } else { (bits + 0x7FFF + (bits >> 16 & 1)) & 0xFFFF_0000 }
 }
 
 #[inline(always)]

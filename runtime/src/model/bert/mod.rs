@@ -8,7 +8,7 @@ mod tests;
 
 use crate::{
     kernels::{
-        cpu::{Kind, Packed, Raw, add_layer_norm, bias_gelu, linear, text_attention},
+        cpu::{Inputs, Kind, Packed, Raw, add_layer_norm, bias_gelu, linear, text_attention},
         texts::TextBatch,
     },
     memory::Memory,
@@ -77,7 +77,7 @@ impl Bert {
     /// Reads and packs the weights.
     pub fn load(spec: BertSpec, checkpoint: &dyn Tensors) -> std::result::Result<Bert, WeightError> {
         let (hidden, inner) = (spec.hidden, spec.intermediate);
-        let pack = |parts: &[Raw]| Packed::stack(parts).map_err(WeightError::from);
+        let pack = |parts: &[Raw]| Packed::stack(parts, Inputs::F32).map_err(WeightError::from);
         let vector = |name: &str, len| checkpoint.vector(name, len);
         let table = |name: &str, rows| plain(&checkpoint.matrix(name, rows, hidden)?).map_err(WeightError::from);
         let rows = |vectors: &[Tensor]| Tensor::stack(vectors, 0).map_err(WeightError::from);
