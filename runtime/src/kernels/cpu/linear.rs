@@ -9,14 +9,13 @@ use super::{
     blocks::Kind,
     packed::{Inputs, Line, Packed, Store, Weight},
     pairs, quantised,
-    rounded::{Inputs32, Inputs256, Rounded, rounded},
+    rounded::{Inputs32, Inputs256, Pairs, Rounded, rounded},
     rows::{Columns, Tiles, fill_parts, fill_tiles},
     simd::{Job, LANES, Lanes, run},
     sweep::{On, Sweep, sweep},
     view::f32s,
 };
 use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape, Tensor, bail};
-use half::bf16;
 use std::{marker::PhantomData, sync::Arc};
 
 /// `x`: `[T, inputs]` f32 → `[T, outputs]` f32.
@@ -76,7 +75,7 @@ struct Input {
     by32: Vec<[Inputs32; 2]>,
     by256: Vec<Inputs256>,
     /// For weights in bf16, where the processor multiplies these.
-    pairs: Vec<[bf16; STEP]>,
+    pairs: Vec<Pairs>,
     /// For weights in bf16 elsewhere.
     wide: Vec<[f32; STEP]>,
     inputs: usize,

@@ -10,6 +10,7 @@
 use super::{
     linear::{STEP, fit},
     packed::Line,
+    rounded::Pairs,
     rows::Columns,
 };
 use candle_core::Result;
@@ -24,7 +25,7 @@ pub(super) fn known() -> bool {
 }
 
 /// `x`: rounded rows of `inputs`. Only where the instruction is [`known`].
-pub(super) fn multiply(x: &[[bf16; STEP]], lines: &[Line<bf16>], inputs: usize, y: Columns<'_>) -> Result<()> {
+pub(super) fn multiply(x: &[Pairs], lines: &[Line<bf16>], inputs: usize, y: Columns<'_>) -> Result<()> {
     fit(lines, inputs, &y)?;
     assert!(known(), "an instruction that this machine has not");
     #[cfg(target_arch = "x86_64")]
@@ -40,11 +41,11 @@ mod x86 {
             simd::LANES,
             sweep::{Sweep, sweep},
         },
-        Columns, Line, Result, STEP, bf16,
+        Columns, Line, Pairs, Result, STEP, bf16,
     };
     use std::arch::x86_64::*;
 
-    pub(super) fn multiply(x: &[[bf16; STEP]], lines: &[Line<bf16>], steps: usize, y: Columns<'_>) -> Result<()> {
+    pub(super) fn multiply(x: &[Pairs], lines: &[Line<bf16>], steps: usize, y: Columns<'_>) -> Result<()> {
         // Two products are done in the time of one in f32.
         let work = x.len() * STEP / 2 * y.columns.len();
         // SAFETY: the caller saw that the instruction is known.
@@ -61,9 +62,15 @@ mod x86 {
         }
     }
 
+    #[inline(always)]
+    fn as_bf16(bits: __m512i) -> __m512bh {
+        // SAFETY: 64 bytes of any kind.
+        unsafe { std::mem::transmute::<__m512i, __m512bh>(bits) }
+    }
+
     /// The tiles of one thread.
     struct Multiply<'a, 't> {
-        x: &'a [[bf16; STEP]],
+        x: &'a [Pairs],
         lines: &'a [Line<bf16>],
         /// In a row.
         steps: usize,
@@ -83,7 +90,7 @@ mod x86 {
         fn block<const M: usize, const N: usize>(&mut self, row: usize, tile: usize) {
             const LINES: usize = STEP / 2;
             let Multiply { x, lines, steps, ref mut tiles } = *self;
-            let x: [&[[bf16; STEP]]; M] = std::array::from_fn(|m| &x[(row + m) * steps..][..steps]);
+            let x: [&[Pairs]; M] = std::array::from_fn(|m| &x[(row + m) * steps..][..steps]);
             let w: [&[[Line<bf16>; LINES]]; N] =
                 std::array::from_fn(|n| &lines[(tile + n) * steps * LINES..].as_chunks::<LINES>().0[..steps]);
             // SAFETY of every block below: only `run` calls this, so it is compiled for the instructions, and each
@@ -91,14 +98,15 @@ mod x86 {
             let mut sums = [[unsafe { _mm512_setzero_ps() }; N]; M];
             for step in 0..steps {
                 for i in 0..LINES {
-                    let lines: [__m512bh; N] = std::array::from_fn(|n| unsafe {
-                        std::mem::transmute(_mm512_loadu_si512(w[n][step][i].0.as_ptr().cast()))
-                    });
+                    // No closures: these would be compiled without the instructions.
+                    let mut lines = [unsafe { _mm512_setzero_si512() }; N];
+                    for n in 0..N {
+                        lines[n] = unsafe { _mm512_loadu_si512(w[n][step][i].0.as_ptr().cast()) };
+                    }
                     for m in 0..M {
-                        let [first, second] = x[m][step].as_chunks::<2>().0[i].map(|x| i32::from(x.to_bits()));
-                        let pair = unsafe { std::mem::transmute(_mm512_set1_epi32(first | second << 16)) };
+                        let pair = unsafe { _mm512_set1_epi32(x[m][step][i] as i32) };
                         for n in 0..N {
-                            sums[m][n] = unsafe { _mm512_dpbf16_ps(sums[m][n], lines[n], pair) };
+                            sums[m][n] = unsafe { _mm512_dpbf16_ps(sums[m][n], as_bf16(lines[n]), as_bf16(pair)) };
                         }
                     }
                 }

@@ -6,7 +6,6 @@ use super::{
     simd::{Job, Lanes, run},
 };
 use candle_core::Result;
-use half::bf16;
 
 /// 32 inputs of a row with one scale.
 #[derive(Clone, Copy, Default)]
@@ -62,13 +61,16 @@ impl Rounded for Inputs256 {
     }
 }
 
-impl Rounded for [bf16; 8] {
+/// Eight numbers as bf16, two in a word with the first one in its low half.
+pub(crate) type Pairs = [u32; 4];
+
+impl Rounded for Pairs {
     const INPUTS: usize = 8;
-    const EMPTY: Self = [bf16::ZERO; 8];
+    const EMPTY: Self = [0; 4];
     #[inline(always)]
     fn fill(&mut self, x: &[f32]) {
-        for (number, &x) in self.iter_mut().zip(x) {
-            *number = bf16::from_bits((nearest(x) >> 16) as u16);
+        for (pair, x) in self.iter_mut().zip(x.as_chunks::<2>().0) {
+            *pair = nearest(x[0]) >> 16 | nearest(x[1]);
         }
     }
 }
