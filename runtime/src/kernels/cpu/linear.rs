@@ -139,7 +139,7 @@ impl<W: Weight> Job for Multiply<'_, '_, W> {
         match (L::WIDE, rows) {
             (true, 1) => sweep::<_, 1, 8>(job),
             (true, 2 | 3) => sweep::<_, 2, 4>(job),
-            // What five rows leave over goes by two and by one: that pays only where there are many.
+            // What five rows leave over goes by fewer: that pays only where there are many.
             (true, 4..32) => sweep::<_, 4, 4>(job),
             (true, _) => sweep::<_, 5, 4>(job),
             (false, 1) => sweep::<_, 1, 4>(job),

@@ -36,6 +36,10 @@ fn column<S: Sweep, const M: usize, const N: usize>(job: &mut S, tile: usize) {
         job.block::<M, N>(row, tile);
         row += M;
     }
+    while M > 4 && row + 4 <= rows {
+        job.block::<4, N>(row, tile);
+        row += 4;
+    }
     while M > 2 && row + 2 <= rows {
         job.block::<2, N>(row, tile);
         row += 2;
