@@ -184,8 +184,14 @@ fn every_mistake_is_reported_with_file_line_and_a_suggestion() {
         (
             "prices.toml",
             "input = 0.02",
-            "input = 0.02\ncache_read = 0.03",
-            &["prices.toml:4:", "`models.glimmer-1.cache_read` is above"],
+            "input = 0.02\n[[models.glimmer-1.tier]]\nabove = 9\n[[models.glimmer-1.tier]]\nabove = 9",
+            &["prices.toml:8:", "`models.glimmer-1.tier.above` is not higher"],
+        ),
+        (
+            "prices.toml",
+            "input = 0.02",
+            "input = 0.02\n[[models.glimmer-1.change]]\nfrom = \"soon\"",
+            &["prices.toml:6:", "`models.glimmer-1.change.from` must say since when"],
         ),
         ("prices.toml", "input = 0.02", "input = 0.000_000_02", &["prices.toml:5:", "finer than"]),
         ("prices.toml", "[models.glimmer-2]", "[models.glimmer-9]", &["prices.toml:9:", "no model `glimmer-9`"]),

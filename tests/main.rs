@@ -31,6 +31,7 @@ mod kill;
 mod limits;
 mod oracle;
 mod panics;
+mod prices;
 mod readme;
 mod shadow;
 mod sources;

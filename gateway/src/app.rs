@@ -12,6 +12,7 @@ use arc_swap::ArcSwap;
 use parking_lot::Mutex;
 use tokio::sync::watch;
 
+use crate::accounting::price::Prices;
 use crate::accounting::settlement::Costs;
 use crate::admission::Admission;
 use crate::auth::Auth;
@@ -279,7 +280,7 @@ fn target(config: &Config, name: &str, model: &ModelConfig, backends: &Backends)
         model: name.to_owned(),
         provider: provider.to_owned(),
         identity,
-        price: config.prices.models.get(name).copied().unwrap_or_default(),
+        prices: config.prices.models.get(name).cloned().unwrap_or_else(Prices::missing),
         costs,
         output_max: u64::from(model.output_max),
         reads,

@@ -195,6 +195,7 @@ pub fn require_json(inbound: &impl Inbound) -> Result<(), Refusal> {
 fn terms(exchange: &Exchange, caller: &Caller, route: &Route, plan: &Plan) -> Terms {
     let target = route.target();
     let record = exchange.record();
+    let started_ns = record.map_or(0, |record| record.started_ns);
     let of = |fact: fn(&Record) -> String| record.map(fact).unwrap_or_default();
     let row = Row {
         request_id: of(|record| record.request_id.clone()),
@@ -202,7 +203,7 @@ fn terms(exchange: &Exchange, caller: &Caller, route: &Route, plan: &Plan) -> Te
         role: Role::Primary,
         response_id: of(|record| record.response_id.clone().unwrap_or_default()),
         trace_id: of(|record| record.trace_id.to_string()),
-        started_ns: record.map_or(0, |record| record.started_ns),
+        started_ns,
         ended_ns: 0,
         tenant: caller.tenant().to_owned(),
         key_id: caller.key_id().to_owned(),
@@ -223,11 +224,11 @@ fn terms(exchange: &Exchange, caller: &Caller, route: &Route, plan: &Plan) -> Te
     };
     Terms {
         row,
-        price: target.price,
+        price: target.prices.at(started_ns).clone(),
         costs: target.costs,
         reservation: plan.first.measure.reservation(),
         tokens_max: plan.tokens_max(),
-        cost_max: plan.cost_max(),
+        cost_max: plan.cost_max(started_ns),
         is_charged: true,
         // Admission holds what its limits say.
         hold: Box::new(()),

@@ -1,9 +1,6 @@
-//! Usage × price → cost. Integer arithmetic from the price file to the ledger; nothing here does I/O or knows a clock.
+//! Tokens and money, as integers from the price file to the ledger; `price` turns one into the other.
 //!
-//! Prices are pico-dollars per token, because $0.0375 per million is no whole nano-dollar. A request's cost is summed
-//! in pico-dollars and rounded half-even *once* to nano-dollars, so splitting a request never changes what it costs.
-
-use std::time::Duration;
+//! Prices are pico-dollars per token, because $0.0375 per million is no whole nano-dollar.
 
 use serde::{Deserialize, Serialize};
 
@@ -108,41 +105,8 @@ impl PicoPerToken {
     }
 }
 
-/// What one model costs.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Price {
-    pub input: PicoPerToken,
-    pub cache_read: PicoPerToken,
-    pub cache_write: PicoPerToken,
-    pub output: PicoPerToken,
-    pub reasoning: PicoPerToken,
-    /// What an hour of the device costs *us*; gives the provider cost of an embedded model.
-    pub device_hour: NanoUsd,
-}
-
-impl Price {
-    /// What the caller pays for `usage`.
-    pub fn cost(&self, usage: &Usage) -> NanoUsd {
-        let per_token = [self.input, self.cache_read, self.cache_write, self.output, self.reasoning];
-        // 2⁶⁴ tokens at the highest price stay far below 2¹²⁸.
-        let pico: u128 = usage
-            .kinds()
-            .iter()
-            .zip(per_token)
-            .map(|((_, tokens), price)| u128::from(*tokens) * u128::from(price.0))
-            .sum();
-        NanoUsd(divide_half_even(pico, 1_000))
-    }
-
-    /// What `compute` on our own device cost us.
-    pub fn device_cost(&self, compute: Duration) -> NanoUsd {
-        const HOUR_NANOS: u128 = 3_600_000_000_000;
-        NanoUsd(divide_half_even(u128::from(self.device_hour.0) * compute.as_nanos(), HOUR_NANOS))
-    }
-}
-
 /// Rounds half to even, so that many small amounts do not drift upwards. Saturates at `u64::MAX`.
-fn divide_half_even(value: u128, by: u128) -> u64 {
+pub(super) fn divide_half_even(value: u128, by: u128) -> u64 {
     let (whole, rest) = (value / by, value % by);
     let up = match (rest * 2).cmp(&by) {
         std::cmp::Ordering::Less => 0,
@@ -157,20 +121,8 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    fn price(input: f64, output: f64) -> Price {
-        Price {
-            input: PicoPerToken::from_usd_per_million(input).unwrap(),
-            output: PicoPerToken::from_usd_per_million(output).unwrap(),
-            ..Price::default()
-        }
-    }
-
     #[test]
-    fn a_cost_is_exact_to_the_nano_dollar_and_rounds_half_to_even() {
-        // 0.0375 USD per million = 37,500 pico a token.
-        assert_eq!(price(0.0375, 0.0).cost(&Usage::tokens(1, 0)), NanoUsd(38)); // 37.5 → 38 (even)
-        assert_eq!(price(0.0365, 0.0).cost(&Usage::tokens(1, 0)), NanoUsd(36)); // 36.5 → 36 (even)
-        assert_eq!(price(0.15, 0.6).cost(&Usage::tokens(40, 40)), NanoUsd(30_000));
+    fn an_amount_is_shown_to_the_nano_dollar() {
         assert_eq!(NanoUsd(1_234_567_890).to_string(), "1.234567890");
     }
 
@@ -191,20 +143,7 @@ mod tests {
         assert_eq!(NanoUsd::from_usd(5.0).map(|usd| usd.to_string()), Ok("5.000000000".to_owned()));
     }
 
-    #[test]
-    fn device_time_is_priced_by_the_hour() {
-        let price = Price { device_hour: NanoUsd(100_000_000), ..Price::default() };
-        assert_eq!(price.device_cost(Duration::from_secs(36)), NanoUsd(1_000_000));
-    }
-
     proptest! {
-        #[test]
-        fn cost_never_falls_when_tokens_are_added(a in 0u64..1 << 40, b in 0u64..1 << 40, more in 0u64..1 << 20) {
-            let price = price(0.0375, 0.6);
-            prop_assert!(price.cost(&Usage::tokens(a, b)) <= price.cost(&Usage::tokens(a + more, b)));
-            prop_assert!(price.cost(&Usage::tokens(a, b)) <= price.cost(&Usage::tokens(a, b + more)));
-        }
-
         #[test]
         fn the_sum_of_buckets_is_what_openai_reports(input in 0u64..1 << 30, read in 0u64..1 << 30, output in 0u64..1 << 30) {
             let usage = Usage { input, cache_read: read, output, ..Usage::default() };

@@ -7,7 +7,8 @@
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
-use super::core::{NanoUsd, Price, Usage};
+use super::core::{NanoUsd, Usage};
+use super::price::Price;
 use super::row::{Outcome, Role, Row, UsageSource};
 use crate::ports::{Clock, Meter};
 
@@ -100,7 +101,7 @@ impl Debt {
 }
 
 /// Turns what was spent into money.
-#[derive(Clone, Copy)]
+#[derive(Clone)]
 struct Rate {
     price: Price,
     costs: Costs,
@@ -136,7 +137,7 @@ impl Rate {
         row.outcome = Outcome::Killed;
         row.usage = reservation;
         row.usage_source = UsageSource::Reserved;
-        row.billed = if self.is_charged { self.price.cost(&reservation) } else { NanoUsd(0) };
+        row.billed = if self.is_charged { self.price.most(&reservation) } else { NanoUsd(0) };
         row.provider_cost = NanoUsd(0);
     }
 }
@@ -230,7 +231,7 @@ impl Ticket {
     pub fn settle_hit(mut self, usage: Usage, source: UsageSource, cache: &str) -> Result<Receipt, JournalClosed> {
         let Some(mut debt) = self.0.take() else { return Err(JournalClosed) };
         cache.clone_into(&mut debt.row.cache);
-        debt.rate = Rate { is_charged: false, costs: Costs::Nothing, ..debt.rate };
+        (debt.rate.is_charged, debt.rate.costs) = (false, Costs::Nothing);
         // The usage that is told was somebody else's work: no limit counts it again.
         debt.hold = Box::new(());
         debt.end(Outcome::Answered, Spent { usage, source, compute: Duration::ZERO }, false)

@@ -12,6 +12,7 @@ use proptest::prelude::*;
 
 use super::super::core::PicoPerToken;
 use super::super::ledger::wal::{self, Kind, tests::row};
+use super::super::price::Rates;
 use super::*;
 
 /// A journal of bytes in memory with a bound, built on the real format.
@@ -147,7 +148,7 @@ fn terms(id: &str, hold: Box<dyn Hold>) -> Terms {
         costs: Costs::DeviceTime,
         reservation,
         tokens_max: reservation.total(),
-        cost_max: price().cost(&reservation),
+        cost_max: price().most(&reservation),
         is_charged: true,
         hold,
     }
@@ -158,7 +159,8 @@ fn spent(tokens: u64) -> Spent {
 }
 
 fn price() -> Price {
-    Price { input: PicoPerToken(20_000), output: PicoPerToken(80_000), ..Price::default() }
+    let (input, output) = (PicoPerToken(20_000), PicoPerToken(80_000));
+    Price { rates: Rates { input, output, ..Rates::default() }, ..Price::default() }
 }
 
 /// (outcome, tokens produced) that the ledger must show for a fate.
@@ -254,7 +256,7 @@ proptest! {
             let receipt = Arc::new(OnceLock::new());
             let terms = terms(&format!("r{i}"), Box::new(()));
             let ticket = Ticket::admit(terms, paper.clone(), clock.clone(), receipt.clone()).expect("room");
-            prop_assert_eq!(ticket.cost_max(), price().cost(&Usage::tokens(PROMPT, OUTPUT_MAX)));
+            prop_assert_eq!(ticket.cost_max(), price().most(&Usage::tokens(PROMPT, OUTPUT_MAX)));
             tickets.push((i, *fate, ticket, receipt));
         }
         let middle = (order as usize) % tickets.len();

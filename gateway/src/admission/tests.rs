@@ -1,8 +1,9 @@
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use super::*;
-use crate::accounting::core::{PicoPerToken, Price, Usage};
+use crate::accounting::core::{PicoPerToken, Usage};
 use crate::accounting::ledger::wal::tests::row;
+use crate::accounting::price::{Price, Rates};
 use crate::accounting::row::{Outcome, Row, UsageSource};
 use crate::accounting::settlement::{Costs, JournalClosed, Slot, Spent};
 use crate::auth::store::OwnLimits;
@@ -77,14 +78,15 @@ impl World {
 
     fn terms(&self, tokens: u64) -> Terms {
         let reservation = Usage::tokens(0, tokens);
-        let price = Price { output: PicoPerToken(1_000), ..Price::default() };
+        let rates = Rates { output: PicoPerToken(1_000), ..Rates::default() };
+        let price = Price { rates, ..Price::default() };
         Terms {
             row: Row { started_ns: self.clock.now_ns(), ..row("r") },
+            cost_max: price.most(&reservation),
             price,
             costs: Costs::Nothing,
             reservation,
             tokens_max: reservation.total(),
-            cost_max: price.cost(&reservation),
             is_charged: true,
             hold: Box::new(()),
         }

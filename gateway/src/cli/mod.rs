@@ -6,6 +6,7 @@ mod demo;
 mod feedback;
 mod keys;
 mod models;
+mod prices;
 mod routes;
 pub mod serve;
 mod spend;
@@ -102,6 +103,13 @@ enum Command {
         #[command(subcommand)]
         command: models::ModelsCommand,
     },
+    /// Show what models cost, and import public price lists
+    Prices {
+        #[command(flatten)]
+        place: Place,
+        #[command(subcommand)]
+        command: prices::PricesCommand,
+    },
     /// Show what was spent, from the ledger
     Spend {
         #[command(flatten)]
@@ -154,6 +162,7 @@ pub fn run() -> ExitCode {
         Command::Keys { place, command } => keys::run(&place, command),
         Command::Routes { place, command } => routes::run(&place, command),
         Command::Models { place, command } => models::run(&place, command),
+        Command::Prices { place, command } => prices::run(&place, command),
         Command::Spend { place, options } => spend::run(&place, &options),
         Command::Demo { place, options } => demo::run(&place, &options),
         Command::Feedback { place, options } => feedback::run(&place, &options),

@@ -22,6 +22,7 @@ pub use gateway::{
 };
 pub use prices::PricesConfig;
 use problem::Problems;
+pub use problem::did_you_mean;
 use reader::Source;
 pub use routes::{
     CacheRule, ModelConfig, ModelSource, Quantize, RouteConfig, ShadowRule, Timeouts, Unit, UpstreamConfig,

@@ -52,6 +52,7 @@ pub async fn send(
 ) -> Result<Answer, Refusal> {
     let Asked { caller, request, priority, plan: Plan { first: mut leg, mut fallback } } = asked;
     let (mut role, mut has_retried) = (Role::Primary, false);
+    let began_ns = exchange.record().map_or(0, |record| record.started_ns);
     // Whoever waited for somebody else's answer has not waited for this one.
     waits.again();
     loop {
@@ -89,7 +90,7 @@ pub async fn send(
             return Err(settled.map_or(Refusal::LedgerFull, |_| failed.refusal));
         };
         (leg, role) = (next_leg, next_role);
-        running = failed.running.fail_over(terms(&leg, role)).map_err(|_| Refusal::LedgerFull)?;
+        running = failed.running.fail_over(terms(&leg, role, began_ns)).map_err(|_| Refusal::LedgerFull)?;
         waits.again();
     }
 }
@@ -156,14 +157,15 @@ async fn first(chunks: &mut dyn Chunks, waits: &Waits, inbound: &mut impl Inboun
     }
 }
 
-fn terms(leg: &Leg, role: Role) -> Next {
+/// `began_ns`: when the request did, whose prices hold for all its attempts.
+fn terms(leg: &Leg, role: Role, began_ns: i64) -> Next {
     let target = &leg.target;
     Next {
         role,
         model: target.model.clone(),
         variant: target.variant.clone(),
         provider: target.provider.clone(),
-        price: target.price,
+        price: target.prices.at(began_ns).clone(),
         costs: target.costs,
         reservation: leg.measure.reservation(),
     }

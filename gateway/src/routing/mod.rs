@@ -8,7 +8,8 @@ use std::sync::Arc;
 
 use http::HeaderMap;
 
-use crate::accounting::core::{NanoUsd, Price, Usage};
+use crate::accounting::core::{NanoUsd, Usage};
+use crate::accounting::price::Prices;
 use crate::accounting::settlement::Costs;
 use crate::answer::Prompts;
 use crate::api::openai::embeddings;
@@ -33,7 +34,7 @@ pub struct Target {
     pub provider: String,
     /// Which weights, or which model of which server: what makes its answers its own.
     pub identity: String,
-    pub price: Price,
+    pub prices: Prices,
     pub costs: Costs,
     /// Tokens that one answer may have at the most.
     pub output_max: u64,
@@ -130,8 +131,9 @@ pub struct Leg {
 }
 
 impl Leg {
-    pub fn cost_max(&self) -> NanoUsd {
-        self.target.price.cost(&self.measure.reservation())
+    /// The most that it can cost a request that began then.
+    pub fn cost_max(&self, started_ns: i64) -> NanoUsd {
+        self.target.prices.at(started_ns).most(&self.measure.reservation())
     }
 }
 
@@ -148,8 +150,8 @@ impl Plan {
     }
 
     /// What the dearest of them can cost the caller.
-    pub fn cost_max(&self) -> NanoUsd {
-        self.legs().map(Leg::cost_max).max().unwrap_or_default()
+    pub fn cost_max(&self, started_ns: i64) -> NanoUsd {
+        self.legs().map(|leg| leg.cost_max(started_ns)).max().unwrap_or_default()
     }
 
     /// Tokens that the longest of them can take.

@@ -326,7 +326,7 @@ fn terms(copy: &Copy, leg: &Leg, started_ns: i64) -> Terms {
     };
     Terms {
         row,
-        price: target.price,
+        price: target.prices.at(started_ns).clone(),
         costs: target.costs,
         reservation: leg.measure.reservation(),
         tokens_max: 0,
