@@ -11,6 +11,7 @@ mod support;
 mod answers;
 mod bad_input;
 mod cache;
+mod callers;
 mod clients;
 mod completions;
 mod config;

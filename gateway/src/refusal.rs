@@ -1,6 +1,7 @@
 //! Every way we say no. One table gives status, error type, code and retry advice; the golden file
 //! `tests/golden/refusals.txt` shows the whole contract on one screen. Causes go to the log, never into a message.
 
+use std::net::IpAddr;
 use std::time::Duration;
 
 use serde::Serialize;
@@ -11,6 +12,7 @@ use crate::accounting::core::NanoUsd;
 use crate::accounting::feedback::NAMES_MAX;
 use crate::api::head::{FIELDS_MAX, HEAD_BYTES_MAX};
 use crate::api::openai::ratelimit::{Quota, Quotas};
+use crate::ports::Scope;
 
 #[derive(Clone, Debug, PartialEq)]
 pub enum Refusal {
@@ -45,6 +47,20 @@ pub enum Refusal {
     MalformedKey,
     UnknownKey,
     RevokedKey,
+    AmbiguousCredentials,
+    ExpiredKey,
+    DisabledKey,
+    AddressNotAllowed {
+        address: IpAddr,
+    },
+    ScopeMissing {
+        scope: Scope,
+    },
+    TooManyFailures {
+        /// Wrong credentials a minute.
+        limit: u32,
+        retry_after: Duration,
+    },
     // What they sent
     BodyTooLarge {
         limit_bytes: usize,
@@ -153,6 +169,11 @@ pub enum Refusal {
         retry_after: Duration,
     },
     FeedbackUnavailable,
+    LookupsLimited {
+        /// Lookups a minute.
+        limit: u32,
+        retry_after: Duration,
+    },
     /// Nobody is left to hear it; only the record does.
     ClientGone,
 }
@@ -186,6 +207,12 @@ impl Refusal {
             Refusal::MalformedKey            => (401, "authentication_error",  "invalid_api_key", None),
             Refusal::UnknownKey              => (401, "authentication_error",  "invalid_api_key", None),
             Refusal::RevokedKey              => (401, "authentication_error",  "revoked_api_key", None),
+            Refusal::AmbiguousCredentials    => (400, "invalid_request_error", "ambiguous_credentials", Some(false)),
+            Refusal::ExpiredKey              => (401, "authentication_error",  "expired_api_key", None),
+            Refusal::DisabledKey             => (401, "authentication_error",  "disabled_api_key", None),
+            Refusal::AddressNotAllowed { .. } => (403, "permission_error",     "address_not_allowed", Some(false)),
+            Refusal::ScopeMissing { .. }     => (403, "permission_error",      "scope_missing", Some(false)),
+            Refusal::TooManyFailures { .. }  => (429, "authentication_error",  "too_many_failures", Some(false)),
             Refusal::BodyTooLarge { .. }     => (413, "invalid_request_error", "request_too_large", None),
             Refusal::BodyCut                 => (400, "invalid_request_error", "body_incomplete", None),
             Refusal::BodyTooSlow             => (408, "invalid_request_error", "body_too_slow", Some(false)),
@@ -219,6 +246,7 @@ impl Refusal {
             Refusal::TooManyNames            => (409, "invalid_request_error", "too_many_names", Some(false)),
             Refusal::FeedbackLimited { .. }  => (429, "rate_limit_error",      "feedback_limited", Some(true)),
             Refusal::FeedbackUnavailable     => (503, "server_error",          "feedback_unavailable", Some(true)),
+            Refusal::LookupsLimited { .. }   => (429, "rate_limit_error",      "lookups_limited", Some(true)),
             Refusal::ClientGone              => (499, "client_closed",         "client_closed_request", None),
         };
         Described { status, kind, code, should_retry }
@@ -255,6 +283,12 @@ impl Refusal {
             Refusal::MalformedKey,
             Refusal::UnknownKey,
             Refusal::RevokedKey,
+            Refusal::AmbiguousCredentials,
+            Refusal::ExpiredKey,
+            Refusal::DisabledKey,
+            Refusal::AddressNotAllowed { address: IpAddr::from([203, 0, 113, 5]) },
+            Refusal::ScopeMissing { scope: Scope::Embeddings },
+            Refusal::TooManyFailures { limit: 20, retry_after: seconds(3) },
             Refusal::BodyTooLarge { limit_bytes: 4 << 20 },
             Refusal::BodyCut,
             Refusal::BodyTooSlow,
@@ -297,6 +331,7 @@ impl Refusal {
             Refusal::TooManyNames,
             Refusal::FeedbackLimited { limit: 2_400, retry_after: Duration::from_millis(25) },
             Refusal::FeedbackUnavailable,
+            Refusal::LookupsLimited { limit: 2_400, retry_after: Duration::from_millis(25) },
             Refusal::ClientGone,
         ]
     }
@@ -353,6 +388,8 @@ impl Refusal {
         match self {
             Refusal::RequestsLimited { retry_after, .. }
             | Refusal::FeedbackLimited { retry_after, .. }
+            | Refusal::LookupsLimited { retry_after, .. }
+            | Refusal::TooManyFailures { retry_after, .. }
             | Refusal::EngineBusy { retry_after }
             | Refusal::QueuedTooLong { retry_after, .. } => Some(*retry_after),
             Refusal::UpstreamLimited { retry_after } | Refusal::TokensLimited { retry_after, .. } => *retry_after,
@@ -391,13 +428,29 @@ impl Refusal {
                 "The content type {found:?} is not supported; send JSON with `content-type: application/json`."
             ),
             Refusal::MissingKey => {
-                "No API key was sent. Send one as `authorization: Bearer gg-…`.".into()
+                "No API key was sent. Send one as `authorization: Bearer gg-…`, or as `x-api-key`; never in the URL.".into()
             }
             Refusal::MalformedKey => {
                 "This is not an API key of this gateway. Keys look like `gg-…-…`; an operator makes one with `glassgate keys create`.".into()
             }
             Refusal::UnknownKey => "This API key is not known here.".into(),
             Refusal::RevokedKey => "This API key was revoked.".into(),
+            Refusal::AmbiguousCredentials => {
+                "Several credentials were sent, and they are not the same. Send one, in `authorization` or in `x-api-key`.".into()
+            }
+            Refusal::ExpiredKey => "This API key has expired, or its grace after a rotation is over.".into(),
+            Refusal::DisabledKey => "This API key is disabled at the moment. An operator enables it with `glassgate keys enable`.".into(),
+            Refusal::AddressNotAllowed { address } => {
+                format!("This credential may not be used from {address}.")
+            }
+            Refusal::ScopeMissing { scope } => format!(
+                "This credential may not be used here: it lacks the scope `{}`.",
+                scope.as_str()
+            ),
+            Refusal::TooManyFailures { limit, retry_after } => format!(
+                "There were more than {limit} wrong credentials a minute from this address. Try again in {:.3} s.",
+                retry_after.as_secs_f64()
+            ),
             Refusal::BodyTooLarge { limit_bytes } => {
                 format!("The request body is larger than the limit of {limit_bytes} bytes.")
             }
@@ -523,6 +576,10 @@ impl Refusal {
             Refusal::FeedbackUnavailable => {
                 "The gateway cannot record feedback at the moment. Send it again: it counts once, however often it is sent.".into()
             }
+            Refusal::LookupsLimited { limit, retry_after } => format!(
+                "This key may look at models {limit} times a minute and has done so. Try again in {:.3} s.",
+                retry_after.as_secs_f64()
+            ),
             Refusal::ClientGone => "The client closed the connection.".into(),
         }
     }

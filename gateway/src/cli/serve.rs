@@ -12,7 +12,6 @@ use crate::admission::{self, Admission, SpentBefore};
 use crate::app::{App, Phase, Snapshot};
 use crate::auth::Auth;
 use crate::auth::api_key::{Pepper, generate};
-use crate::auth::store::OwnLimits;
 use crate::cache::Cache;
 use crate::config::{AccessLogTo, Config, Overrides};
 use crate::data_dir::{DataDir, Run, write_secret};
@@ -107,7 +106,7 @@ pub fn build(
 
     let pepper =
         Pepper::load(&data_dir.pepper()).map_err(|error| format!("{}: {error}", data_dir.pepper().display()))?;
-    let auth = Auth::open(data_dir.keys(), pepper, metrics.clone()).map_err(text)?;
+    let auth = Auth::open(&data_dir.keys(), pepper, clock.clone(), metrics.clone()).map_err(text)?;
     let log = match config.gateway.access_log {
         AccessLogTo::Stdout => Some(AccessLog::to(std::io::stdout(), metrics.clone()).map_err(text)?),
         AccessLogTo::Off => None,
@@ -160,7 +159,7 @@ fn quickstart(data_dir: &DataDir) -> Result<Option<String>, String> {
         // The file first: a key that nobody was shown would be no use.
         let key = generate().map_err(text)?;
         write_secret(&path, &key).map_err(text)?;
-        keys::add(data_dir, &key, "quickstart", "default", OwnLimits::default())?;
+        keys::add(data_dir, &key, "quickstart", "default", |_| ())?;
     }
     Ok(std::fs::read_to_string(path).ok().map(|key| key.trim().to_owned()))
 }

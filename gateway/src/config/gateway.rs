@@ -7,6 +7,7 @@ use std::time::Duration;
 use super::reader::{At, Section};
 use super::traces::{self, TraceSink};
 use crate::accounting::core::NanoUsd;
+use crate::network::Network;
 
 #[derive(Clone, Debug)]
 pub struct GatewayConfig {
@@ -25,6 +26,7 @@ pub struct GatewayConfig {
     pub engine: EngineConfig,
     /// How long requests may go on with a model that a reload has replaced or removed.
     pub models_drain: Duration,
+    pub auth: AuthConfig,
     pub limits: Limits,
     pub cache_bytes_max: u64,
     pub shadow: ShadowConfig,
@@ -32,6 +34,21 @@ pub struct GatewayConfig {
     /// `production`, `staging`, …: where these requests happen.
     pub environment: Option<String>,
     pub traces: Vec<TraceSink>,
+}
+
+/// How callers are known.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct AuthConfig {
+    /// Proxies of ours: whom they say they heard counts as the client.
+    pub trusted_proxies: Vec<Network>,
+    /// Wrong credentials from one host; 0: any number.
+    pub failures_per_minute: u32,
+}
+
+impl Default for AuthConfig {
+    fn default() -> Self {
+        AuthConfig { trusted_proxies: Vec::new(), failures_per_minute: 20 }
+    }
 }
 
 /// What one key may do. A key may have limits of its own instead.
@@ -145,6 +162,7 @@ pub(super) fn gateway(root: Section<'_, '_>, folder: &Path) -> (GatewayConfig, P
             itl_target: Duration::from_millis(50),
         },
         models_drain: Duration::from_secs(300),
+        auth: AuthConfig::default(),
         limits: Limits::default(),
         cache_bytes_max: 64 << 20,
         shadow: ShadowConfig { concurrency: 4, queue_max: 256 },
@@ -172,6 +190,7 @@ pub(super) fn gateway(root: Section<'_, '_>, folder: &Path) -> (GatewayConfig, P
         config.threads = listen.integer("threads", 1..=256).map_or(config.threads, |n| n as usize);
         config.body_bytes_max = listen.bytes("body_max", 1 << 10).map_or(config.body_bytes_max, |n| n as usize);
         config.listen = listening(&listen);
+        config.auth.trusted_proxies = networks(&listen, "trusted_proxies");
         config.pre_drain = listen.duration_or_none("pre_drain").unwrap_or(config.pre_drain);
         config.drain = listen.duration_or_none("drain").unwrap_or(config.drain);
         listen.finish();
@@ -200,6 +219,11 @@ pub(super) fn gateway(root: Section<'_, '_>, folder: &Path) -> (GatewayConfig, P
             models.integer("queue_max", 1..=100_000).map_or(config.engine.waiting_max, |n| n as usize);
         config.engine.itl_target = models.duration("itl_target").unwrap_or(config.engine.itl_target);
         models.finish();
+    }
+    if let Some(auth) = root.section("auth") {
+        let failures = auth.integer("failures_per_minute", 0..=1_000_000);
+        config.auth.failures_per_minute = failures.map_or(config.auth.failures_per_minute, |n| n as u32);
+        auth.finish();
     }
     if let Some(section) = root.section("limits") {
         config.limits = limits(section);
@@ -259,6 +283,16 @@ fn environment(telemetry: &Section<'_, '_>) -> Option<String> {
         );
     }
     Some(name.value)
+}
+
+fn networks(section: &Section<'_, '_>, key: &str) -> Vec<Network> {
+    let parse = |text: &At<String>| {
+        let network = text.value.parse();
+        network
+            .map_err(|why| section.problem_at(text.at, format!("`{}.{key}`: \"{}\" {why}", section.name(), text.value)))
+            .ok()
+    };
+    section.strings(key).unwrap_or_default().iter().filter_map(parse).collect()
 }
 
 fn listening(section: &Section<'_, '_>) -> ListenConfig {

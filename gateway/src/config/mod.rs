@@ -17,8 +17,8 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 pub use gateway::{
-    AccessLogTo, CONCURRENCY_MAX, Device, EngineConfig, GatewayConfig, Limits, ListenConfig, REQUESTS_PER_MINUTE_MAX,
-    ShadowConfig, TOKENS_PER_MINUTE_MAX,
+    AccessLogTo, AuthConfig, CONCURRENCY_MAX, Device, EngineConfig, GatewayConfig, Limits, ListenConfig,
+    REQUESTS_PER_MINUTE_MAX, ShadowConfig, TOKENS_PER_MINUTE_MAX,
 };
 pub use prices::PricesConfig;
 use problem::Problems;

@@ -14,10 +14,10 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use pingora_core::apps::{HttpServerApp as _, HttpServerOptions, ServerApp};
-use pingora_core::protocols::Stream;
 use pingora_core::protocols::http::ServerSession;
 use pingora_core::protocols::http::date::get_cached_date;
 use pingora_core::protocols::http::v2::server::default_h2_options;
+use pingora_core::protocols::{GetSocketDigest, Stream};
 use pingora_core::server::ShutdownWatch;
 use pingora_core::server::configuration::ServerConf;
 use pingora_proxy::{HttpProxy, http_proxy};
@@ -29,6 +29,7 @@ use crate::api::head;
 use crate::app::App;
 use crate::config::ListenConfig;
 use crate::exchange::Exchange;
+use crate::network::is_in;
 use crate::proxy::Gateway;
 use crate::refusal::Refusal;
 use crate::relay::WRITE_STALL;
@@ -177,7 +178,7 @@ impl Guard {
 
     /// Says no to what has arrived here, and notes what it seemed to be.
     async fn refuse_head(&self, mut wire: Box<Wire>, refusal: Refusal) {
-        let mut exchange = self.open();
+        let mut exchange = self.open(address(&*wire));
         if let Some((method, path)) = head::guess(wire.ahead()) {
             exchange.note(|record| {
                 record.method = method.chars().take(16).collect();
@@ -188,8 +189,11 @@ impl Guard {
         self.refuse(wire, exchange, refusal).await;
     }
 
-    fn open(&self) -> Exchange {
-        Exchange::open(self.app.observe.clone(), self.app.clock.clone())
+    /// A record of somebody whose head says nothing that we believe: their address is the peer's.
+    fn open(&self, peer: IpAddr) -> Exchange {
+        let mut exchange = Exchange::open(self.app.observe.clone(), self.app.clock.clone());
+        exchange.note(|record| record.client = Some(peer));
+        exchange
     }
 
     /// Says no to whoever is on this connection, in one short answer, and closes it.
@@ -213,8 +217,10 @@ impl Guard {
 #[async_trait]
 impl ServerApp for Guard {
     async fn process_new(self: &Arc<Self>, stream: Stream, _shutdown: &ShutdownWatch) -> Option<Stream> {
-        let Some(slot) = self.slots.take(address(&stream)) else {
-            self.refuse(stream, self.open(), Refusal::TooManyConnections).await;
+        let peer = address(&*stream);
+        let counted = (!is_in(peer, &self.app.snapshot.load().config.gateway.auth.trusted_proxies)).then_some(peer);
+        let Some(slot) = self.slots.take(counted) else {
+            self.refuse(stream, self.open(peer), Refusal::TooManyConnections).await;
             return None;
         };
         let mut wire = Box::new(Wire::new(stream, slot, WRITE_STALL));
@@ -245,10 +251,10 @@ impl ServerApp for Guard {
 }
 
 /// Who is on the other side. A socket that cannot tell counts as one and the same stranger.
-fn address(stream: &Stream) -> IpAddr {
-    let digest = stream.get_socket_digest();
+fn address(socket: &(impl GetSocketDigest + ?Sized)) -> IpAddr {
+    let digest = socket.get_socket_digest();
     let peer = digest.as_ref().and_then(|digest| digest.peer_addr()?.as_inet());
-    peer.map_or(IpAddr::V4(Ipv4Addr::UNSPECIFIED), std::net::SocketAddr::ip)
+    peer.map_or(IpAddr::V4(Ipv4Addr::UNSPECIFIED), |peer| peer.ip().to_canonical())
 }
 
 /// A refusal as it goes onto the wire, with what every response of ours carries.

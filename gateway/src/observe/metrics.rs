@@ -96,6 +96,7 @@ pub struct Metrics {
     feedback_revised: IntCounterVec,
     feedback_score: HistogramVec,
     rejections: IntCounterVec,
+    authentications: IntCounterVec,
     panics: IntCounter,
     reloads: IntCounterVec,
     config_info: IntGaugeVec,
@@ -335,6 +336,11 @@ impl Metrics {
 
     pub fn rejection(&self, reason: &str) {
         self.rejections.with_label_values(&[reason]).inc();
+    }
+
+    /// A credential was looked at, or was missing.
+    pub fn authenticated(&self, method: &str, result: &str) {
+        self.authentications.with_label_values(&[method, result]).inc();
     }
 
     pub fn panicked(&self) {

@@ -1,0 +1,118 @@
+//! What a client says who it is with: exactly one credential, or none. Nothing here knows whether it is true.
+
+use http::header::AUTHORIZATION;
+use http::{HeaderMap, HeaderName, HeaderValue};
+
+use super::api_key::ApiKey;
+use crate::refusal::Refusal;
+
+/// Anthropic's header for keys.
+const X_API_KEY: HeaderName = HeaderName::from_static("x-api-key");
+
+/// A credential, by its form.
+#[derive(Debug)]
+pub enum Presented<'h> {
+    Key(ApiKey<'h>),
+    /// Something else.
+    Unknown,
+}
+
+impl Presented<'_> {
+    /// For the metric.
+    pub fn method(&self) -> &'static str {
+        match self {
+            Presented::Key(_) => "key",
+            Presented::Unknown => "unknown",
+        }
+    }
+}
+
+/// Reads the credential out of a head. Where two say different things, nobody guesses which one is meant: another server
+/// on the way may have looked at the other.
+///
+/// # Errors
+/// `MissingKey` without one, `AmbiguousCredentials` with several.
+pub fn presented(headers: &HeaderMap) -> Result<Presented<'_>, Refusal> {
+    let mut found = None;
+    for name in [&AUTHORIZATION, &X_API_KEY] {
+        let mut values = headers.get_all(name).iter();
+        let Some(value) = values.next() else { continue };
+        let credential = credential(name, value);
+        if values.next().is_some() || found.replace(credential).is_some_and(|other| other != credential) {
+            return Err(Refusal::AmbiguousCredentials);
+        }
+    }
+    let credential = found.flatten().ok_or(Refusal::MissingKey)?;
+    Ok(ApiKey::parse(credential).map_or(Presented::Unknown, Presented::Key))
+}
+
+/// What a header holds: nothing, if it is empty or `authorization` in another scheme than Bearer's. What is no text is no
+/// credential of ours, and still something.
+fn credential<'h>(name: &HeaderName, value: &'h HeaderValue) -> Option<&'h str> {
+    let text = value.to_str().unwrap_or("?").trim();
+    let text = if *name == AUTHORIZATION {
+        let (scheme, token) = text.split_once(' ')?;
+        scheme.eq_ignore_ascii_case("bearer").then(|| token.trim())?
+    } else {
+        text
+    };
+    (!text.is_empty()).then_some(text)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const A: &str = "gg-aaaaaaaaaaaa-aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa";
+    const B: &str = "gg-bbbbbbbbbbbb-bbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbb";
+
+    fn code(fields: &[(&str, &str)]) -> String {
+        let mut headers = HeaderMap::new();
+        for (name, value) in fields {
+            let name = HeaderName::from_bytes(name.as_bytes()).unwrap();
+            headers.append(name, HeaderValue::from_bytes(value.as_bytes()).unwrap());
+        }
+        match presented(&headers) {
+            Ok(Presented::Key(key)) => key.id()[..1].to_owned(),
+            Ok(Presented::Unknown) => "unknown".to_owned(),
+            Err(refusal) => refusal.describe().code.to_owned(),
+        }
+    }
+
+    #[test]
+    fn exactly_one_credential_is_taken() {
+        let bearer = |key: &str| format!("Bearer {key}");
+        let (a, b) = (bearer(A), bearer(B));
+        let table: &[(&[(&str, &str)], &str)] = &[
+            (&[("authorization", &a)], "a"),
+            (&[("authorization", &format!("bEARER   {A} "))], "a"),
+            (&[("x-api-key", A)], "a"),
+            (&[("x-api-key", &format!(" {A}\t"))], "a"),
+            (&[("x-api-key", A), ("authorization", &a)], "a"),
+            // Nothing that we know.
+            (&[], "missing_api_key"),
+            (&[("authorization", "")], "missing_api_key"),
+            (&[("authorization", A)], "missing_api_key"),
+            (&[("authorization", "Bearer")], "missing_api_key"),
+            (&[("authorization", "Bearer  ")], "missing_api_key"),
+            (&[("authorization", "Basic dXNlcjpwYXNz")], "missing_api_key"),
+            (&[("x-api-key", "")], "missing_api_key"),
+            (&[("cookie", &a)], "missing_api_key"),
+            (&[("authorization", "Bearer sk-123")], "unknown"),
+            (&[("authorization", "\u{e9}")], "missing_api_key"),
+            (&[("x-api-key", "\u{e9}")], "unknown"),
+            (&[("x-api-key", &a)], "unknown"),
+            (&[("authorization", &format!("{a}, {b}"))], "unknown"),
+            // Two.
+            (&[("authorization", &a), ("authorization", &b)], "ambiguous_credentials"),
+            (&[("authorization", &a), ("authorization", &a)], "ambiguous_credentials"),
+            (&[("x-api-key", A), ("x-api-key", A)], "ambiguous_credentials"),
+            (&[("authorization", &a), ("x-api-key", B)], "ambiguous_credentials"),
+            (&[("authorization", "Basic dXNlcjpwYXNz"), ("x-api-key", A)], "ambiguous_credentials"),
+            (&[("authorization", &a), ("x-api-key", "")], "ambiguous_credentials"),
+        ];
+        for (fields, expected) in table {
+            assert_eq!(code(fields), *expected, "{fields:?}");
+        }
+    }
+}
