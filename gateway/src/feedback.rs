@@ -26,7 +26,7 @@ pub async fn take(
     inbound: &mut impl Inbound,
     exchange: &mut Exchange,
 ) -> Result<Vec<u8>, Refusal> {
-    let caller = enter(app, snapshot, inbound, exchange)?;
+    let caller = enter(app, snapshot, inbound, exchange).await?;
     app.admission.knock_to_judge(&caller, &snapshot.config.gateway.limits)?;
     exchange.mark(|record, now| record.marks.knocked = Some(now));
     if app.phase() >= Phase::Draining {

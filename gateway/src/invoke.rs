@@ -46,7 +46,7 @@ pub async fn answer(
     inbound: &mut impl Inbound,
     exchange: &mut Exchange,
 ) -> Result<Reply, Refusal> {
-    let caller = enter(app, snapshot, inbound, exchange)?;
+    let caller = enter(app, snapshot, inbound, exchange).await?;
     let door = app.admission.knock(&caller, &snapshot.config.gateway.limits)?;
     exchange.mark(|record, now| (record.quotas, record.marks.knocked) = (Some(door.quotas()), Some(now)));
     if app.phase() >= Phase::Draining {
@@ -237,13 +237,13 @@ fn terms(exchange: &Exchange, caller: &Caller, route: &Route, plan: &Plan) -> Te
 ///
 /// # Errors
 /// What is wrong with their credential, or what they may not do with it.
-pub fn enter(
+pub async fn enter(
     app: &App,
     snapshot: &Snapshot,
-    inbound: &impl Inbound,
+    inbound: &mut impl Inbound,
     exchange: &mut Exchange,
 ) -> Result<Caller, Refusal> {
-    let known = app.auth.identify(&snapshot.config.gateway.auth, &inbound.head().headers, inbound.client())?;
+    let known = app.auth.identify(&snapshot.config.gateway.auth, &inbound.head().headers, inbound.client()).await?;
     note_caller(exchange, known.identity(), inbound);
     known.enter(inbound.scope())
 }

@@ -32,6 +32,7 @@ pub mod invoke;
 pub mod models;
 pub mod network;
 pub mod observe;
+pub mod outbound;
 pub mod ports;
 pub mod proxy;
 pub mod refusal;

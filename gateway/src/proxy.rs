@@ -179,7 +179,7 @@ impl Gateway {
             }
             Endpoint::Models | Endpoint::Model(_) => {
                 exchange.note(|record| record.op = "models");
-                let caller = invoke::enter(&self.app, snapshot, &inbound, exchange)?;
+                let caller = invoke::enter(&self.app, snapshot, &mut inbound, exchange).await?;
                 self.app.admission.knock_to_look(&caller, &snapshot.config.gateway.limits)?;
                 let (routing, since) = (&snapshot.routing, snapshot.since);
                 let body = match endpoint {

@@ -14,6 +14,56 @@ use crate::api::head::{FIELDS_MAX, HEAD_BYTES_MAX};
 use crate::api::openai::ratelimit::{Quota, Quotas};
 use crate::ports::Scope;
 
+/// What is wrong with a token.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum TokenFlaw {
+    Malformed,
+    Algorithm,
+    Issuer,
+    UnknownKey,
+    Signature,
+    Audience,
+    Expired,
+    NotYet,
+    Claims,
+}
+
+impl TokenFlaw {
+    pub const ALL: [TokenFlaw; 9] = [
+        TokenFlaw::Malformed,
+        TokenFlaw::Algorithm,
+        TokenFlaw::Issuer,
+        TokenFlaw::UnknownKey,
+        TokenFlaw::Signature,
+        TokenFlaw::Audience,
+        TokenFlaw::Expired,
+        TokenFlaw::NotYet,
+        TokenFlaw::Claims,
+    ];
+
+    /// Its code, and what the client reads.
+    #[rustfmt::skip]
+    fn describe(self) -> (&'static str, &'static str) {
+        match self {
+            TokenFlaw::Malformed  => ("jwt_malformed", "is not a signed JWT of the plain form: three parts in base64url, a header of `alg`, `typ` and `kid`, each once"),
+            TokenFlaw::Algorithm  => ("jwt_algorithm", "is signed with an algorithm that its issuer may not use here"),
+            TokenFlaw::Issuer     => ("jwt_issuer", "is of an issuer that is not trusted here"),
+            TokenFlaw::UnknownKey => ("jwt_unknown_key", "is signed with a key that its issuer has not published, as far as is known here"),
+            TokenFlaw::Signature  => ("jwt_signature", "is not signed with its issuer's key"),
+            TokenFlaw::Audience   => ("jwt_audience", "is meant for somebody else"),
+            TokenFlaw::Expired    => ("jwt_expired", "has expired. Get a new one"),
+            TokenFlaw::NotYet     => ("jwt_not_yet", "does not count yet"),
+            TokenFlaw::Claims     => ("jwt_claims", "lacks a claim that is needed here, or has one of another type: `iss`, `aud` and a number `exp`, and who its bearer is"),
+        }
+    }
+}
+
+impl From<TokenFlaw> for Refusal {
+    fn from(flaw: TokenFlaw) -> Refusal {
+        Refusal::BadToken(flaw)
+    }
+}
+
 #[derive(Clone, Debug, PartialEq)]
 pub enum Refusal {
     // Whether this is a request at all
@@ -48,6 +98,9 @@ pub enum Refusal {
     UnknownKey,
     RevokedKey,
     AmbiguousCredentials,
+    BadToken(TokenFlaw),
+    /// Its issuer's keys are out of reach.
+    TokenKeysUnavailable,
     ExpiredKey,
     DisabledKey,
     AddressNotAllowed {
@@ -208,11 +261,13 @@ impl Refusal {
             Refusal::UnknownKey              => (401, "authentication_error",  "invalid_api_key", None),
             Refusal::RevokedKey              => (401, "authentication_error",  "revoked_api_key", None),
             Refusal::AmbiguousCredentials    => (400, "invalid_request_error", "ambiguous_credentials", Some(false)),
+            Refusal::BadToken(flaw)          => (401, "authentication_error",  flaw.describe().0, Some(false)),
+            Refusal::TokenKeysUnavailable    => (503, "server_error",          "jwt_keys_unavailable", Some(true)),
             Refusal::ExpiredKey              => (401, "authentication_error",  "expired_api_key", None),
             Refusal::DisabledKey             => (401, "authentication_error",  "disabled_api_key", None),
             Refusal::AddressNotAllowed { .. } => (403, "permission_error",     "address_not_allowed", Some(false)),
             Refusal::ScopeMissing { .. }     => (403, "permission_error",      "scope_missing", Some(false)),
-            Refusal::TooManyFailures { .. }  => (429, "authentication_error",  "too_many_failures", Some(false)),
+            Refusal::TooManyFailures { .. }  => (429, "authentication_error",  "too_many_failures", Some(true)),
             Refusal::BodyTooLarge { .. }     => (413, "invalid_request_error", "request_too_large", None),
             Refusal::BodyCut                 => (400, "invalid_request_error", "body_incomplete", None),
             Refusal::BodyTooSlow             => (408, "invalid_request_error", "body_too_slow", Some(false)),
@@ -268,7 +323,7 @@ impl Refusal {
             resets_ns: 1_793_577_600_000_000_000,
             reset: seconds(3_600),
         };
-        vec![
+        let mut every = vec![
             Refusal::BadHead { why: "a header has no colon" },
             Refusal::BadFraming { why: "there are both Content-Length and Transfer-Encoding" },
             Refusal::BadAuthority { why: "there is more than one Host" },
@@ -332,8 +387,11 @@ impl Refusal {
             Refusal::FeedbackLimited { limit: 2_400, retry_after: Duration::from_millis(25) },
             Refusal::FeedbackUnavailable,
             Refusal::LookupsLimited { limit: 2_400, retry_after: Duration::from_millis(25) },
+            Refusal::TokenKeysUnavailable,
             Refusal::ClientGone,
-        ]
+        ];
+        every.extend(TokenFlaw::ALL.map(Refusal::BadToken));
+        every
     }
 
     /// Whether another target might answer what this one did not. A request that is wrong is wrong everywhere.
@@ -398,6 +456,7 @@ impl Refusal {
             Refusal::ConcurrencyLimited { .. }
             | Refusal::TooManyConnections
             | Refusal::LedgerFull
+            | Refusal::TokenKeysUnavailable
             | Refusal::FeedbackUnavailable
             | Refusal::Draining => Some(Duration::from_secs(1)),
             _ => None,
@@ -437,6 +496,10 @@ impl Refusal {
             Refusal::RevokedKey => "This API key was revoked.".into(),
             Refusal::AmbiguousCredentials => {
                 "Several credentials were sent, and they are not the same. Send one, in `authorization` or in `x-api-key`.".into()
+            }
+            Refusal::BadToken(flaw) => format!("The token {}.", flaw.describe().1),
+            Refusal::TokenKeysUnavailable => {
+                "The keys of the token's issuer cannot be fetched at the moment. Try again.".into()
             }
             Refusal::ExpiredKey => "This API key has expired, or its grace after a rotation is over.".into(),
             Refusal::DisabledKey => "This API key is disabled at the moment. An operator enables it with `glassgate keys enable`.".into(),

@@ -4,6 +4,7 @@ pub mod api_key;
 mod directory;
 mod failures;
 pub mod identity;
+pub mod jwt;
 mod presented;
 pub mod store;
 
@@ -12,17 +13,19 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Instant;
 
+use arc_swap::ArcSwap;
 use http::HeaderMap;
 
-use crate::config::AuthConfig;
+use crate::config::{AuthConfig, JwtConfig};
 use crate::network::is_in;
 use crate::observe::metrics::Metrics;
 use crate::ports::Clock;
-use crate::refusal::Refusal;
+use crate::refusal::{Refusal, TokenFlaw};
 use api_key::{ApiKey, Pepper};
 use directory::Directory;
 use failures::Failures;
 pub use identity::{Caller, Identity, Known};
+use jwt::Issuers;
 use presented::{Presented, presented};
 use store::MigrateError;
 
@@ -30,6 +33,7 @@ use store::MigrateError;
 pub struct Auth {
     directory: Directory,
     pepper: Pepper,
+    issuers: ArcSwap<Issuers>,
     failures: Failures,
     metrics: Arc<Metrics>,
     clock: Arc<dyn Clock>,
@@ -46,17 +50,38 @@ impl Auth {
         metrics: Arc<Metrics>,
     ) -> Result<Auth, MigrateError> {
         let directory = Directory::open(keys, metrics.clone())?;
-        Ok(Auth { directory, pepper, failures: Failures::default(), began: clock.instant(), clock, metrics })
+        let (issuers, failures, began) = (ArcSwap::default(), Failures::default(), clock.instant());
+        Ok(Auth { directory, pepper, issuers, failures, began, clock, metrics })
+    }
+
+    /// Prepares to take the tokens of these issuers; `trust` begins it.
+    ///
+    /// # Errors
+    /// When an issuer's keys cannot be followed.
+    pub fn open_issuers(&self, configs: &[JwtConfig]) -> Result<Issuers, String> {
+        self.issuers.load().open(configs)
+    }
+
+    pub fn trust(&self, issuers: Issuers) {
+        self.issuers.store(Arc::new(issuers));
+    }
+
+    /// Shows how old issuers' keys are.
+    pub fn observe(&self) {
+        self.metrics.jwks_ages(self.issuers.load().ages(self.clock.instant()));
     }
 
     /// Says who is calling from `ip`, which is the client's address.
     ///
     /// # Errors
     /// What is wrong with the credential, and what to do; `TooManyFailures` to whoever has guessed too often.
-    pub fn identify(&self, config: &AuthConfig, headers: &HeaderMap, ip: IpAddr) -> Result<Known, Refusal> {
-        let presented = presented(headers);
+    pub async fn identify(&self, config: &AuthConfig, headers: &HeaderMap, ip: IpAddr) -> Result<Known, Refusal> {
+        let presented = presented(headers, &config.jwt);
         let method = presented.as_ref().map_or("none", Presented::method);
-        let identified = presented.and_then(|presented| self.guarded(config, &presented, ip));
+        let identified = match presented {
+            Ok(presented) => self.guarded(config, &presented, ip).await,
+            Err(refusal) => Err(refusal),
+        };
         let result = match &identified {
             Ok((_, Secret::Current)) => "accepted",
             Ok((_, Secret::Previous)) => "accepted_previous",
@@ -67,7 +92,7 @@ impl Auth {
     }
 
     /// Asks the limiter before anything else: who has guessed too often is not told whether they are right now.
-    fn guarded(&self, config: &AuthConfig, presented: &Presented<'_>, ip: IpAddr) -> Result<Found, Refusal> {
+    async fn guarded(&self, config: &AuthConfig, presented: &Presented<'_>, ip: IpAddr) -> Result<Found, Refusal> {
         // A proxy that does not say whom it heard stands for all of its clients; they must not pay for one of them.
         let limited = !is_in(ip, &config.trusted_proxies);
         let (per_minute, now) = (config.failures_per_minute, self.clock.instant() - self.began);
@@ -77,6 +102,11 @@ impl Auth {
         }
         let identified = match presented {
             Presented::Key(key) => self.key(key),
+            Presented::Token(token) => {
+                let issuers = self.issuers.load_full();
+                let identified = issuers.identify(token, self.clock.now_ns(), self.clock.instant()).await;
+                identified.map(|identity| (identity, Secret::Current))
+            }
             Presented::Unknown => Err(Refusal::MalformedKey),
         };
         if limited && identified.as_ref().is_err_and(is_guess) {
@@ -120,7 +150,13 @@ type Found = (Arc<Identity>, Secret);
 
 /// Whether somebody tried what they do not have. Who had it once, or may not come in with it, has not guessed.
 fn is_guess(refusal: &Refusal) -> bool {
-    matches!(refusal, Refusal::MalformedKey | Refusal::UnknownKey)
+    use TokenFlaw::{Algorithm, Issuer, Malformed, Signature, UnknownKey};
+    matches!(
+        refusal,
+        Refusal::MalformedKey
+            | Refusal::UnknownKey
+            | Refusal::BadToken(Malformed | Algorithm | Issuer | UnknownKey | Signature)
+    )
 }
 
 #[cfg(test)]

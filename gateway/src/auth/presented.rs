@@ -4,6 +4,7 @@ use http::header::AUTHORIZATION;
 use http::{HeaderMap, HeaderName, HeaderValue};
 
 use super::api_key::ApiKey;
+use crate::config::JwtConfig;
 use crate::refusal::Refusal;
 
 /// Anthropic's header for keys.
@@ -13,6 +14,8 @@ const X_API_KEY: HeaderName = HeaderName::from_static("x-api-key");
 #[derive(Debug)]
 pub enum Presented<'h> {
     Key(ApiKey<'h>),
+    /// Three parts with dots between them, where an issuer's tokens stand.
+    Token(&'h str),
     /// Something else.
     Unknown,
 }
@@ -22,6 +25,7 @@ impl Presented<'_> {
     pub fn method(&self) -> &'static str {
         match self {
             Presented::Key(_) => "key",
+            Presented::Token(_) => "jwt",
             Presented::Unknown => "unknown",
         }
     }
@@ -32,18 +36,28 @@ impl Presented<'_> {
 ///
 /// # Errors
 /// `MissingKey` without one, `AmbiguousCredentials` with several.
-pub fn presented(headers: &HeaderMap) -> Result<Presented<'_>, Refusal> {
-    let mut found = None;
-    for name in [&AUTHORIZATION, &X_API_KEY] {
+pub fn presented<'h>(headers: &'h HeaderMap, issuers: &[JwtConfig]) -> Result<Presented<'h>, Refusal> {
+    let own = issuers.iter().map(|issuer| &issuer.header).filter(|name| **name != AUTHORIZATION && **name != X_API_KEY);
+    let mut names: Vec<&HeaderName> = own.collect();
+    names.sort_unstable_by_key(|name| name.as_str());
+    names.dedup();
+    let standard = [AUTHORIZATION, X_API_KEY];
+    let (mut found, mut place) = (None, None);
+    for name in standard.iter().chain(names) {
         let mut values = headers.get_all(name).iter();
         let Some(value) = values.next() else { continue };
         let credential = credential(name, value);
         if values.next().is_some() || found.replace(credential).is_some_and(|other| other != credential) {
             return Err(Refusal::AmbiguousCredentials);
         }
+        place = Some(name);
     }
     let credential = found.flatten().ok_or(Refusal::MissingKey)?;
-    Ok(ApiKey::parse(credential).map_or(Presented::Unknown, Presented::Key))
+    if let Some(key) = ApiKey::parse(credential) {
+        return Ok(Presented::Key(key));
+    }
+    let is_token = credential.matches('.').count() == 2 && issuers.iter().any(|issuer| Some(&issuer.header) == place);
+    Ok(if is_token { Presented::Token(credential) } else { Presented::Unknown })
 }
 
 /// What a header holds: nothing, if it is empty or `authorization` in another scheme than Bearer's. What is no text is no
@@ -67,13 +81,20 @@ mod tests {
     const B: &str = "gg-bbbbbbbbbbbb-bbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbb";
 
     fn code(fields: &[(&str, &str)]) -> String {
+        code_with(fields, &[])
+    }
+
+    /// With an issuer whose tokens stand in each of these headers.
+    fn code_with(fields: &[(&str, &str)], issuers: &[&str]) -> String {
+        let issuers: Vec<JwtConfig> = issuers.iter().map(|header| crate::auth::jwt::tests::issuer_at(header)).collect();
         let mut headers = HeaderMap::new();
         for (name, value) in fields {
             let name = HeaderName::from_bytes(name.as_bytes()).unwrap();
             headers.append(name, HeaderValue::from_bytes(value.as_bytes()).unwrap());
         }
-        match presented(&headers) {
+        match presented(&headers, &issuers) {
             Ok(Presented::Key(key)) => key.id()[..1].to_owned(),
+            Ok(Presented::Token(token)) => token.to_owned(),
             Ok(Presented::Unknown) => "unknown".to_owned(),
             Err(refusal) => refusal.describe().code.to_owned(),
         }
@@ -113,6 +134,26 @@ mod tests {
         ];
         for (fields, expected) in table {
             assert_eq!(code(fields), *expected, "{fields:?}");
+        }
+    }
+
+    #[test]
+    fn a_token_is_taken_where_an_issuers_tokens_stand_and_nowhere_else() {
+        let table: &[(&[(&str, &str)], &[&str], &str)] = &[
+            (&[("authorization", "Bearer a.b.c")], &["authorization"], "a.b.c"),
+            (&[("authorization", "Bearer a.b.c")], &[], "unknown"),
+            (&[("authorization", "Bearer a.b.c")], &["x-jwt"], "unknown"),
+            (&[("authorization", "Bearer a.b.c.d")], &["authorization"], "unknown"),
+            (&[("x-jwt", "a.b.c")], &["x-jwt", "authorization"], "a.b.c"),
+            (&[("x-jwt", "Bearer a.b.c")], &["x-jwt"], "Bearer a.b.c"),
+            (&[("x-jwt", "a.b.c")], &["authorization"], "missing_api_key"),
+            (&[("x-jwt", "a.b.c"), ("x-jwt", "a.b.c")], &["x-jwt"], "ambiguous_credentials"),
+            (&[("x-jwt", "a.b.c"), ("authorization", &format!("Bearer {A}"))], &["x-jwt"], "ambiguous_credentials"),
+            (&[("x-api-key", "a.b.c")], &["authorization"], "unknown"),
+            (&[("authorization", &format!("Bearer {A}"))], &["authorization"], "a"),
+        ];
+        for (fields, issuers, expected) in table {
+            assert_eq!(code_with(fields, issuers), *expected, "{fields:?} {issuers:?}");
         }
     }
 }

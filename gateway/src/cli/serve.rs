@@ -107,6 +107,7 @@ pub fn build(
     let pepper =
         Pepper::load(&data_dir.pepper()).map_err(|error| format!("{}: {error}", data_dir.pepper().display()))?;
     let auth = Auth::open(&data_dir.keys(), pepper, clock.clone(), metrics.clone()).map_err(text)?;
+    auth.trust(auth.open_issuers(&config.gateway.auth.jwt)?);
     let log = match config.gateway.access_log {
         AccessLogTo::Stdout => Some(AccessLog::to(std::io::stdout(), metrics.clone()).map_err(text)?),
         AccessLogTo::Off => None,

@@ -4,6 +4,7 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use super::auth::AuthConfig;
 use super::reader::{At, Section};
 use super::traces::{self, TraceSink};
 use crate::accounting::core::NanoUsd;
@@ -34,21 +35,6 @@ pub struct GatewayConfig {
     /// `production`, `staging`, …: where these requests happen.
     pub environment: Option<String>,
     pub traces: Vec<TraceSink>,
-}
-
-/// How callers are known.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct AuthConfig {
-    /// Proxies of ours: whom they say they heard counts as the client.
-    pub trusted_proxies: Vec<Network>,
-    /// Wrong credentials from one host; 0: any number.
-    pub failures_per_minute: u32,
-}
-
-impl Default for AuthConfig {
-    fn default() -> Self {
-        AuthConfig { trusted_proxies: Vec::new(), failures_per_minute: 20 }
-    }
 }
 
 /// What one key may do. A key may have limits of its own instead.
@@ -137,7 +123,12 @@ pub struct ShadowConfig {
     pub queue_max: usize,
 }
 
-pub(super) fn gateway(root: Section<'_, '_>, folder: &Path) -> (GatewayConfig, PathBuf, PathBuf) {
+/// `read` reads a file that is then watched.
+pub(super) fn gateway(
+    root: Section<'_, '_>,
+    folder: &Path,
+    read: &mut impl FnMut(PathBuf) -> String,
+) -> (GatewayConfig, PathBuf, PathBuf) {
     let beside =
         |name: Option<At<String>>, default: &str| folder.join(name.map_or(default.to_owned(), |name| name.value));
     let routes = beside(root.string("routes"), "routes.toml");
@@ -170,6 +161,7 @@ pub(super) fn gateway(root: Section<'_, '_>, folder: &Path) -> (GatewayConfig, P
         environment: None,
         traces: Vec::new(),
     };
+    let mut trusted_proxies = Vec::new();
     if let Some(listen) = root.section("listen") {
         let address = |key| {
             let text = listen.string(key)?;
@@ -190,11 +182,12 @@ pub(super) fn gateway(root: Section<'_, '_>, folder: &Path) -> (GatewayConfig, P
         config.threads = listen.integer("threads", 1..=256).map_or(config.threads, |n| n as usize);
         config.body_bytes_max = listen.bytes("body_max", 1 << 10).map_or(config.body_bytes_max, |n| n as usize);
         config.listen = listening(&listen);
-        config.auth.trusted_proxies = networks(&listen, "trusted_proxies");
+        trusted_proxies = networks(&listen, "trusted_proxies");
         config.pre_drain = listen.duration_or_none("pre_drain").unwrap_or(config.pre_drain);
         config.drain = listen.duration_or_none("drain").unwrap_or(config.drain);
         listen.finish();
     }
+    config.auth = AuthConfig { trusted_proxies, ..super::auth::auth(&root, folder, read) };
     if let Some(storage) = root.section("storage") {
         config.data_dir = storage.string("data_dir").map_or(config.data_dir, |text| folder.join(text.value));
         // Only one kind of durability exists so far; the key is here so that a file can say which it counts on.
@@ -219,11 +212,6 @@ pub(super) fn gateway(root: Section<'_, '_>, folder: &Path) -> (GatewayConfig, P
             models.integer("queue_max", 1..=100_000).map_or(config.engine.waiting_max, |n| n as usize);
         config.engine.itl_target = models.duration("itl_target").unwrap_or(config.engine.itl_target);
         models.finish();
-    }
-    if let Some(auth) = root.section("auth") {
-        let failures = auth.integer("failures_per_minute", 0..=1_000_000);
-        config.auth.failures_per_minute = failures.map_or(config.auth.failures_per_minute, |n| n as u32);
-        auth.finish();
     }
     if let Some(section) = root.section("limits") {
         config.limits = limits(section);

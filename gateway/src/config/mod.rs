@@ -3,6 +3,7 @@
 //! Read and validated by the same code for `serve`, `check` and reloads. What needs the outside world (loading a model,
 //! binding a port) happens later, in `snapshot` and `server`.
 
+mod auth;
 mod gateway;
 mod prices;
 pub mod problem;
@@ -16,9 +17,10 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+pub use auth::{AuthConfig, JwtConfig, JwtKeys};
 pub use gateway::{
-    AccessLogTo, AuthConfig, CONCURRENCY_MAX, Device, EngineConfig, GatewayConfig, Limits, ListenConfig,
-    REQUESTS_PER_MINUTE_MAX, ShadowConfig, TOKENS_PER_MINUTE_MAX,
+    AccessLogTo, CONCURRENCY_MAX, Device, EngineConfig, GatewayConfig, Limits, ListenConfig, REQUESTS_PER_MINUTE_MAX,
+    ShadowConfig, TOKENS_PER_MINUTE_MAX,
 };
 pub use prices::PricesConfig;
 use problem::Problems;
@@ -104,7 +106,8 @@ impl Config {
         let text = read(path, &mut problems);
         let source = Source::new(path, &text);
         let table = source.parse();
-        let (mut gateway, routes_path, prices_path) = gateway::gateway(source.root(&table), folder);
+        let (mut gateway, routes_path, prices_path) =
+            gateway::gateway(source.root(&table), folder, &mut |file: PathBuf| read(&file, &mut problems));
         finish(source, &mut problems);
         if let Some(data_dir) = &overrides.data_dir {
             gateway.data_dir.clone_from(data_dir);

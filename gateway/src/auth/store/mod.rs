@@ -1,8 +1,6 @@
 //! The key store: one SQLite table that the CLI writes and a running gateway follows.
 
 mod migrate;
-#[cfg(test)]
-mod tests;
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -206,3 +204,6 @@ fn unreadable(column: &str, why: impl Into<Box<dyn std::error::Error + Send + Sy
     let why = why.into();
     rusqlite::Error::FromSqlConversionFailure(0, Type::Text, format!("column `{column}`: {why}").into())
 }
+
+#[cfg(test)]
+mod tests;

@@ -69,6 +69,24 @@ fn a_store_of_an_earlier_version_keeps_its_keys_and_learns_what_is_new() {
 }
 
 #[test]
+fn of_many_who_bring_a_store_up_to_date_at_once_one_does() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("keys.sqlite");
+    let old = include_str!("migrations/0000_begin.sql");
+    let add = "INSERT INTO keys VALUES ('a', 'alice', 'acme', zeroblob(32), 1, NULL, 7);";
+    Connection::open(&path).unwrap().execute_batch(&format!("PRAGMA journal_mode = WAL; {old} {add}")).unwrap();
+    let together = std::sync::Barrier::new(8);
+    std::thread::scope(|scope| {
+        for _ in 0..8 {
+            scope.spawn(|| {
+                together.wait();
+                assert_eq!(KeyStore::open(&path).unwrap().list().unwrap().len(), 1);
+            });
+        }
+    });
+}
+
+#[test]
 fn everything_that_a_key_has_is_read_as_it_was_written() {
     let (_folder, store) = store();
     let mut key = row("a", "acme", "alice");

@@ -278,6 +278,11 @@ impl Metrics {
                 "Credentials by their form and what became of them: accepted, accepted_previous (a secret in its grace \
                  after a rotation) or the error code",
             )?,
+            jwks_age: make.seconds(
+                "gateway_jwks_age_seconds",
+                &["issuer"],
+                "Age of the last good set of keys that an issuer published; after an hour its tokens are refused",
+            )?,
             panics: make.counter("gateway_panics_total", "Requests that ended in a panic of our own code")?,
             reloads: make.counters("gateway_config_reloads_total", &["result"], "Configuration reloads")?,
             config_info: make.gauges("gateway_config_info", &["hash"], "1 for the configuration that serves")?,
@@ -423,6 +428,7 @@ impl Metrics {
             ("key", "accepted_previous"),
             ("key", "invalid_api_key"),
             ("key", "too_many_failures"),
+            ("jwt", "accepted"),
             ("none", "missing_api_key"),
         ] {
             self.authentications.with_label_values(&[method, result]);
