@@ -80,12 +80,14 @@ mod tests {
     const A: &str = "gg-aaaaaaaaaaaa-aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa";
     const B: &str = "gg-bbbbbbbbbbbb-bbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbb";
 
-    fn code(fields: &[(&str, &str)]) -> String {
+    type Fields<'a> = &'a [(&'a str, &'a str)];
+
+    fn code(fields: Fields<'_>) -> String {
         code_with(fields, &[])
     }
 
     /// With an issuer whose tokens stand in each of these headers.
-    fn code_with(fields: &[(&str, &str)], issuers: &[&str]) -> String {
+    fn code_with(fields: Fields<'_>, issuers: &[&str]) -> String {
         let issuers: Vec<JwtConfig> = issuers.iter().map(|header| crate::auth::jwt::tests::issuer_at(header)).collect();
         let mut headers = HeaderMap::new();
         for (name, value) in fields {
@@ -104,7 +106,7 @@ mod tests {
     fn exactly_one_credential_is_taken() {
         let bearer = |key: &str| format!("Bearer {key}");
         let (a, b) = (bearer(A), bearer(B));
-        let table: &[(&[(&str, &str)], &str)] = &[
+        let table: &[(Fields<'_>, &str)] = &[
             (&[("authorization", &a)], "a"),
             (&[("authorization", &format!("bEARER   {A} "))], "a"),
             (&[("x-api-key", A)], "a"),
@@ -139,7 +141,7 @@ mod tests {
 
     #[test]
     fn a_token_is_taken_where_an_issuers_tokens_stand_and_nowhere_else() {
-        let table: &[(&[(&str, &str)], &[&str], &str)] = &[
+        let table: &[(Fields<'_>, &[&str], &str)] = &[
             (&[("authorization", "Bearer a.b.c")], &["authorization"], "a.b.c"),
             (&[("authorization", "Bearer a.b.c")], &[], "unknown"),
             (&[("authorization", "Bearer a.b.c")], &["x-jwt"], "unknown"),
