@@ -38,6 +38,7 @@ mod sources;
 mod steered;
 mod templates;
 mod tidy;
+mod tls;
 mod token_ids;
 mod traces;
 mod upstreams;

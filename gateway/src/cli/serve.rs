@@ -170,13 +170,14 @@ fn greet(app: &App, data: SocketAddr, admin: SocketAddr, key: Option<&str>, data
     let snapshot = app.snapshot.load();
     let model = snapshot.routing.names().next().unwrap_or("MODEL");
     let key = key.unwrap_or("YOUR-KEY");
+    let scheme = if snapshot.config.gateway.tls.is_some() { "https" } else { "http" };
     eprintln!(
         "
-Glassgate {version} serves {models} at http://{data}/v1   (metrics: http://{admin}/metrics, data: {folder})
+Glassgate {version} serves {models} at {scheme}://{data}/v1   (metrics: http://{admin}/metrics, data: {folder})
 
 Try it:
 
-  curl -N http://{data}/v1/chat/completions \\
+  curl -N {scheme}://{data}/v1/chat/completions \\
     -H 'authorization: Bearer {key}' \\
     -H 'content-type: application/json' \\
     -d '{{\"model\":\"{model}\",\"stream\":true,\"messages\":[{{\"role\":\"user\",\"content\":\"What is Glassgate?\"}}]}}'

@@ -2,6 +2,7 @@
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 use super::auth::AuthConfig;
@@ -17,6 +18,8 @@ pub struct GatewayConfig {
     pub threads: usize,
     pub body_bytes_max: usize,
     pub listen: ListenConfig,
+    /// How clients are spoken to; `None`: in the clear.
+    pub tls: Option<Arc<rustls::ServerConfig>>,
     /// How long after SIGTERM new requests are still served.
     pub pre_drain: Duration,
     /// How long after that running ones may finish.
@@ -139,6 +142,7 @@ pub(super) fn gateway(
         threads: 1,
         body_bytes_max: 4 << 20,
         listen: ListenConfig::default(),
+        tls: None,
         pre_drain: Duration::from_secs(5),
         drain: Duration::from_secs(30),
         data_dir: folder.join("../data"),
@@ -182,6 +186,7 @@ pub(super) fn gateway(
         config.threads = listen.integer("threads", 1..=256).map_or(config.threads, |n| n as usize);
         config.body_bytes_max = listen.bytes("body_max", 1 << 10).map_or(config.body_bytes_max, |n| n as usize);
         config.listen = listening(&listen);
+        config.tls = super::tls::tls(&listen, config.listen.http2, folder, read);
         trusted_proxies = networks(&listen, "trusted_proxies");
         config.pre_drain = listen.duration_or_none("pre_drain").unwrap_or(config.pre_drain);
         config.drain = listen.duration_or_none("drain").unwrap_or(config.drain);

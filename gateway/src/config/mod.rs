@@ -10,6 +10,7 @@ pub mod problem;
 mod reader;
 mod routes;
 pub mod secret;
+mod tls;
 mod traces;
 
 use std::collections::{BTreeMap, BTreeSet};

@@ -5,6 +5,7 @@
 //! gets an answer in OpenAI's shape, a record, and a closed connection.
 
 mod slots;
+mod tls;
 mod wire;
 
 use std::io;
@@ -34,6 +35,7 @@ use crate::proxy::Gateway;
 use crate::refusal::Refusal;
 use crate::relay::WRITE_STALL;
 use slots::Slots;
+use tls::{Inner, NoHandshake};
 use wire::Wire;
 
 /// An idle connection between two requests is closed after this.
@@ -218,12 +220,32 @@ impl Guard {
 impl ServerApp for Guard {
     async fn process_new(self: &Arc<Self>, stream: Stream, _shutdown: &ShutdownWatch) -> Option<Stream> {
         let peer = address(&*stream);
-        let counted = (!is_in(peer, &self.app.snapshot.load().config.gateway.auth.trusted_proxies)).then_some(peer);
+        let (counted, tls) = {
+            let gateway = &self.app.snapshot.load().config.gateway;
+            ((!is_in(peer, &gateway.auth.trusted_proxies)).then_some(peer), gateway.tls.clone())
+        };
         let Some(slot) = self.slots.take(counted) else {
-            self.refuse(stream, self.open(peer), Refusal::TooManyConnections).await;
+            if tls.is_some() {
+                // An answer in the clear would be noise to who speaks TLS.
+                self.open(peer).refused(&Refusal::TooManyConnections);
+            } else {
+                self.refuse(stream, self.open(peer), Refusal::TooManyConnections).await;
+            }
             return None;
         };
-        let mut wire = Box::new(Wire::new(stream, slot, WRITE_STALL));
+        let inner = match tls {
+            None => Inner::Plain(stream),
+            Some(tls) => {
+                let shaken = Inner::accept(stream, tls).await;
+                self.app.metrics.tls_handshake(match &shaken {
+                    Ok(_) => "accepted",
+                    Err(NoHandshake::Failed) => "failed",
+                    Err(NoHandshake::TooSlow) => "too_slow",
+                });
+                shaken.ok()?
+            }
+        };
+        let mut wire = Box::new(Wire::new(inner, slot, WRITE_STALL));
         let mut fresh = true;
         loop {
             match self.next(&mut wire, fresh).await {

@@ -98,6 +98,7 @@ pub struct Metrics {
     rejections: IntCounterVec,
     authentications: IntCounterVec,
     jwks_age: GaugeVec,
+    tls_handshakes: IntCounterVec,
     panics: IntCounter,
     reloads: IntCounterVec,
     config_info: IntGaugeVec,
@@ -352,6 +353,10 @@ impl Metrics {
                 self.jwks_age.with_label_values(&[issuer]).set(age.as_secs_f64());
             }
         }
+    }
+
+    pub fn tls_handshake(&self, result: &str) {
+        self.tls_handshakes.with_label_values(&[result]).inc();
     }
 
     pub fn panicked(&self) {

@@ -283,6 +283,11 @@ impl Metrics {
                 &["issuer"],
                 "Age of the last good set of keys that an issuer published; after an hour its tokens are refused",
             )?,
+            tls_handshakes: make.counters(
+                "gateway_tls_handshakes_total",
+                &["result"],
+                "Handshakes of clients: accepted, failed (also for want of a certificate that we ask for) or too_slow",
+            )?,
             panics: make.counter("gateway_panics_total", "Requests that ended in a panic of our own code")?,
             reloads: make.counters("gateway_config_reloads_total", &["result"], "Configuration reloads")?,
             config_info: make.gauges("gateway_config_info", &["hash"], "1 for the configuration that serves")?,
@@ -419,6 +424,9 @@ impl Metrics {
             for decision in ["allowed", "denied"] {
                 self.limit_decisions.with_label_values(&["key", kind, decision]);
             }
+        }
+        for result in ["accepted", "failed", "too_slow"] {
+            self.tls_handshakes.with_label_values(&[result]);
         }
         for result in ["written", "dropped", "suppressed"] {
             self.log_lines.with_label_values(&[result]);
