@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use glassgate::config::{Config, Limits, Overrides};
 use serde_json::{Value, json};
 
-use crate::support::gateway::{Setup, TestGateway, chat, chat_with, replace};
+use crate::support::gateway::{Setup, TestGateway, append, chat, chat_with, replace};
 use crate::support::{eventually, root};
 
 fn variant(gateway: &TestGateway, session: &str) -> String {
@@ -124,6 +124,12 @@ fn every_mistake_is_reported_with_file_line_and_a_suggestion() {
             "connections_max = 5\nconnections_per_ip = 6",
             &["`listen.connections_per_ip` is larger than"],
         ),
+        (
+            "gateway.toml",
+            "pre_drain = \"0s\"",
+            "trusted_proxies = [\"10.0.0.1/8\"]",
+            &["gateway.toml:9:", "`listen.trusted_proxies`", "first address"],
+        ),
         ("gateway.toml", "\"127.0.0.1:8080\"", "\"here\"", &["gateway.toml:7:", "127.0.0.1:8080"]),
         (
             "gateway.toml",
@@ -232,6 +238,10 @@ fn the_shipped_configuration_is_sound_and_the_reference_names_every_key() {
     assert!(setup.run(&["check"]).status.success());
     let (_, mut known) = Config::load_with_keys(&setup.path("gateway.toml"), &Overrides::default()).unwrap();
     // Keys that only some kinds have.
+    append(
+        &setup.path("gateway.toml"),
+        "[[auth.jwt]]\nname = \"a\"\nissuer = \"a\"\naudience = [\"a\"]\nalgorithms = [\"RS256\"]\njwks = \"https://a/b\"\nclaims = {}\n",
+    );
     setup.replace(
         "gateway.toml",
         "[[telemetry.traces]]",

@@ -17,9 +17,18 @@ use crate::support::{eventually, http, root};
 const FILES: [&str; 3] = ["overview.json", "cost.json", "engine.json"];
 
 /// Families that no panel and no rule shows, and why.
-const UNSHOWN: [(&str, &str); 13] = [
+const UNSHOWN: [(&str, &str); 16] = [
     ("gateway_inter_token_latency_seconds", "every gap of every stream, for a closer look at time per output token"),
     ("gateway_rejections_total", "the refusals among gateway_requests_total by error_type"),
+    (
+        "gateway_auth_total",
+        "those who were refused are there too; the rest tells keys from tokens, and old secrets from new",
+    ),
+    ("gateway_jwks_age_seconds", "of the few who take tokens: their alert on it knows how long they can do without"),
+    (
+        "gateway_tls_handshakes_total",
+        "of those who have no load balancer that does TLS; who fails is on the other side",
+    ),
     ("gateway_reserved_tokens", "what limits hold at the moment, for debugging them"),
     ("gateway_reserved_usd", "likewise"),
     ("gateway_cache_bytes", "the cache evicts by itself"),

@@ -68,7 +68,7 @@ fn everything_that_the_demo_claims_happened_is_in_the_ledger_and_in_the_metrics(
         .filter_map(|line| line.strip_prefix("  refused ")?.split_once(": "))
         .map(|(code, count)| (code, count.parse().unwrap()))
         .collect();
-    let kinds = ["insufficient_quota", "invalid_api_key", "invalid_json", "model_not_found", "rate_limit_exceeded"];
+    let kinds = ["insufficient_quota", "invalid_json", "missing_api_key", "model_not_found", "rate_limit_exceeded"];
     assert_eq!(told.keys().copied().collect::<Vec<_>>(), kinds, "{summary}");
     for (code, told) in &told {
         let reason = format!("reason=\"{code}\"");
@@ -177,9 +177,7 @@ fn keys_are_made_for_the_gateway_of_the_data_folder_alone_and_replaced_ones_are_
     let play = || gateway.cli(&["demo", "--minutes=0.001", &format!("--url=http://{}/v1", gateway.data)]);
     play();
     // As if another version had made one with other limits.
-    let keys = Connection::open(gateway.data_dir().join("keys.sqlite")).unwrap();
-    let changed = keys.execute("UPDATE keys SET requests_per_minute = 7 WHERE name = 'demo-lab'", []).unwrap();
-    assert_eq!(changed, 1);
+    gateway.cli(&["keys", "edit", "demo-lab", "--rpm", "7"]);
     play();
     let list = gateway.cli(&["keys", "list"]);
     let line = |name: &str| list.lines().find(|line| line.split_whitespace().nth(1) == Some(name)).unwrap();

@@ -287,22 +287,6 @@ fn a_kill_forgives_no_spending() {
 }
 
 #[test]
-fn a_data_folder_of_an_earlier_version_keeps_its_keys_and_their_limits() {
-    let mut gateway = TestGateway::start();
-    let token = gateway.cli(&["keys", "create", "old", "--rpm", "7"]);
-    gateway.stop();
-    let db = rusqlite::Connection::open(gateway.data_dir().join("keys.sqlite")).unwrap();
-    for column in ["tokens_per_minute", "concurrency", "nano_usd_per_day"] {
-        db.execute_batch(&format!("ALTER TABLE keys DROP COLUMN {column}")).unwrap();
-    }
-    drop(db);
-    gateway.restart();
-    let response = gateway.send(&post(token.trim(), &exactly(1)));
-    assert_eq!((response.status, number(&response, "x-ratelimit-limit-requests")), (200, 7));
-    key(&gateway, &["--tpm", "10"]);
-}
-
-#[test]
 fn an_edited_limit_counts_at_once_and_keeps_what_was_spent() {
     let gateway = TestGateway::start();
     assert_eq!(gateway.post(&exactly(500)).status, 200);

@@ -80,6 +80,8 @@ pub enum ReloadError {
     Model(String),
     #[error("{0}")]
     Upstream(String),
+    #[error("{0}")]
+    Issuer(String),
 }
 
 impl App {
@@ -140,6 +142,7 @@ impl App {
             }
         }
         let servers = self.upstreams.open(&config.upstreams).map_err(ReloadError::Upstream)?;
+        let issuers = self.auth.open_issuers(&config.gateway.auth.jwt).map_err(ReloadError::Issuer)?;
         let loaded = self.models.load(&config.models);
         // At a start a broken model is set aside; a reload must not make things worse than they are.
         if let Some((name, why)) = loaded.iter().find_map(|(name, outcome)| Some((name, outcome.as_ref().err()?))) {
@@ -152,6 +155,7 @@ impl App {
         self.upstreams.retain(servers);
         self.models.show(&loaded);
         next.show(&self.metrics);
+        self.auth.trust(issuers);
         self.snapshot.store(next.clone());
         // After the switch: who comes now is not sent to those that go.
         self.models.retain(&next.config.models, Instant::now() + next.config.gateway.models_drain);

@@ -3,6 +3,7 @@
 //! Closed once, whatever happens: `invoke::close` from pingora's `logging`, or its own drop when a panic skips that.
 //! Metrics, span, access log and the list of recent requests are projections of the closed record, so they agree.
 
+use std::net::IpAddr;
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
@@ -122,6 +123,8 @@ pub struct Record {
     pub parent_span_id: Option<SpanId>,
     pub started_ns: i64,
     pub marks: Marks,
+    /// Who asked: the peer, or whom a proxy of ours heard.
+    pub client: Option<IpAddr>,
     pub method: String,
     pub path: String,
     pub op: &'static str,
@@ -264,6 +267,7 @@ impl Exchange {
             parent_span_id: None,
             started_ns: clock.now_ns(),
             marks: Marks::default(),
+            client: None,
             method: String::new(),
             path: String::new(),
             op: "other",

@@ -7,7 +7,7 @@ use crate::accounting::feedback::{Judgement, Of, Verdict};
 use crate::api::feedback::{Feedback, taken};
 use crate::app::{App, Phase, Snapshot};
 use crate::exchange::Exchange;
-use crate::invoke::{note_caller, require_json};
+use crate::invoke::{enter, require_json};
 use crate::ports::Inbound;
 use crate::refusal::Refusal;
 
@@ -26,8 +26,7 @@ pub async fn take(
     inbound: &mut impl Inbound,
     exchange: &mut Exchange,
 ) -> Result<Vec<u8>, Refusal> {
-    let caller = app.auth.identify(&inbound.head().headers)?;
-    note_caller(exchange, &caller, inbound);
+    let caller = enter(app, snapshot, inbound, exchange).await?;
     app.admission.knock_to_judge(&caller, &snapshot.config.gateway.limits)?;
     exchange.mark(|record, now| record.marks.knocked = Some(now));
     if app.phase() >= Phase::Draining {

@@ -13,7 +13,7 @@ use crate::admission::Door;
 use crate::answer::{Answer, End, Ended};
 use crate::api::openai::request::{Op, Request};
 use crate::app::{App, Phase, Snapshot};
-use crate::auth::Caller;
+use crate::auth::{Caller, Identity};
 use crate::cache::{self, Find, Flight};
 use crate::dispatch::failover::{self, Asked};
 use crate::dispatch::waits::Waits;
@@ -46,8 +46,7 @@ pub async fn answer(
     inbound: &mut impl Inbound,
     exchange: &mut Exchange,
 ) -> Result<Reply, Refusal> {
-    let caller = app.auth.identify(&inbound.head().headers)?;
-    note_caller(exchange, &caller, inbound);
+    let caller = enter(app, snapshot, inbound, exchange).await?;
     let door = app.admission.knock(&caller, &snapshot.config.gateway.limits)?;
     exchange.mark(|record, now| (record.quotas, record.marks.knocked) = (Some(door.quotas()), Some(now)));
     if app.phase() >= Phase::Draining {
@@ -235,7 +234,22 @@ fn terms(exchange: &Exchange, caller: &Caller, route: &Route, plan: &Plan) -> Te
     }
 }
 
-pub fn note_caller(exchange: &mut Exchange, caller: &Caller, inbound: &impl Inbound) {
+/// Who is calling, and whether they may come in for this. Whoever is known is noted before they are refused.
+///
+/// # Errors
+/// What is wrong with their credential, or what they may not do with it.
+pub async fn enter(
+    app: &App,
+    snapshot: &Snapshot,
+    inbound: &mut impl Inbound,
+    exchange: &mut Exchange,
+) -> Result<Caller, Refusal> {
+    let known = app.auth.identify(&snapshot.config.gateway.auth, &inbound.head().headers, inbound.client()).await?;
+    note_caller(exchange, known.identity(), inbound);
+    known.enter(inbound.scope())
+}
+
+fn note_caller(exchange: &mut Exchange, caller: &Identity, inbound: &impl Inbound) {
     let headers = &inbound.head().headers;
     let session = routing::header(headers, "x-session-id").map(str::to_owned);
     // Only somebody who proved who they are may hang our spans into their trace.
@@ -243,9 +257,10 @@ pub fn note_caller(exchange: &mut Exchange, caller: &Caller, inbound: &impl Inbo
     exchange.mark(|record, now| {
         record.marks.identified = Some(now);
         record.authenticated = true;
-        record.tenant = caller.tenant().to_owned();
-        record.key_id = caller.key_id().to_owned();
-        record.key_name = caller.key_name().to_owned();
+        record.tenant.clone_from(&caller.tenant);
+        record.key_id.clone_from(&caller.key_id);
+        record.key_name.clone_from(&caller.key_name);
+        record.user.clone_from(&caller.user);
         record.session = session;
         if let Some(parent) = parent {
             record.trace_id = parent.trace_id;
@@ -261,7 +276,10 @@ fn note_request(exchange: &mut Exchange, request: &Request) {
         record.max_tokens = request.max_tokens;
         record.sampling = request.sampling.clone();
         record.stop.clone_from(&request.stop);
-        record.user.clone_from(&request.user);
+        // Whom we know is not called otherwise by a request.
+        if record.user.is_none() {
+            record.user.clone_from(&request.user);
+        }
     });
 }
 

@@ -3,7 +3,7 @@
 //! # Layout, in reading order
 //! - `invoke`: THE request path on one page. Read this first
 //! - `exchange`: the one record of a request; `answer`: what every way of answering yields; `refusal`: every way we say no
-//! - `guard`: who may connect and what a head is; `proxy`: pingora's phases; `relay`: answer → client; `server`: listeners,
+//! - `guard`: who may connect and what a head is; `network`: addresses, and who is behind our proxies; `proxy`: pingora's phases; `relay`: answer → client; `server`: listeners,
 //!   signals, the end
 //! - stages, in the order of the path: `auth`, `admission`, `routing`, `dispatch`; below them `accounting` and `models`
 //! - `observe`: a closed record → metrics, log line, spans
@@ -30,7 +30,9 @@ pub mod feedback;
 pub mod guard;
 pub mod invoke;
 pub mod models;
+pub mod network;
 pub mod observe;
+pub mod outbound;
 pub mod ports;
 pub mod proxy;
 pub mod refusal;

@@ -1,6 +1,7 @@
 //! The small traits that stages share. They keep what decides free of what acts: a test passes its own.
 
 use std::any::Any;
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
@@ -36,6 +37,12 @@ impl Clock for SystemClock {
 pub trait Inbound: Send {
     fn head(&self) -> &http::request::Parts;
 
+    /// Who is asking: the peer, or whom a proxy of ours heard.
+    fn client(&self) -> IpAddr;
+
+    /// What the path asks of a caller.
+    fn scope(&self) -> Scope;
+
     /// Reads the whole body, at most `limit` bytes.
     ///
     /// # Errors
@@ -45,6 +52,35 @@ pub trait Inbound: Send {
     /// Resolves when the client hangs up, or when we have to leave, with what to say then; to be asked once the body is
     /// read.
     fn gone(&mut self) -> impl Future<Output = Refusal> + Send;
+}
+
+/// What a caller may be allowed to do. Every path that is not open to everybody asks for one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Scope {
+    /// To have text written.
+    Inference,
+    Embeddings,
+    /// To judge answers.
+    Feedback,
+    /// To see what there is.
+    Models,
+}
+
+impl Scope {
+    pub const ALL: [Scope; 4] = [Scope::Inference, Scope::Embeddings, Scope::Feedback, Scope::Models];
+
+    pub fn parse(word: &str) -> Option<Scope> {
+        Scope::ALL.into_iter().find(|scope| scope.as_str() == word)
+    }
+
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Scope::Inference => "inference",
+            Scope::Embeddings => "embeddings",
+            Scope::Feedback => "feedback",
+            Scope::Models => "models",
+        }
+    }
 }
 
 /// Counts what a running backend has produced so far.

@@ -1,6 +1,7 @@
 //! pingora's phases, each one call. What is not in `endpoint` is a 404.
 
 use std::io;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
@@ -18,11 +19,12 @@ use tokio::time::{Instant, timeout_at};
 use crate::api::head;
 use crate::api::openai::models;
 use crate::api::openai::request::Op;
-use crate::app::App;
+use crate::app::{App, Snapshot};
 use crate::exchange::Exchange;
 use crate::feedback;
 use crate::invoke;
-use crate::ports::Inbound;
+use crate::network;
+use crate::ports::{Inbound, Scope};
 use crate::refusal::Refusal;
 use crate::relay::{self, Stop};
 
@@ -40,28 +42,42 @@ pub struct Gateway {
     pub app: Arc<App>,
 }
 
-/// Everything that is served on the data listener.
+/// Everything that is served on the data listener: to callers who may do what it is for, or to everybody.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Served<'p> {
+    To(Scope, Endpoint<'p>),
+    Open(Page),
+}
+
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Endpoint<'p> {
     Answer(Op),
     Feedback,
     Models,
     Model(&'p str),
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Page {
     Health,
     Root,
 }
 
 /// The table of paths.
-fn endpoint(path: &str) -> Option<(Endpoint<'_>, &'static str)> {
+fn endpoint(path: &str) -> Option<(&'static str, Served<'_>)> {
+    use Served::{Open, To};
     Some(match path {
-        "/v1/chat/completions" => (Endpoint::Answer(Op::Chat), "POST"),
-        "/v1/completions" => (Endpoint::Answer(Op::TextCompletion), "POST"),
-        "/v1/embeddings" => (Endpoint::Answer(Op::Embeddings), "POST"),
-        "/v1/feedback" => (Endpoint::Feedback, "POST"),
-        "/v1/models" => (Endpoint::Models, "GET"),
-        "/health" => (Endpoint::Health, "GET"),
-        "/" => (Endpoint::Root, "GET"),
-        _ => (Endpoint::Model(path.strip_prefix("/v1/models/").filter(|id| !id.is_empty())?), "GET"),
+        "/v1/chat/completions" => ("POST", To(Scope::Inference, Endpoint::Answer(Op::Chat))),
+        "/v1/completions" => ("POST", To(Scope::Inference, Endpoint::Answer(Op::TextCompletion))),
+        "/v1/embeddings" => ("POST", To(Scope::Embeddings, Endpoint::Answer(Op::Embeddings))),
+        "/v1/feedback" => ("POST", To(Scope::Feedback, Endpoint::Feedback)),
+        "/v1/models" => ("GET", To(Scope::Models, Endpoint::Models)),
+        "/health" => ("GET", Open(Page::Health)),
+        "/" => ("GET", Open(Page::Root)),
+        _ => {
+            let id = path.strip_prefix("/v1/models/").filter(|id| !id.is_empty())?;
+            ("GET", To(Scope::Models, Endpoint::Model(id)))
+        }
     })
 }
 
@@ -123,43 +139,62 @@ impl Gateway {
             check_http2(session.req_header())?;
         }
         let snapshot = self.app.snapshot.load_full();
-        let Some((endpoint, allowed)) = endpoint(&path) else {
+        let peer = session.client_addr().and_then(|peer| peer.as_inet());
+        let peer = peer.map_or(IpAddr::V4(Ipv4Addr::UNSPECIFIED), SocketAddr::ip);
+        let trusted = &snapshot.config.gateway.auth.trusted_proxies;
+        let client = network::client(peer, &session.req_header().headers, trusted);
+        exchange.note(|record| record.client = Some(client));
+        let Some((allowed, served)) = endpoint(&path) else {
             return Err(Refusal::UnknownPath { path: path.chars().take(128).collect() }.into());
         };
         if method.as_str() != allowed && !(allowed == "GET" && method == Method::HEAD) {
             return Err(Refusal::WrongMethod { method: method.as_str().chars().take(16).collect(), allowed }.into());
         }
+        match served {
+            Served::To(scope, endpoint) => {
+                let inbound = PingoraInbound { app: &self.app, head: parts(session), client, scope, session };
+                self.serve_caller(inbound, endpoint, &snapshot, exchange).await
+            }
+            Served::Open(page) => self.show(session, page, exchange).await,
+        }
+    }
+
+    async fn serve_caller(
+        &self,
+        mut inbound: PingoraInbound<'_>,
+        endpoint: Endpoint<'_>,
+        snapshot: &Snapshot,
+        exchange: &mut Exchange,
+    ) -> Result<(), Stop> {
         match endpoint {
             Endpoint::Answer(op) => {
                 exchange.note(|record| record.op = op.as_str());
-                let reply = {
-                    let mut inbound = PingoraInbound { app: &self.app, head: parts(session), session };
-                    invoke::answer(&self.app, &snapshot, op, &mut inbound, exchange).await?
-                };
-                relay::send(&self.app, session, exchange, reply).await
+                let reply = invoke::answer(&self.app, snapshot, op, &mut inbound, exchange).await?;
+                relay::send(&self.app, inbound.session, exchange, reply).await
             }
             Endpoint::Feedback => {
                 exchange.note(|record| record.op = "feedback");
-                let body = {
-                    let mut inbound = PingoraInbound { app: &self.app, head: parts(session), session };
-                    feedback::take(&self.app, &snapshot, &mut inbound, exchange).await?
-                };
-                answer(session, exchange, 200, body).await
+                let body = feedback::take(&self.app, snapshot, &mut inbound, exchange).await?;
+                answer(inbound.session, exchange, 200, body).await
             }
             Endpoint::Models | Endpoint::Model(_) => {
                 exchange.note(|record| record.op = "models");
-                let inbound = PingoraInbound { app: &self.app, head: parts(session), session };
-                let caller = self.app.auth.identify(&inbound.head().headers)?;
-                invoke::note_caller(exchange, &caller, &inbound);
+                let caller = invoke::enter(&self.app, snapshot, &mut inbound, exchange).await?;
+                self.app.admission.knock_to_look(&caller, &snapshot.config.gateway.limits)?;
+                let (routing, since) = (&snapshot.routing, snapshot.since);
                 let body = match endpoint {
-                    Endpoint::Model(id) => {
-                        serde_json::to_vec(&models::model(snapshot.routing.find(id)?, snapshot.since))
-                    }
-                    _ => serde_json::to_vec(&models::list(snapshot.routing.names(), snapshot.since)),
+                    Endpoint::Model(id) => serde_json::to_vec(&models::model(routing.find(id, &caller)?, since)),
+                    _ => serde_json::to_vec(&models::list(routing.names_for(&caller), since)),
                 };
-                answer(session, exchange, 200, body.map_err(|_| Refusal::Internal)?).await
+                answer(inbound.session, exchange, 200, body.map_err(|_| Refusal::Internal)?).await
             }
-            Endpoint::Health => {
+        }
+    }
+
+    /// What everybody may see.
+    async fn show(&self, session: &mut Session, page: Page, exchange: &mut Exchange) -> Result<(), Stop> {
+        match page {
+            Page::Health => {
                 exchange.note(|record| record.op = "health");
                 let (status, body) = match self.app.unready() {
                     None => (200, json!({"status": "ok"})),
@@ -167,7 +202,7 @@ impl Gateway {
                 };
                 answer(session, exchange, status, body.to_string().into_bytes()).await
             }
-            Endpoint::Root => {
+            Page::Root => {
                 exchange.note(|record| record.op = "root");
                 let body = json!({
                     "name": "Glassgate",
@@ -257,6 +292,8 @@ fn content_length(headers: &http::HeaderMap) -> Option<u64> {
 struct PingoraInbound<'s> {
     app: &'s App,
     head: http::request::Parts,
+    client: IpAddr,
+    scope: Scope,
     session: &'s mut Session,
 }
 
@@ -272,6 +309,14 @@ fn parts(session: &Session) -> http::request::Parts {
 impl Inbound for PingoraInbound<'_> {
     fn head(&self) -> &http::request::Parts {
         &self.head
+    }
+
+    fn client(&self) -> IpAddr {
+        self.client
+    }
+
+    fn scope(&self) -> Scope {
+        self.scope
     }
 
     async fn read_body(&mut self, limit: usize) -> Result<Bytes, Refusal> {
@@ -333,8 +378,11 @@ mod tests {
 
     #[test]
     fn paths_are_matched_whole() {
-        assert_eq!(endpoint("/v1/chat/completions").map(|(e, _)| e), Some(Endpoint::Answer(Op::Chat)));
-        assert_eq!(endpoint("/v1/models/assistant").map(|(e, _)| e), Some(Endpoint::Model("assistant")));
+        let served = |path| endpoint(path).map(|(_, served)| served);
+        let chat = Served::To(Scope::Inference, Endpoint::Answer(Op::Chat));
+        assert_eq!(served("/v1/chat/completions"), Some(chat));
+        let model = Served::To(Scope::Models, Endpoint::Model("assistant"));
+        assert_eq!(served("/v1/models/assistant"), Some(model));
         for unknown in
             ["/v1/chat/completions/", "/v1//chat/completions", "/v1/models/", "/V1/models", "/metrics", "/admin/config"]
         {

@@ -1,6 +1,7 @@
 //! Every way we say no. One table gives status, error type, code and retry advice; the golden file
 //! `tests/golden/refusals.txt` shows the whole contract on one screen. Causes go to the log, never into a message.
 
+use std::net::IpAddr;
 use std::time::Duration;
 
 use serde::Serialize;
@@ -11,6 +12,57 @@ use crate::accounting::core::NanoUsd;
 use crate::accounting::feedback::NAMES_MAX;
 use crate::api::head::{FIELDS_MAX, HEAD_BYTES_MAX};
 use crate::api::openai::ratelimit::{Quota, Quotas};
+use crate::ports::Scope;
+
+/// What is wrong with a token.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum TokenFlaw {
+    Malformed,
+    Algorithm,
+    Issuer,
+    UnknownKey,
+    Signature,
+    Audience,
+    Expired,
+    NotYet,
+    Claims,
+}
+
+impl TokenFlaw {
+    pub const ALL: [TokenFlaw; 9] = [
+        TokenFlaw::Malformed,
+        TokenFlaw::Algorithm,
+        TokenFlaw::Issuer,
+        TokenFlaw::UnknownKey,
+        TokenFlaw::Signature,
+        TokenFlaw::Audience,
+        TokenFlaw::Expired,
+        TokenFlaw::NotYet,
+        TokenFlaw::Claims,
+    ];
+
+    /// Its code, and what the client reads.
+    #[rustfmt::skip]
+    fn describe(self) -> (&'static str, &'static str) {
+        match self {
+            TokenFlaw::Malformed  => ("jwt_malformed", "is not a signed JWT of the plain form: three parts in base64url, a header of `alg`, `typ` and `kid`, each once"),
+            TokenFlaw::Algorithm  => ("jwt_algorithm", "is signed with an algorithm that its issuer may not use here"),
+            TokenFlaw::Issuer     => ("jwt_issuer", "is of an issuer that is not trusted here"),
+            TokenFlaw::UnknownKey => ("jwt_unknown_key", "is signed with a key that its issuer has not published, as far as is known here"),
+            TokenFlaw::Signature  => ("jwt_signature", "is not signed with its issuer's key"),
+            TokenFlaw::Audience   => ("jwt_audience", "is meant for somebody else"),
+            TokenFlaw::Expired    => ("jwt_expired", "has expired. Get a new one"),
+            TokenFlaw::NotYet     => ("jwt_not_yet", "does not count yet"),
+            TokenFlaw::Claims     => ("jwt_claims", "lacks a claim that is needed here, or has one of another type: `iss`, `aud` and a number `exp`, and who its bearer is"),
+        }
+    }
+}
+
+impl From<TokenFlaw> for Refusal {
+    fn from(flaw: TokenFlaw) -> Refusal {
+        Refusal::BadToken(flaw)
+    }
+}
 
 #[derive(Clone, Debug, PartialEq)]
 pub enum Refusal {
@@ -45,6 +97,23 @@ pub enum Refusal {
     MalformedKey,
     UnknownKey,
     RevokedKey,
+    AmbiguousCredentials,
+    BadToken(TokenFlaw),
+    /// Its issuer's keys are out of reach.
+    TokenKeysUnavailable,
+    ExpiredKey,
+    DisabledKey,
+    AddressNotAllowed {
+        address: IpAddr,
+    },
+    ScopeMissing {
+        scope: Scope,
+    },
+    TooManyFailures {
+        /// Wrong credentials a minute.
+        limit: u32,
+        retry_after: Duration,
+    },
     // What they sent
     BodyTooLarge {
         limit_bytes: usize,
@@ -153,6 +222,11 @@ pub enum Refusal {
         retry_after: Duration,
     },
     FeedbackUnavailable,
+    LookupsLimited {
+        /// Lookups a minute.
+        limit: u32,
+        retry_after: Duration,
+    },
     /// Nobody is left to hear it; only the record does.
     ClientGone,
 }
@@ -186,6 +260,14 @@ impl Refusal {
             Refusal::MalformedKey            => (401, "authentication_error",  "invalid_api_key", None),
             Refusal::UnknownKey              => (401, "authentication_error",  "invalid_api_key", None),
             Refusal::RevokedKey              => (401, "authentication_error",  "revoked_api_key", None),
+            Refusal::AmbiguousCredentials    => (400, "invalid_request_error", "ambiguous_credentials", Some(false)),
+            Refusal::BadToken(flaw)          => (401, "authentication_error",  flaw.describe().0, Some(false)),
+            Refusal::TokenKeysUnavailable    => (503, "server_error",          "jwt_keys_unavailable", Some(true)),
+            Refusal::ExpiredKey              => (401, "authentication_error",  "expired_api_key", None),
+            Refusal::DisabledKey             => (401, "authentication_error",  "disabled_api_key", None),
+            Refusal::AddressNotAllowed { .. } => (403, "permission_error",     "address_not_allowed", Some(false)),
+            Refusal::ScopeMissing { .. }     => (403, "permission_error",      "scope_missing", Some(false)),
+            Refusal::TooManyFailures { .. }  => (429, "authentication_error",  "too_many_failures", Some(true)),
             Refusal::BodyTooLarge { .. }     => (413, "invalid_request_error", "request_too_large", None),
             Refusal::BodyCut                 => (400, "invalid_request_error", "body_incomplete", None),
             Refusal::BodyTooSlow             => (408, "invalid_request_error", "body_too_slow", Some(false)),
@@ -219,6 +301,7 @@ impl Refusal {
             Refusal::TooManyNames            => (409, "invalid_request_error", "too_many_names", Some(false)),
             Refusal::FeedbackLimited { .. }  => (429, "rate_limit_error",      "feedback_limited", Some(true)),
             Refusal::FeedbackUnavailable     => (503, "server_error",          "feedback_unavailable", Some(true)),
+            Refusal::LookupsLimited { .. }   => (429, "rate_limit_error",      "lookups_limited", Some(true)),
             Refusal::ClientGone              => (499, "client_closed",         "client_closed_request", None),
         };
         Described { status, kind, code, should_retry }
@@ -240,7 +323,7 @@ impl Refusal {
             resets_ns: 1_793_577_600_000_000_000,
             reset: seconds(3_600),
         };
-        vec![
+        let mut every = vec![
             Refusal::BadHead { why: "a header has no colon" },
             Refusal::BadFraming { why: "there are both Content-Length and Transfer-Encoding" },
             Refusal::BadAuthority { why: "there is more than one Host" },
@@ -255,6 +338,12 @@ impl Refusal {
             Refusal::MalformedKey,
             Refusal::UnknownKey,
             Refusal::RevokedKey,
+            Refusal::AmbiguousCredentials,
+            Refusal::ExpiredKey,
+            Refusal::DisabledKey,
+            Refusal::AddressNotAllowed { address: IpAddr::from([203, 0, 113, 5]) },
+            Refusal::ScopeMissing { scope: Scope::Embeddings },
+            Refusal::TooManyFailures { limit: 20, retry_after: seconds(3) },
             Refusal::BodyTooLarge { limit_bytes: 4 << 20 },
             Refusal::BodyCut,
             Refusal::BodyTooSlow,
@@ -297,8 +386,12 @@ impl Refusal {
             Refusal::TooManyNames,
             Refusal::FeedbackLimited { limit: 2_400, retry_after: Duration::from_millis(25) },
             Refusal::FeedbackUnavailable,
+            Refusal::LookupsLimited { limit: 2_400, retry_after: Duration::from_millis(25) },
+            Refusal::TokenKeysUnavailable,
             Refusal::ClientGone,
-        ]
+        ];
+        every.extend(TokenFlaw::ALL.map(Refusal::BadToken));
+        every
     }
 
     /// Whether another target might answer what this one did not. A request that is wrong is wrong everywhere.
@@ -353,6 +446,8 @@ impl Refusal {
         match self {
             Refusal::RequestsLimited { retry_after, .. }
             | Refusal::FeedbackLimited { retry_after, .. }
+            | Refusal::LookupsLimited { retry_after, .. }
+            | Refusal::TooManyFailures { retry_after, .. }
             | Refusal::EngineBusy { retry_after }
             | Refusal::QueuedTooLong { retry_after, .. } => Some(*retry_after),
             Refusal::UpstreamLimited { retry_after } | Refusal::TokensLimited { retry_after, .. } => *retry_after,
@@ -361,6 +456,7 @@ impl Refusal {
             Refusal::ConcurrencyLimited { .. }
             | Refusal::TooManyConnections
             | Refusal::LedgerFull
+            | Refusal::TokenKeysUnavailable
             | Refusal::FeedbackUnavailable
             | Refusal::Draining => Some(Duration::from_secs(1)),
             _ => None,
@@ -391,13 +487,33 @@ impl Refusal {
                 "The content type {found:?} is not supported; send JSON with `content-type: application/json`."
             ),
             Refusal::MissingKey => {
-                "No API key was sent. Send one as `authorization: Bearer gg-…`.".into()
+                "No API key was sent. Send one as `authorization: Bearer gg-…`, or as `x-api-key`; never in the URL.".into()
             }
             Refusal::MalformedKey => {
                 "This is not an API key of this gateway. Keys look like `gg-…-…`; an operator makes one with `glassgate keys create`.".into()
             }
             Refusal::UnknownKey => "This API key is not known here.".into(),
             Refusal::RevokedKey => "This API key was revoked.".into(),
+            Refusal::AmbiguousCredentials => {
+                "Several credentials were sent, and they are not the same. Send one, in `authorization` or in `x-api-key`.".into()
+            }
+            Refusal::BadToken(flaw) => format!("The token {}.", flaw.describe().1),
+            Refusal::TokenKeysUnavailable => {
+                "The keys of the token's issuer cannot be fetched at the moment. Try again.".into()
+            }
+            Refusal::ExpiredKey => "This API key has expired, or its grace after a rotation is over.".into(),
+            Refusal::DisabledKey => "This API key is disabled at the moment. An operator enables it with `glassgate keys enable`.".into(),
+            Refusal::AddressNotAllowed { address } => {
+                format!("This credential may not be used from {address}.")
+            }
+            Refusal::ScopeMissing { scope } => format!(
+                "This credential may not be used here: it lacks the scope `{}`.",
+                scope.as_str()
+            ),
+            Refusal::TooManyFailures { limit, retry_after } => format!(
+                "There were more than {limit} wrong credentials a minute from this address. Try again in {:.3} s.",
+                retry_after.as_secs_f64()
+            ),
             Refusal::BodyTooLarge { limit_bytes } => {
                 format!("The request body is larger than the limit of {limit_bytes} bytes.")
             }
@@ -523,6 +639,10 @@ impl Refusal {
             Refusal::FeedbackUnavailable => {
                 "The gateway cannot record feedback at the moment. Send it again: it counts once, however often it is sent.".into()
             }
+            Refusal::LookupsLimited { limit, retry_after } => format!(
+                "This key may look at models {limit} times a minute and has done so. Try again in {:.3} s.",
+                retry_after.as_secs_f64()
+            ),
             Refusal::ClientGone => "The client closed the connection.".into(),
         }
     }

@@ -95,6 +95,7 @@ impl Gateway {
             let text = std::fs::read_to_string(root.join("configs").join(name)).unwrap();
             let text = text
                 .replace("../models", root.join("models").canonicalize().unwrap().to_str().unwrap())
+                .replace("[limits]", "[auth]\nfailures_per_minute = 0\n\n[limits]")
                 .replace("requests_per_minute = 600", "requests_per_minute = 1000000")
                 .replace("tokens_per_minute = 200_000", "tokens_per_minute = 1_000_000_000")
                 .replace("concurrency = 64", "concurrency = 10_000")

@@ -29,6 +29,7 @@ impl ServeHttp for Admin {
         let (status, kind, body) = match (&method, path.as_str()) {
             (&Method::GET, "/metrics") => {
                 self.app.models.observe();
+                self.app.auth.observe();
                 self.app.admission.observe();
                 self.app.ledger.observe();
                 self.app.metrics.cache_bytes(self.app.cache.bytes());

@@ -77,6 +77,8 @@ struct State {
     requests: Requests,
     /// Apart from the requests: who judges answers must not lose any by it.
     judgements: Requests,
+    /// Looks at the models, likewise.
+    lookups: Requests,
     account: Account,
     /// Its budget when it last knocked.
     per_day: NanoUsd,
@@ -233,6 +235,24 @@ impl Admission {
         counted.map_err(|retry_after| Refusal::FeedbackLimited { limit, retry_after })
     }
 
+    /// Counts a look at the models, which takes nothing from what a key may ask.
+    ///
+    /// # Errors
+    /// `LookupsLimited` with the limit and when to come back.
+    pub fn knock_to_look(&self, caller: &Caller, default: &Limits) -> Result<(), Refusal> {
+        let limits = caller.limits(default);
+        let limit = judgements(&limits);
+        let key = self.key(caller, &limits);
+        let now = self.watch.now();
+        let counted = {
+            let mut state = key.state.lock();
+            state.lookups.set_limit(limit, now);
+            state.lookups.count(now)
+        };
+        self.watch.decided("lookups", counted.is_ok());
+        counted.map_err(|retry_after| Refusal::LookupsLimited { limit, retry_after })
+    }
+
     /// Entries are made for keys that proved themselves, so there are never more than there are keys.
     fn key(&self, caller: &Caller, limits: &Limits) -> Arc<Key> {
         let id = caller.key_id();
@@ -245,6 +265,7 @@ impl Admission {
             let state = State {
                 requests: Requests::new(limits.requests_per_minute, now),
                 judgements: Requests::new(judgements(limits), now),
+                lookups: Requests::new(judgements(limits), now),
                 account: Account::new(limits.tokens_per_minute, now, self.spent.day, spent),
                 per_day: limits.per_day,
             };
@@ -337,7 +358,7 @@ impl Drop for Held {
     }
 }
 
-/// Judgements a minute.
+/// Judgements a minute, and looks at the models.
 fn judgements(limits: &Limits) -> u32 {
     limits.requests_per_minute.saturating_mul(JUDGEMENTS_PER_REQUEST)
 }

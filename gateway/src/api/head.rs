@@ -19,8 +19,8 @@ const CHUNK_DIGITS_MAX: u8 = 8;
 const LENGTH_DIGITS_MAX: usize = 18;
 const METHOD_BYTES_MAX: usize = 16;
 
-/// Headers that say where a message ends or whom it is for. Written with `_`, some servers take them for the real ones.
-const SENSITIVE: [&str; 10] = [
+/// Headers that say where a message ends, whom it is for or whom it is from. Written with `_`, some servers take them for the real ones.
+const SENSITIVE: [&str; 12] = [
     "content-length",
     "transfer-encoding",
     "host",
@@ -30,6 +30,8 @@ const SENSITIVE: [&str; 10] = [
     "trailer",
     "expect",
     "authorization",
+    "x-api-key",
+    "x-forwarded-for",
     "content-type",
 ];
 

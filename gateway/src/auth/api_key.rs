@@ -56,6 +56,14 @@ pub fn generate() -> Result<String, getrandom::Error> {
     Ok(format!("gg-{}-{}", word(ID_CHARS)?, word(SECRET_CHARS)?))
 }
 
+/// A new secret for the key with this id.
+///
+/// # Errors
+/// When the operating system has no randomness to give.
+pub fn renew(id: &str) -> Result<String, getrandom::Error> {
+    Ok(format!("gg-{id}-{}", word(SECRET_CHARS)?))
+}
+
 fn word(length: usize) -> Result<String, getrandom::Error> {
     let mut word = String::with_capacity(length);
     while word.len() < length {

@@ -1,161 +1,163 @@
-//! Who is calling → `Caller`.
+//! Who is calling → `Known`, and whether they may come in → `Caller`.
 
 pub mod api_key;
+mod directory;
+mod failures;
+pub mod identity;
+pub mod jwt;
+mod presented;
 pub mod store;
 
-use std::collections::HashMap;
-use std::path::PathBuf;
+use std::net::IpAddr;
+use std::path::Path;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::Instant;
 
 use arc_swap::ArcSwap;
 use http::HeaderMap;
 
-use crate::config::Limits;
+use crate::config::{AuthConfig, JwtConfig};
+use crate::network::is_in;
 use crate::observe::metrics::Metrics;
-use crate::refusal::Refusal;
+use crate::ports::Clock;
+use crate::refusal::{Refusal, TokenFlaw};
 use api_key::{ApiKey, Pepper};
-use store::{KeyRow, KeyStore};
+use directory::Directory;
+use failures::Failures;
+pub use identity::{Caller, Identity, Known};
+use jwt::Issuers;
+use presented::{Presented, presented};
+use store::MigrateError;
 
-/// How soon a key that was made or revoked by another process counts here.
-const WATCH_EVERY: Duration = Duration::from_millis(250);
-
-/// Proof that somebody known is calling. Only `Auth::identify` makes one.
-#[derive(Clone, Debug)]
-pub struct Caller {
-    key: Arc<KeyRow>,
-}
-
-impl Caller {
-    pub fn key_id(&self) -> &str {
-        &self.key.id
-    }
-    pub fn key_name(&self) -> &str {
-        &self.key.name
-    }
-    pub fn tenant(&self) -> &str {
-        &self.key.tenant
-    }
-    /// The key's own limits, and the default where it has none.
-    pub fn limits(&self, default: &Limits) -> Limits {
-        let own = &self.key.limits;
-        Limits {
-            requests_per_minute: own.requests_per_minute.unwrap_or(default.requests_per_minute),
-            tokens_per_minute: own.tokens_per_minute.unwrap_or(default.tokens_per_minute),
-            concurrency: own.concurrency.unwrap_or(default.concurrency),
-            per_day: own.per_day.unwrap_or(default.per_day),
-        }
-    }
-}
-
-type Keys = HashMap<String, Arc<KeyRow>>;
-
-#[cfg(test)]
-impl Caller {
-    /// A caller whose key is none of a store's.
-    pub fn for_tests(id: &str, limits: store::OwnLimits) -> Caller {
-        let key = KeyRow {
-            id: id.to_owned(),
-            name: id.to_owned(),
-            tenant: "default".into(),
-            hash: [0; 32],
-            created_ns: 0,
-            revoked_ns: None,
-            limits,
-        };
-        Caller { key: Arc::new(key) }
-    }
-}
-
-/// Knows every key; a lookup is one hash and one constant-time comparison.
+/// Knows every key; a lookup is one hash and two constant-time comparisons.
 pub struct Auth {
-    keys: Arc<ArcSwap<Keys>>,
+    directory: Directory,
     pepper: Pepper,
+    issuers: ArcSwap<Issuers>,
+    failures: Failures,
+    metrics: Arc<Metrics>,
+    clock: Arc<dyn Clock>,
+    began: Instant,
 }
 
 impl Auth {
-    /// Reads the keys and follows changes that other processes make to them.
-    ///
     /// # Errors
     /// When the key store cannot be read.
-    pub fn open(path: PathBuf, pepper: Pepper, metrics: Arc<Metrics>) -> rusqlite::Result<Auth> {
-        let store = KeyStore::open(&path)?;
-        // The version first: a key that is made between the two reads is then seen again, not missed.
-        let version = store.version()?;
-        let keys = Arc::new(ArcSwap::from_pointee(index(store.list()?)));
-        watch(store, version, Arc::downgrade(&keys), metrics);
-        Ok(Auth { keys, pepper })
+    pub fn open(
+        keys: &Path,
+        pepper: Pepper,
+        clock: Arc<dyn Clock>,
+        metrics: Arc<Metrics>,
+    ) -> Result<Auth, MigrateError> {
+        let directory = Directory::open(keys, metrics.clone())?;
+        let (issuers, failures, began) = (ArcSwap::default(), Failures::default(), clock.instant());
+        Ok(Auth { directory, pepper, issuers, failures, began, clock, metrics })
     }
 
+    /// Prepares to take the tokens of these issuers; `trust` begins it.
+    ///
     /// # Errors
-    /// `MissingKey`, `MalformedKey`, `UnknownKey`, `RevokedKey`: each says what to do.
-    pub fn identify(&self, headers: &HeaderMap) -> Result<Caller, Refusal> {
-        let token = bearer(headers)?;
-        let presented = ApiKey::parse(token).ok_or(Refusal::MalformedKey)?;
-        let keys = self.keys.load();
-        let key = keys.get(presented.id());
-        // An unknown id is compared with nothing real, so that its answer takes as long as a wrong secret's.
-        let stored = key.map_or([0; 32], |key| key.hash);
-        let matches = presented.matches(&self.pepper, &stored);
-        match key {
-            Some(key) if matches && key.revoked_ns.is_some() => Err(Refusal::RevokedKey),
-            Some(key) if matches => Ok(Caller { key: key.clone() }),
-            _ => Err(Refusal::UnknownKey),
-        }
+    /// When an issuer's keys cannot be followed.
+    pub fn open_issuers(&self, configs: &[JwtConfig]) -> Result<Issuers, String> {
+        self.issuers.load().open(configs)
     }
-}
 
-fn index(rows: Vec<KeyRow>) -> Keys {
-    rows.into_iter().map(|row| (row.id.clone(), Arc::new(row))).collect()
-}
+    pub fn trust(&self, issuers: Issuers) {
+        self.issuers.store(Arc::new(issuers));
+    }
 
-/// Polls SQLite's change counter: one page read, no lock, works across processes.
-fn watch(store: KeyStore, mut seen: i64, keys: std::sync::Weak<ArcSwap<Keys>>, metrics: Arc<Metrics>) {
-    let watcher = move || {
-        loop {
-            std::thread::sleep(WATCH_EVERY);
-            let Some(keys) = keys.upgrade() else { return };
-            match store.version() {
-                Ok(version) if version == seen => metrics.store_up("keys", true),
-                Ok(version) => match store.list() {
-                    Ok(rows) => {
-                        keys.store(Arc::new(index(rows)));
-                        seen = version;
-                        metrics.store_up("keys", true);
-                    }
-                    Err(error) => {
-                        tracing::error!(%error, "the key store cannot be read; the keys known so far stay");
-                        metrics.store_up("keys", false);
-                    }
-                },
-                Err(error) => {
-                    tracing::error!(%error, "the key store cannot be watched");
-                    metrics.store_up("keys", false);
-                }
+    /// Shows how old issuers' keys are.
+    pub fn observe(&self) {
+        self.metrics.jwks_ages(self.issuers.load().ages(self.clock.instant()));
+    }
+
+    /// Says who is calling from `ip`, which is the client's address.
+    ///
+    /// # Errors
+    /// What is wrong with the credential, and what to do; `TooManyFailures` to whoever has guessed too often.
+    pub async fn identify(&self, config: &AuthConfig, headers: &HeaderMap, ip: IpAddr) -> Result<Known, Refusal> {
+        let presented = presented(headers, &config.jwt);
+        let method = presented.as_ref().map_or("none", Presented::method);
+        let identified = match presented {
+            Ok(presented) => self.guarded(config, &presented, ip).await,
+            Err(refusal) => Err(refusal),
+        };
+        let result = match &identified {
+            Ok((_, Secret::Current)) => "accepted",
+            Ok((_, Secret::Previous)) => "accepted_previous",
+            Err(refusal) => refusal.describe().code,
+        };
+        self.metrics.authenticated(method, result);
+        identified.map(|(identity, _)| Known::new(identity, ip))
+    }
+
+    /// Asks the limiter before anything else: who has guessed too often is not told whether they are right now.
+    async fn guarded(&self, config: &AuthConfig, presented: &Presented<'_>, ip: IpAddr) -> Result<Found, Refusal> {
+        // A proxy that does not say whom it heard stands for all of its clients; they must not pay for one of them.
+        let limited = !is_in(ip, &config.trusted_proxies);
+        let (per_minute, now) = (config.failures_per_minute, self.clock.instant() - self.began);
+        if limited {
+            let may = self.failures.may_try(ip, per_minute, now);
+            may.map_err(|retry_after| Refusal::TooManyFailures { limit: per_minute, retry_after })?;
+        }
+        let identified = match presented {
+            Presented::Key(key) => self.key(key),
+            Presented::Token(token) => {
+                let issuers = self.issuers.load_full();
+                let identified = issuers.identify(token, self.clock.now_ns(), self.clock.instant()).await;
+                identified.map(|identity| (identity, Secret::Current))
             }
+            Presented::Unknown => Err(Refusal::MalformedKey),
+        };
+        if limited && identified.as_ref().is_err_and(is_guess) {
+            self.failures.failed(ip, per_minute, now);
         }
-    };
-    if let Err(error) = std::thread::Builder::new().name("keys".into()).spawn(watcher) {
-        tracing::error!(%error, "changes to keys will only be seen after a restart");
+        identified
+    }
+
+    fn key(&self, presented: &ApiKey<'_>) -> Result<Found, Refusal> {
+        let keys = self.directory.keys();
+        let key = keys.get(presented.id());
+        // An unknown id is compared with nothing real, so that its answer takes as long as a wrong secret's; a key that was
+        // never rotated likewise.
+        let previous = key.and_then(|key| key.previous);
+        let is_current = presented.matches(&self.pepper, &key.map_or([0; 32], |key| key.hash));
+        let is_previous = presented.matches(&self.pepper, &previous.map_or([0; 32], |(hash, _)| hash));
+        let Some(key) = key.filter(|_| is_current || is_previous) else { return Err(Refusal::UnknownKey) };
+        let now = self.clock.now_ns();
+        let ended = |end: Option<i64>| end.is_some_and(|end| end <= now);
+        if key.revoked_ns.is_some() {
+            Err(Refusal::RevokedKey)
+        } else if key.disabled_ns.is_some() {
+            Err(Refusal::DisabledKey)
+        } else if ended(key.expires_ns) || (is_previous && ended(previous.map(|(_, until)| until))) {
+            Err(Refusal::ExpiredKey)
+        } else {
+            Ok((key.who.clone(), if is_current { Secret::Current } else { Secret::Previous }))
+        }
     }
 }
 
-/// The token of `authorization: Bearer …`, or of Anthropic's `x-api-key`.
-fn bearer(headers: &HeaderMap) -> Result<&str, Refusal> {
-    let text = |name: &str| {
-        let value = headers.get(name)?;
-        Some(value.to_str().map_err(|_| Refusal::MalformedKey))
-    };
-    if let Some(value) = text("authorization") {
-        let value = value?;
-        let (scheme, token) = value.split_once(' ').unwrap_or((value, ""));
-        if !scheme.eq_ignore_ascii_case("bearer") || token.trim().is_empty() {
-            return Err(Refusal::MissingKey);
-        }
-        return Ok(token.trim());
-    }
-    match text("x-api-key") {
-        Some(value) => Ok(value?.trim()),
-        None => Err(Refusal::MissingKey),
-    }
+/// Which of a key's secrets it was.
+#[derive(Clone, Copy)]
+enum Secret {
+    Current,
+    /// The one before the last rotation, in its grace.
+    Previous,
 }
+
+type Found = (Arc<Identity>, Secret);
+
+/// Whether somebody tried what they do not have. Who had it once, or may not come in with it, has not guessed.
+fn is_guess(refusal: &Refusal) -> bool {
+    use TokenFlaw::{Algorithm, Issuer, Malformed, Signature, UnknownKey};
+    matches!(
+        refusal,
+        Refusal::MalformedKey
+            | Refusal::UnknownKey
+            | Refusal::BadToken(Malformed | Algorithm | Issuer | UnknownKey | Signature)
+    )
+}
+
+#[cfg(test)]
+mod tests;

@@ -82,7 +82,7 @@ enum Command {
         #[command(flatten)]
         place: Place,
     },
-    /// Make, list and revoke API keys; a running gateway sees it within a second
+    /// Make, change, rotate, list and revoke API keys; a running gateway sees it within a second
     Keys {
         #[command(flatten)]
         place: Place,

@@ -38,9 +38,8 @@ pub fn run(place: &Place, command: RoutesCommand) -> Outcome {
     let loaded = models.load(&config.models);
     let key_id = match key {
         Some(key) => {
-            let known = keys::store(&place.data_dir()?)?.list().map_err(text)?;
-            let found = known.into_iter().find(|row| row.id == key || row.name == key);
-            found.ok_or_else(|| format!("there is no key with the id or name `{key}`"))?.id
+            let found = keys::one(&keys::store(&place.data_dir()?)?, &key)?;
+            found.who.key_id.clone()
         }
         None => String::new(),
     };

@@ -12,7 +12,6 @@ use crate::admission::{self, Admission, SpentBefore};
 use crate::app::{App, Phase, Snapshot};
 use crate::auth::Auth;
 use crate::auth::api_key::{Pepper, generate};
-use crate::auth::store::OwnLimits;
 use crate::cache::Cache;
 use crate::config::{AccessLogTo, Config, Overrides};
 use crate::data_dir::{DataDir, Run, write_secret};
@@ -107,7 +106,8 @@ pub fn build(
 
     let pepper =
         Pepper::load(&data_dir.pepper()).map_err(|error| format!("{}: {error}", data_dir.pepper().display()))?;
-    let auth = Auth::open(data_dir.keys(), pepper, metrics.clone()).map_err(text)?;
+    let auth = Auth::open(&data_dir.keys(), pepper, clock.clone(), metrics.clone()).map_err(text)?;
+    auth.trust(auth.open_issuers(&config.gateway.auth.jwt)?);
     let log = match config.gateway.access_log {
         AccessLogTo::Stdout => Some(AccessLog::to(std::io::stdout(), metrics.clone()).map_err(text)?),
         AccessLogTo::Off => None,
@@ -160,7 +160,7 @@ fn quickstart(data_dir: &DataDir) -> Result<Option<String>, String> {
         // The file first: a key that nobody was shown would be no use.
         let key = generate().map_err(text)?;
         write_secret(&path, &key).map_err(text)?;
-        keys::add(data_dir, &key, "quickstart", "default", OwnLimits::default())?;
+        keys::add(data_dir, &key, "quickstart", "default", |_| ())?;
     }
     Ok(std::fs::read_to_string(path).ok().map(|key| key.trim().to_owned()))
 }
@@ -170,13 +170,14 @@ fn greet(app: &App, data: SocketAddr, admin: SocketAddr, key: Option<&str>, data
     let snapshot = app.snapshot.load();
     let model = snapshot.routing.names().next().unwrap_or("MODEL");
     let key = key.unwrap_or("YOUR-KEY");
+    let scheme = if snapshot.config.gateway.tls.is_some() { "https" } else { "http" };
     eprintln!(
         "
-Glassgate {version} serves {models} at http://{data}/v1   (metrics: http://{admin}/metrics, data: {folder})
+Glassgate {version} serves {models} at {scheme}://{data}/v1   (metrics: http://{admin}/metrics, data: {folder})
 
 Try it:
 
-  curl -N http://{data}/v1/chat/completions \\
+  curl -N {scheme}://{data}/v1/chat/completions \\
     -H 'authorization: Bearer {key}' \\
     -H 'content-type: application/json' \\
     -d '{{\"model\":\"{model}\",\"stream\":true,\"messages\":[{{\"role\":\"user\",\"content\":\"What is Glassgate?\"}}]}}'

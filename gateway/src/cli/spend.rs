@@ -27,8 +27,12 @@ pub fn run(place: &Place, options: &Options) -> Outcome {
     let since = since(options.hours);
     let mut spend = sqlite::spend(&db, options.by, since).map_err(text)?;
     if matches!(options.by, GroupBy::Key) {
-        let names: HashMap<String, String> =
-            keys::store(&data_dir)?.list().map_err(text)?.into_iter().map(|key| (key.id, key.name)).collect();
+        let names: HashMap<String, String> = keys::store(&data_dir)?
+            .list()
+            .map_err(text)?
+            .into_iter()
+            .map(|key| (key.who.key_id.clone(), key.who.key_name.clone()))
+            .collect();
         for line in &mut spend {
             if let Some(name) = names.get(&line.name) {
                 line.name = format!("{name} ({})", line.name);

@@ -2,11 +2,14 @@
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
+use super::auth::AuthConfig;
 use super::reader::{At, Section};
 use super::traces::{self, TraceSink};
 use crate::accounting::core::NanoUsd;
+use crate::network::Network;
 
 #[derive(Clone, Debug)]
 pub struct GatewayConfig {
@@ -15,6 +18,8 @@ pub struct GatewayConfig {
     pub threads: usize,
     pub body_bytes_max: usize,
     pub listen: ListenConfig,
+    /// How clients are spoken to; `None`: in the clear.
+    pub tls: Option<Arc<rustls::ServerConfig>>,
     /// How long after SIGTERM new requests are still served.
     pub pre_drain: Duration,
     /// How long after that running ones may finish.
@@ -25,6 +30,7 @@ pub struct GatewayConfig {
     pub engine: EngineConfig,
     /// How long requests may go on with a model that a reload has replaced or removed.
     pub models_drain: Duration,
+    pub auth: AuthConfig,
     pub limits: Limits,
     pub cache_bytes_max: u64,
     pub shadow: ShadowConfig,
@@ -120,7 +126,12 @@ pub struct ShadowConfig {
     pub queue_max: usize,
 }
 
-pub(super) fn gateway(root: Section<'_, '_>, folder: &Path) -> (GatewayConfig, PathBuf, PathBuf) {
+/// `read` reads a file that is then watched.
+pub(super) fn gateway(
+    root: Section<'_, '_>,
+    folder: &Path,
+    read: &mut impl FnMut(PathBuf) -> String,
+) -> (GatewayConfig, PathBuf, PathBuf) {
     let beside =
         |name: Option<At<String>>, default: &str| folder.join(name.map_or(default.to_owned(), |name| name.value));
     let routes = beside(root.string("routes"), "routes.toml");
@@ -131,6 +142,7 @@ pub(super) fn gateway(root: Section<'_, '_>, folder: &Path) -> (GatewayConfig, P
         threads: 1,
         body_bytes_max: 4 << 20,
         listen: ListenConfig::default(),
+        tls: None,
         pre_drain: Duration::from_secs(5),
         drain: Duration::from_secs(30),
         data_dir: folder.join("../data"),
@@ -145,6 +157,7 @@ pub(super) fn gateway(root: Section<'_, '_>, folder: &Path) -> (GatewayConfig, P
             itl_target: Duration::from_millis(50),
         },
         models_drain: Duration::from_secs(300),
+        auth: AuthConfig::default(),
         limits: Limits::default(),
         cache_bytes_max: 64 << 20,
         shadow: ShadowConfig { concurrency: 4, queue_max: 256 },
@@ -152,6 +165,7 @@ pub(super) fn gateway(root: Section<'_, '_>, folder: &Path) -> (GatewayConfig, P
         environment: None,
         traces: Vec::new(),
     };
+    let mut trusted_proxies = Vec::new();
     if let Some(listen) = root.section("listen") {
         let address = |key| {
             let text = listen.string(key)?;
@@ -172,10 +186,13 @@ pub(super) fn gateway(root: Section<'_, '_>, folder: &Path) -> (GatewayConfig, P
         config.threads = listen.integer("threads", 1..=256).map_or(config.threads, |n| n as usize);
         config.body_bytes_max = listen.bytes("body_max", 1 << 10).map_or(config.body_bytes_max, |n| n as usize);
         config.listen = listening(&listen);
+        config.tls = super::tls::tls(&listen, config.listen.http2, folder, read);
+        trusted_proxies = networks(&listen, "trusted_proxies");
         config.pre_drain = listen.duration_or_none("pre_drain").unwrap_or(config.pre_drain);
         config.drain = listen.duration_or_none("drain").unwrap_or(config.drain);
         listen.finish();
     }
+    config.auth = AuthConfig { trusted_proxies, ..super::auth::auth(&root, folder, read) };
     if let Some(storage) = root.section("storage") {
         config.data_dir = storage.string("data_dir").map_or(config.data_dir, |text| folder.join(text.value));
         // Only one kind of durability exists so far; the key is here so that a file can say which it counts on.
@@ -259,6 +276,16 @@ fn environment(telemetry: &Section<'_, '_>) -> Option<String> {
         );
     }
     Some(name.value)
+}
+
+fn networks(section: &Section<'_, '_>, key: &str) -> Vec<Network> {
+    let parse = |text: &At<String>| {
+        let network = text.value.parse();
+        network
+            .map_err(|why| section.problem_at(text.at, format!("`{}.{key}`: \"{}\" {why}", section.name(), text.value)))
+            .ok()
+    };
+    section.strings(key).unwrap_or_default().iter().filter_map(parse).collect()
 }
 
 fn listening(section: &Section<'_, '_>) -> ListenConfig {

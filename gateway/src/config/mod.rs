@@ -3,12 +3,14 @@
 //! Read and validated by the same code for `serve`, `check` and reloads. What needs the outside world (loading a model,
 //! binding a port) happens later, in `snapshot` and `server`.
 
+mod auth;
 mod gateway;
 mod prices;
 pub mod problem;
 mod reader;
 mod routes;
 pub mod secret;
+mod tls;
 mod traces;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -16,6 +18,7 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+pub use auth::{AuthConfig, JwtConfig, JwtKeys};
 pub use gateway::{
     AccessLogTo, CONCURRENCY_MAX, Device, EngineConfig, GatewayConfig, Limits, ListenConfig, REQUESTS_PER_MINUTE_MAX,
     ShadowConfig, TOKENS_PER_MINUTE_MAX,
@@ -105,7 +108,8 @@ impl Config {
         let text = read(path, &mut problems);
         let source = Source::new(path, &text);
         let table = source.parse();
-        let (mut gateway, routes_path, prices_path) = gateway::gateway(source.root(&table), folder);
+        let (mut gateway, routes_path, prices_path) =
+            gateway::gateway(source.root(&table), folder, &mut |file: PathBuf| read(&file, &mut problems));
         finish(source, &mut problems);
         if let Some(data_dir) = &overrides.data_dir {
             gateway.data_dir.clone_from(data_dir);

@@ -5,6 +5,7 @@
 //! gets an answer in OpenAI's shape, a record, and a closed connection.
 
 mod slots;
+mod tls;
 mod wire;
 
 use std::io;
@@ -14,10 +15,10 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use pingora_core::apps::{HttpServerApp as _, HttpServerOptions, ServerApp};
-use pingora_core::protocols::Stream;
 use pingora_core::protocols::http::ServerSession;
 use pingora_core::protocols::http::date::get_cached_date;
 use pingora_core::protocols::http::v2::server::default_h2_options;
+use pingora_core::protocols::{GetSocketDigest, Stream};
 use pingora_core::server::ShutdownWatch;
 use pingora_core::server::configuration::ServerConf;
 use pingora_proxy::{HttpProxy, http_proxy};
@@ -29,10 +30,12 @@ use crate::api::head;
 use crate::app::App;
 use crate::config::ListenConfig;
 use crate::exchange::Exchange;
+use crate::network::is_in;
 use crate::proxy::Gateway;
 use crate::refusal::Refusal;
 use crate::relay::WRITE_STALL;
 use slots::Slots;
+use tls::{Inner, NoHandshake};
 use wire::Wire;
 
 /// An idle connection between two requests is closed after this.
@@ -177,7 +180,7 @@ impl Guard {
 
     /// Says no to what has arrived here, and notes what it seemed to be.
     async fn refuse_head(&self, mut wire: Box<Wire>, refusal: Refusal) {
-        let mut exchange = self.open();
+        let mut exchange = self.open(address(&*wire));
         if let Some((method, path)) = head::guess(wire.ahead()) {
             exchange.note(|record| {
                 record.method = method.chars().take(16).collect();
@@ -188,8 +191,11 @@ impl Guard {
         self.refuse(wire, exchange, refusal).await;
     }
 
-    fn open(&self) -> Exchange {
-        Exchange::open(self.app.observe.clone(), self.app.clock.clone())
+    /// A record of somebody whose head says nothing that we believe: their address is the peer's.
+    fn open(&self, peer: IpAddr) -> Exchange {
+        let mut exchange = Exchange::open(self.app.observe.clone(), self.app.clock.clone());
+        exchange.note(|record| record.client = Some(peer));
+        exchange
     }
 
     /// Says no to whoever is on this connection, in one short answer, and closes it.
@@ -213,11 +219,33 @@ impl Guard {
 #[async_trait]
 impl ServerApp for Guard {
     async fn process_new(self: &Arc<Self>, stream: Stream, _shutdown: &ShutdownWatch) -> Option<Stream> {
-        let Some(slot) = self.slots.take(address(&stream)) else {
-            self.refuse(stream, self.open(), Refusal::TooManyConnections).await;
+        let peer = address(&*stream);
+        let (counted, tls) = {
+            let gateway = &self.app.snapshot.load().config.gateway;
+            ((!is_in(peer, &gateway.auth.trusted_proxies)).then_some(peer), gateway.tls.clone())
+        };
+        let Some(slot) = self.slots.take(counted) else {
+            if tls.is_some() {
+                // An answer in the clear would be noise to who speaks TLS.
+                self.open(peer).refused(&Refusal::TooManyConnections);
+            } else {
+                self.refuse(stream, self.open(peer), Refusal::TooManyConnections).await;
+            }
             return None;
         };
-        let mut wire = Box::new(Wire::new(stream, slot, WRITE_STALL));
+        let inner = match tls {
+            None => Inner::Plain(stream),
+            Some(tls) => {
+                let shaken = Inner::accept(stream, tls).await;
+                self.app.metrics.tls_handshake(match &shaken {
+                    Ok(_) => "accepted",
+                    Err(NoHandshake::Failed) => "failed",
+                    Err(NoHandshake::TooSlow) => "too_slow",
+                });
+                shaken.ok()?
+            }
+        };
+        let mut wire = Box::new(Wire::new(inner, slot, WRITE_STALL));
         let mut fresh = true;
         loop {
             match self.next(&mut wire, fresh).await {
@@ -245,10 +273,10 @@ impl ServerApp for Guard {
 }
 
 /// Who is on the other side. A socket that cannot tell counts as one and the same stranger.
-fn address(stream: &Stream) -> IpAddr {
-    let digest = stream.get_socket_digest();
+fn address(socket: &(impl GetSocketDigest + ?Sized)) -> IpAddr {
+    let digest = socket.get_socket_digest();
     let peer = digest.as_ref().and_then(|digest| digest.peer_addr()?.as_inet());
-    peer.map_or(IpAddr::V4(Ipv4Addr::UNSPECIFIED), std::net::SocketAddr::ip)
+    peer.map_or(IpAddr::V4(Ipv4Addr::UNSPECIFIED), |peer| peer.ip().to_canonical())
 }
 
 /// A refusal as it goes onto the wire, with what every response of ours carries.

@@ -2,10 +2,12 @@
 
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
-use std::net::{IpAddr, Ipv6Addr};
+use std::net::IpAddr;
 use std::sync::Arc;
 
 use parking_lot::Mutex;
+
+use crate::network::host;
 
 #[derive(Debug)]
 pub struct Slots {
@@ -24,7 +26,8 @@ struct Taken {
 #[derive(Debug)]
 pub struct Slot {
     slots: Arc<Slots>,
-    address: IpAddr,
+    /// Nobody's in particular for a proxy of ours.
+    address: Option<IpAddr>,
 }
 
 impl Slots {
@@ -32,18 +35,20 @@ impl Slots {
         Arc::new(Slots { total_max, per_address_max, taken: Mutex::default() })
     }
 
-    /// `None` at either cap.
-    pub fn take(self: &Arc<Self>, address: IpAddr) -> Option<Slot> {
-        let address = network(address);
+    /// `None` at either cap. Without an address only the one on all counts: a proxy of ours brings many clients.
+    pub fn take(self: &Arc<Self>, address: Option<IpAddr>) -> Option<Slot> {
+        let address = address.map(host);
         let mut taken = self.taken.lock();
         if taken.total >= self.total_max {
             return None;
         }
-        let from_here = taken.by_address.entry(address).or_default();
-        if *from_here >= self.per_address_max {
-            return None;
+        if let Some(address) = address {
+            let from_here = taken.by_address.entry(address).or_default();
+            if *from_here >= self.per_address_max {
+                return None;
+            }
+            *from_here += 1;
         }
-        *from_here += 1;
         taken.total += 1;
         Some(Slot { slots: self.clone(), address })
     }
@@ -53,7 +58,8 @@ impl Drop for Slot {
     fn drop(&mut self) {
         let mut taken = self.slots.taken.lock();
         taken.total -= 1;
-        if let Entry::Occupied(mut from_here) = taken.by_address.entry(self.address) {
+        let Some(address) = self.address else { return };
+        if let Entry::Occupied(mut from_here) = taken.by_address.entry(address) {
             *from_here.get_mut() -= 1;
             if *from_here.get() == 0 {
                 from_here.remove();
@@ -62,20 +68,12 @@ impl Drop for Slot {
     }
 }
 
-/// Who counts as one: an IPv6 host has a /64 to itself, and picks from it as it likes.
-fn network(address: IpAddr) -> IpAddr {
-    match address.to_canonical() {
-        IpAddr::V6(address) => IpAddr::V6(Ipv6Addr::from_bits(address.to_bits() & !u128::from(u64::MAX))),
-        address => address,
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn ip(text: &str) -> IpAddr {
-        text.parse().unwrap()
+    fn ip(text: &str) -> Option<IpAddr> {
+        Some(text.parse().unwrap())
     }
 
     #[test]
@@ -89,7 +87,11 @@ mod tests {
         assert!(c.is_some() && slots.take(ip("10.0.0.3")).is_none(), "the fourth in all");
         drop(a);
         assert!(slots.take(ip("10.0.0.1")).is_some());
-        drop((b, c));
+        drop(b);
+        let many = (slots.take(None), slots.take(None));
+        assert!(many.0.is_some() && many.1.is_some(), "a proxy of ours has only the cap on all");
+        assert!(slots.take(None).is_none());
+        drop((c, many));
         let taken = slots.taken.lock();
         assert_eq!((taken.total, taken.by_address.len()), (0, 0), "who has left is forgotten");
     }

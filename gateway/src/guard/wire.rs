@@ -15,13 +15,14 @@ use bytes::{Buf, BytesMut};
 use pingora_core::protocols::raw_connect::ProxyDigest;
 use pingora_core::protocols::tls::SslDigest;
 use pingora_core::protocols::{
-    ALPN, GetProxyDigest, GetSocketDigest, GetTimingDigest, Peek, Shutdown, SocketDigest, Ssl, Stream, TimingDigest,
-    UniqueID, UniqueIDType,
+    ALPN, GetProxyDigest, GetSocketDigest, GetTimingDigest, Peek, Shutdown, SocketDigest, Ssl, TimingDigest, UniqueID,
+    UniqueIDType,
 };
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, ReadBuf};
 use tokio::time::Sleep;
 
 use super::slots::Slot;
+use super::tls::Inner;
 use crate::api::head::Framing;
 
 /// What may wait here while an answer is under way. More is left to the kernel, which tells the client to stop.
@@ -41,7 +42,7 @@ enum Flow {
 
 #[derive(Debug)]
 pub struct Wire {
-    inner: Stream,
+    inner: Inner,
     /// Read, and not yet anybody's.
     ahead: BytesMut,
     flow: Flow,
@@ -53,7 +54,7 @@ pub struct Wire {
 }
 
 impl Wire {
-    pub fn new(inner: Stream, slot: Slot, stall: Duration) -> Wire {
+    pub fn new(inner: Inner, slot: Slot, stall: Duration) -> Wire {
         let flow = Flow::Message(Framing::Length(0));
         Wire { inner, ahead: BytesMut::new(), flow, stall, stalled: None, _slot: slot }
     }
@@ -193,35 +194,35 @@ impl Shutdown for Wire {
 
 impl UniqueID for Wire {
     fn id(&self) -> UniqueIDType {
-        self.inner.id()
+        self.inner.socket().id()
     }
 }
 
 impl Ssl for Wire {
     fn get_ssl_digest(&self) -> Option<Arc<SslDigest>> {
-        self.inner.get_ssl_digest()
+        self.inner.socket().get_ssl_digest()
     }
 
     fn selected_alpn_proto(&self) -> Option<ALPN> {
-        self.inner.selected_alpn_proto()
+        self.inner.socket().selected_alpn_proto()
     }
 }
 
 impl GetTimingDigest for Wire {
     fn get_timing_digest(&self) -> Vec<Option<TimingDigest>> {
-        self.inner.get_timing_digest()
+        self.inner.socket().get_timing_digest()
     }
 }
 
 impl GetProxyDigest for Wire {
     fn get_proxy_digest(&self) -> Option<Arc<ProxyDigest>> {
-        self.inner.get_proxy_digest()
+        self.inner.socket().get_proxy_digest()
     }
 }
 
 impl GetSocketDigest for Wire {
     fn get_socket_digest(&self) -> Option<Arc<SocketDigest>> {
-        self.inner.get_socket_digest()
+        self.inner.socket().get_socket_digest()
     }
 }
 
@@ -230,8 +231,6 @@ impl Peek for Wire {}
 
 #[cfg(test)]
 mod tests {
-    use std::net::{IpAddr, Ipv4Addr};
-
     use tokio::io::{AsyncWriteExt, DuplexStream, duplex};
 
     use super::super::slots::Slots;
@@ -240,9 +239,9 @@ mod tests {
     const STALL: Duration = Duration::from_millis(200);
 
     fn wire(capacity: usize) -> (DuplexStream, Wire) {
-        let slot = Slots::new(1, 1).take(IpAddr::V4(Ipv4Addr::LOCALHOST)).unwrap();
+        let slot = Slots::new(1, 1).take(None).unwrap();
         let (client, server) = duplex(capacity);
-        (client, Wire::new(Box::new(server), slot, STALL))
+        (client, Wire::new(Inner::Plain(Box::new(server)), slot, STALL))
     }
 
     #[tokio::test]

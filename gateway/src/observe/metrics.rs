@@ -96,6 +96,9 @@ pub struct Metrics {
     feedback_revised: IntCounterVec,
     feedback_score: HistogramVec,
     rejections: IntCounterVec,
+    authentications: IntCounterVec,
+    jwks_age: GaugeVec,
+    tls_handshakes: IntCounterVec,
     panics: IntCounter,
     reloads: IntCounterVec,
     config_info: IntGaugeVec,
@@ -335,6 +338,25 @@ impl Metrics {
 
     pub fn rejection(&self, reason: &str) {
         self.rejections.with_label_values(&[reason]).inc();
+    }
+
+    /// A credential was looked at, or was missing.
+    pub fn authenticated(&self, method: &str, result: &str) {
+        self.authentications.with_label_values(&[method, result]).inc();
+    }
+
+    /// Issuers, and how old their keys are; without any, there is nothing to show.
+    pub fn jwks_ages<'a>(&self, ages: impl Iterator<Item = (&'a str, Option<Duration>)>) {
+        self.jwks_age.reset();
+        for (issuer, age) in ages {
+            if let Some(age) = age {
+                self.jwks_age.with_label_values(&[issuer]).set(age.as_secs_f64());
+            }
+        }
+    }
+
+    pub fn tls_handshake(&self, result: &str) {
+        self.tls_handshakes.with_label_values(&[result]).inc();
     }
 
     pub fn panicked(&self) {

@@ -189,12 +189,17 @@ impl Routing {
         self.entries.iter().map(|entry| entry.config.name.as_str())
     }
 
-    /// The name itself, if clients can ask for it.
+    /// As `names`, of those that this caller may use.
+    pub fn names_for<'a>(&'a self, caller: &'a Caller) -> impl Iterator<Item = &'a str> {
+        self.names().filter(|name| caller.may_use(name))
+    }
+
+    /// The name itself, if this caller can ask for it.
     ///
     /// # Errors
-    /// `UnknownModel` with what there is.
-    pub fn find(&self, name: &str) -> Result<&str, Refusal> {
-        self.entry(name).map(|entry| entry.config.name.as_str())
+    /// `UnknownModel` with what there is for them.
+    pub fn find(&self, name: &str, caller: &Caller) -> Result<&str, Refusal> {
+        self.entry_for(name, caller).map(|entry| entry.config.name.as_str())
     }
 
     /// # Errors
@@ -203,8 +208,8 @@ impl Routing {
         if request.op == Op::Embeddings && !self.targets().any(|target| target.may_embed()) {
             return Err(Refusal::NoEmbeddingModel);
         }
-        let entry = self.entry(&request.model)?;
-        let unit = entry.unit(caller.key_id(), request.user.as_deref(), headers);
+        let entry = self.entry_for(&request.model, caller)?;
+        let unit = entry.unit(caller.key_id(), caller.user().or(request.user.as_deref()), headers);
         let able: Vec<(&Arc<Target>, u32)> = entry
             .targets
             .iter()
@@ -283,12 +288,23 @@ impl Routing {
     }
 
     fn entry(&self, name: &str) -> Result<&Entry, Refusal> {
-        self.entries.iter().find(|entry| entry.config.name == name).ok_or_else(|| Refusal::UnknownModel {
-            // The name is the client's; what goes back of it is bounded.
-            model: name.chars().take(64).collect(),
-            available: self.names().map(str::to_owned).collect(),
-        })
+        self.find_entry(name).ok_or_else(|| unknown(name, self.names()))
     }
+
+    /// A model that a caller may not use does not exist for them.
+    fn entry_for(&self, name: &str, caller: &Caller) -> Result<&Entry, Refusal> {
+        let entry = self.find_entry(name).filter(|_| caller.may_use(name));
+        entry.ok_or_else(|| unknown(name, self.names_for(caller)))
+    }
+
+    fn find_entry(&self, name: &str) -> Option<&Entry> {
+        self.entries.iter().find(|entry| entry.config.name == name)
+    }
+}
+
+fn unknown<'a>(name: &str, available: impl Iterator<Item = &'a str>) -> Refusal {
+    // The name is the client's; what goes back of it is bounded.
+    Refusal::UnknownModel { model: name.chars().take(64).collect(), available: available.map(str::to_owned).collect() }
 }
 
 impl Entry {

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use super::plan::Misstep;
 use crate::accounting::core::NanoUsd;
@@ -9,7 +10,6 @@ use crate::auth::api_key::{ApiKey, generate};
 use crate::auth::store::OwnLimits;
 use crate::cli::{keys, text};
 use crate::data_dir::{DataDir, write_secret};
-use crate::ports::{Clock, SystemClock};
 
 /// Keys that are made, with whose they are and what they may. Nobody but the last two comes near a limit.
 const CAST: [(&str, &str, OwnLimits); 5] = [
@@ -55,23 +55,23 @@ impl Callers {
         let stored = store.list().map_err(text)?;
         for (name, tenant, limits) in CAST {
             let id = known.get(name).and_then(|token| ApiKey::parse(token)).map(|key| key.id().to_owned());
-            let last = stored.iter().find(|row| Some(&row.id) == id.as_ref() && row.revoked_ns.is_none());
-            if last.is_some_and(|row| row.tenant == tenant && row.limits == limits) {
+            let last = stored.iter().find(|row| Some(&row.who.key_id) == id.as_ref() && row.revoked_ns.is_none());
+            if last.is_some_and(|row| row.who.tenant == tenant && row.who.limits == limits) {
                 continue;
             }
             // Revoked keys keep their names.
-            let taken = |name: &str| stored.iter().any(|row| row.name == name);
+            let taken = |name: &str| stored.iter().any(|row| row.who.key_name == name);
             let mut names = std::iter::once(name.to_owned()).chain((2..).map(|number: u32| format!("{name}-{number}")));
             let called = names.find(|name| !taken(name)).unwrap_or_default();
             let token = generate().map_err(text)?;
             // The last one ends before it is forgotten, and the new one is remembered before it begins: whatever
             // happens, no key works that nobody knows of.
             if let Some(row) = last {
-                store.revoke(&row.id, SystemClock.now_ns()).map_err(text)?;
+                keys::revoke(&store, &row.who.key_id)?;
             }
             known.insert(name.to_owned(), token.clone());
             write_secret(&file, &serde_json::to_string_pretty(&known).map_err(text)?).map_err(text)?;
-            keys::add(data_dir, &token, &called, tenant, limits)?;
+            keys::add(data_dir, &token, &called, tenant, |row| Arc::make_mut(&mut row.who).limits = limits)?;
         }
         let regular = CAST[..3].iter().filter_map(|(name, _, _)| known.remove(*name)).collect();
         Ok(Callers { regular, hurried: known.remove(HURRIED), penniless: known.remove(PENNILESS) })
@@ -83,7 +83,7 @@ impl Callers {
 
     /// What can be done wrong with these keys.
     pub fn missteps(&self) -> Vec<Misstep> {
-        let mut missteps = vec![Misstep::UnknownKey, Misstep::UnknownRoute, Misstep::BrokenBody];
+        let mut missteps = vec![Misstep::NoKey, Misstep::UnknownRoute, Misstep::BrokenBody];
         missteps.extend(self.hurried.is_some().then_some(Misstep::TooOften));
         missteps.extend(self.penniless.is_some().then_some(Misstep::Unaffordable));
         missteps
@@ -92,7 +92,8 @@ impl Callers {
     /// The key for a misstep of the caller with the key `regular`.
     pub fn key_for(&self, misstep: Misstep, regular: &str) -> String {
         match misstep {
-            Misstep::UnknownKey => format!("gg-{}-{}", "d".repeat(12), "0".repeat(40)),
+            // A wrong one would be a guess, and who guesses is not listened to for a while.
+            Misstep::NoKey => String::new(),
             Misstep::UnknownRoute | Misstep::BrokenBody => regular.to_owned(),
             Misstep::TooOften => self.hurried.clone().unwrap_or_default(),
             Misstep::Unaffordable => self.penniless.clone().unwrap_or_default(),

@@ -286,7 +286,7 @@ impl Stage {
         let key = self.callers.key_for(misstep, self.key(question));
         let good = body(&self.route, &case.messages, false, ANSWER_TOKENS, false);
         let (body, expected) = match misstep {
-            Misstep::UnknownKey => (good, (401, "invalid_api_key")),
+            Misstep::NoKey => (good, (401, "missing_api_key")),
             Misstep::UnknownRoute => {
                 (body("no-such-route", &case.messages, false, ANSWER_TOKENS, false), (404, "model_not_found"))
             }

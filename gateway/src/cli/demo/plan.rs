@@ -42,7 +42,7 @@ enum Kind {
 /// Something that a client should not do, or may not; each has one right refusal.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Misstep {
-    UnknownKey,
+    NoKey,
     UnknownRoute,
     BrokenBody,
     /// With a key that may ask once a minute.
@@ -194,7 +194,7 @@ mod tests {
     use super::*;
 
     fn plan(seed: u64) -> Vec<Step> {
-        let missteps = vec![Misstep::UnknownKey, Misstep::UnknownRoute, Misstep::BrokenBody];
+        let missteps = vec![Misstep::NoKey, Misstep::UnknownRoute, Misstep::BrokenBody];
         Plan::new(seed, 10.0, 3, cases().unwrap().len(), missteps).take(2_000).collect()
     }
 

@@ -272,6 +272,22 @@ impl Metrics {
                 "Judgements that are numbers, also those that were revised later; they may be negative, so _sum may fall",
             )?,
             rejections: make.counters("gateway_rejections_total", &["reason"], "Requests refused, by error code")?,
+            authentications: make.counters(
+                "gateway_auth_total",
+                &["method", "result"],
+                "Credentials by their form and what became of them: accepted, accepted_previous (a secret in its grace \
+                 after a rotation) or the error code",
+            )?,
+            jwks_age: make.seconds(
+                "gateway_jwks_age_seconds",
+                &["issuer"],
+                "Age of the last good set of keys that an issuer published; after an hour its tokens are refused",
+            )?,
+            tls_handshakes: make.counters(
+                "gateway_tls_handshakes_total",
+                &["result"],
+                "Handshakes of clients: accepted, failed (also for want of a certificate that we ask for) or too_slow",
+            )?,
             panics: make.counter("gateway_panics_total", "Requests that ended in a panic of our own code")?,
             reloads: make.counters("gateway_config_reloads_total", &["result"], "Configuration reloads")?,
             config_info: make.gauges("gateway_config_info", &["hash"], "1 for the configuration that serves")?,
@@ -404,13 +420,26 @@ impl Metrics {
         for result in ["applied", "rejected"] {
             self.reloads.with_label_values(&[result]);
         }
-        for kind in ["requests", "tokens", "concurrency", "budget", "feedback"] {
+        for kind in ["requests", "tokens", "concurrency", "budget", "feedback", "lookups"] {
             for decision in ["allowed", "denied"] {
                 self.limit_decisions.with_label_values(&["key", kind, decision]);
             }
         }
+        for result in ["accepted", "failed", "too_slow"] {
+            self.tls_handshakes.with_label_values(&[result]);
+        }
         for result in ["written", "dropped", "suppressed"] {
             self.log_lines.with_label_values(&[result]);
+        }
+        for (method, result) in [
+            ("key", "accepted"),
+            ("key", "accepted_previous"),
+            ("key", "invalid_api_key"),
+            ("key", "too_many_failures"),
+            ("jwt", "accepted"),
+            ("none", "missing_api_key"),
+        ] {
+            self.authentications.with_label_values(&[method, result]);
         }
         self.store_up("ledger", true);
         self.store_up("keys", true);

@@ -13,9 +13,7 @@ use bytes::Bytes;
 use http::header::{CONTENT_ENCODING, CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue, USER_AGENT};
 use http::{Request, Response, StatusCode};
 use http_body_util::{BodyExt, Full, Limited};
-use hyper_rustls::{HttpsConnector, HttpsConnectorBuilder};
 use hyper_util::client::legacy::Client as Pool;
-use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::rt::{TokioExecutor, TokioTimer};
 use opentelemetry_http::{HttpClient, HttpError};
 use opentelemetry_proto::tonic::collector::trace::v1::ExportTraceServiceResponse;
@@ -24,6 +22,7 @@ use prost::Message;
 
 use crate::api::retry_after;
 use crate::config::OtlpConfig;
+use crate::outbound;
 
 /// More of an answer is not read: it holds a count and a message.
 const RESPONSE_BYTES_MAX: usize = 64 << 10;
@@ -57,7 +56,7 @@ enum Try {
 /// A handle: its clones are one client.
 #[derive(Clone, Debug)]
 pub struct Client {
-    pool: Pool<HttpsConnector<HttpConnector>, Full<Bytes>>,
+    pool: Pool<outbound::Connector, Full<Bytes>>,
     headers: HeaderMap,
     timeout: Duration,
     retry_for: Duration,
@@ -75,15 +74,8 @@ impl Client {
     /// # Errors
     /// When the endpoint needs TLS and this machine has no root certificates.
     pub fn new(to: &OtlpConfig) -> Result<Client, String> {
-        let mut connector = HttpConnector::new();
-        connector.enforce_http(false);
-        connector.set_nodelay(true);
-        connector.set_connect_timeout(Some(CONNECT_MAX.min(to.timeout)));
-        let connector = HttpsConnectorBuilder::new()
-            .with_tls_config(tls(to.endpoint.starts_with("https:"))?)
-            .https_or_http()
-            .enable_http1()
-            .wrap_connector(connector);
+        let endpoint = to.endpoint.parse().map_err(text)?;
+        let connector = outbound::connector(&endpoint, CONNECT_MAX.min(to.timeout))?;
         let pool = Pool::builder(TokioExecutor::new())
             .pool_timer(TokioTimer::new())
             .pool_idle_timeout(IDLE_MAX)
@@ -146,7 +138,7 @@ impl Client {
         post.headers_mut().extend(self.headers.clone());
         let response = match tokio::time::timeout_at(deadline, self.pool.request(post)).await {
             Err(_) => return Try::Done(Outcome::Failed(format!("no answer within {:?}", self.timeout))),
-            Ok(Err(error)) => return Try::Again { why: causes(&error), after: Duration::ZERO },
+            Ok(Err(error)) => return Try::Again { why: outbound::causes(&error), after: Duration::ZERO },
             Ok(Ok(response)) => response,
         };
         let (head, body) = response.into_parts();
@@ -201,33 +193,6 @@ fn retry_after(headers: &HeaderMap) -> Duration {
 fn jittered(wait: Duration) -> Duration {
     let (random, _) = uuid::Uuid::new_v4().as_u64_pair();
     wait.mul_f64(0.5 + (random >> 12) as f64 / (1_u64 << 53) as f64)
-}
-
-/// The provider is passed and never the process's default, which another part of the program may want to set.
-fn tls(wanted: bool) -> Result<rustls::ClientConfig, String> {
-    let mut roots = rustls::RootCertStore::empty();
-    if wanted {
-        let found = rustls_native_certs::load_native_certs();
-        roots.add_parsable_certificates(found.certs);
-        if roots.is_empty() {
-            return Err("no root certificates were found; install ca-certificates or set SSL_CERT_FILE".into());
-        }
-    }
-    let provider = Arc::new(rustls::crypto::ring::default_provider());
-    let config =
-        rustls::ClientConfig::builder_with_provider(provider).with_safe_default_protocol_versions().map_err(text)?;
-    Ok(config.with_root_certificates(roots).with_no_client_auth())
-}
-
-/// An error with what brought it about: hyper's own words are only "client error (Connect)".
-fn causes(error: &dyn std::error::Error) -> String {
-    let mut said = error.to_string();
-    let mut source = error.source();
-    while let Some(cause) = source {
-        said = format!("{said}: {cause}");
-        source = cause.source();
-    }
-    said
 }
 
 fn text(error: impl Display) -> String {

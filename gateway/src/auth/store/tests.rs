@@ -1,0 +1,156 @@
+use super::*;
+
+fn row(id: &str, tenant: &str, name: &str) -> KeyRow {
+    let who = Identity { key_id: id.into(), tenant: tenant.into(), key_name: name.into(), ..Identity::default() };
+    KeyRow {
+        who: Arc::new(who),
+        hash: [7; 32],
+        previous: None,
+        created_ns: 1,
+        expires_ns: None,
+        disabled_ns: None,
+        revoked_ns: None,
+        metadata: BTreeMap::new(),
+    }
+}
+
+fn store() -> (tempfile::TempDir, KeyStore) {
+    let folder = tempfile::tempdir().unwrap();
+    let store = KeyStore::open(&folder.path().join("keys.sqlite")).unwrap();
+    (folder, store)
+}
+
+/// Both that ever were: as the first version made it, and with the columns that came without a version.
+#[test]
+fn a_store_of_an_earlier_version_keeps_its_keys_and_learns_what_is_new() {
+    let added =
+        "ALTER TABLE keys ADD COLUMN tokens_per_minute INTEGER; ALTER TABLE keys ADD COLUMN concurrency INTEGER;
+                 ALTER TABLE keys ADD COLUMN nano_usd_per_day INTEGER;
+                 UPDATE keys SET tokens_per_minute = 70, concurrency = 2, nano_usd_per_day = 1500000000;";
+    for (later, limits) in [
+        ("", OwnLimits { requests_per_minute: Some(7), ..OwnLimits::default() }),
+        (
+            added,
+            OwnLimits {
+                requests_per_minute: Some(7),
+                tokens_per_minute: Some(70),
+                concurrency: Some(2),
+                per_day: Some(NanoUsd(1_500_000_000)),
+            },
+        ),
+    ] {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("keys.sqlite");
+        Connection::open(&path)
+            .unwrap()
+            .execute_batch(&format!(
+                "PRAGMA journal_mode = WAL;
+                 CREATE TABLE keys (id TEXT PRIMARY KEY NOT NULL, name TEXT NOT NULL UNIQUE, tenant TEXT NOT NULL,
+                                    hash BLOB NOT NULL, created_ns INTEGER NOT NULL, revoked_ns INTEGER,
+                                    requests_per_minute INTEGER) WITHOUT ROWID;
+                 INSERT INTO keys VALUES ('a', 'alice', 'acme', zeroblob(32), 1, NULL, 7), ('b', 'bob', 'acme', zeroblob(32), 2, 5, 7);
+                 {later}"
+            ))
+            .unwrap();
+        let store = KeyStore::open(&path).unwrap();
+        let mut alice = row("a", "acme", "alice");
+        alice.hash = [0; 32];
+        Arc::make_mut(&mut alice.who).limits = limits;
+        let found = store.list().unwrap();
+        assert_eq!((&found[0], found[1].revoked_ns, found.len()), (&alice, Some(5), 2));
+        let version = store.version().unwrap();
+        assert_eq!(KeyStore::open(&path).unwrap().list().unwrap(), found, "a second open changes nothing");
+        assert_eq!(store.version().unwrap(), version, "and wakes nobody");
+        assert!(store.add(&row("c", "other", "alice")).unwrap(), "names are a tenant's own now");
+        Connection::open(&path).unwrap().pragma_update(None, "user_version", 99).unwrap();
+        let newer = KeyStore::open(&path).err().unwrap().to_string();
+        assert!(newer.contains("newer glassgate"), "{newer}");
+    }
+}
+
+#[test]
+fn of_many_who_bring_a_store_up_to_date_at_once_one_does() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("keys.sqlite");
+    let old = include_str!("migrations/0000_begin.sql");
+    let add = "INSERT INTO keys VALUES ('a', 'alice', 'acme', zeroblob(32), 1, NULL, 7);";
+    Connection::open(&path).unwrap().execute_batch(&format!("PRAGMA journal_mode = WAL; {old} {add}")).unwrap();
+    let together = std::sync::Barrier::new(8);
+    std::thread::scope(|scope| {
+        for _ in 0..8 {
+            scope.spawn(|| {
+                together.wait();
+                assert_eq!(KeyStore::open(&path).unwrap().list().unwrap().len(), 1);
+            });
+        }
+    });
+}
+
+#[test]
+fn everything_that_a_key_has_is_read_as_it_was_written() {
+    let (_folder, store) = store();
+    let mut key = row("a", "acme", "alice");
+    key.previous = Some(([9; 32], 4));
+    (key.expires_ns, key.disabled_ns, key.revoked_ns) = (Some(5), Some(6), Some(7));
+    key.metadata = [("owner".to_owned(), "o\"'; DROP TABLE keys".to_owned())].into();
+    *Arc::make_mut(&mut key.who) = Identity {
+        user: Some("bob".into()),
+        tags: vec!["blue".into(), "\u{1f600}".into()],
+        scopes: Some(Scope::ALL.into()),
+        models: Some(["assistant".to_owned()].into()),
+        networks: Some(vec!["10.0.0.0/8".parse().unwrap(), "::1".parse().unwrap()]),
+        limits: OwnLimits { concurrency: Some(3), ..OwnLimits::default() },
+        ..(*key.who).clone()
+    };
+    assert!(store.add(&key).unwrap() && !store.add(&key).unwrap());
+    assert_eq!(store.list().unwrap(), [key.clone()]);
+    let changed = store.change("a", |row| (row.expires_ns, row.previous) = (None, None)).unwrap().unwrap();
+    assert_eq!(store.list().unwrap(), std::slice::from_ref(&changed));
+    assert_eq!(changed, KeyRow { expires_ns: None, previous: None, ..key });
+    assert_eq!(store.change("b", |_| ()).unwrap(), None);
+}
+
+#[test]
+fn only_what_changed_is_read_again() {
+    let (_folder, store) = store();
+    for id in ["a", "b", "c"] {
+        assert!(store.add(&row(id, "acme", id)).unwrap());
+    }
+    let (all, seen) = store.changed_since(0).unwrap();
+    assert_eq!((all.len(), seen), (3, 3));
+    assert_eq!(store.changed_since(seen).unwrap(), (vec![], 3));
+    store.change("b", |row| row.disabled_ns = Some(1)).unwrap();
+    store.change("a", |row| row.disabled_ns = Some(1)).unwrap();
+    let (two, last) = store.changed_since(seen).unwrap();
+    let ids: std::collections::BTreeSet<&str> = two.iter().map(|row| row.who.key_id.as_str()).collect();
+    assert_eq!((ids, last), (["a", "b"].into(), 5));
+}
+
+#[test]
+fn a_name_is_found_alone_and_with_its_tenant() {
+    let (_folder, store) = store();
+    for (id, tenant, name) in [("1", "acme", "prod"), ("2", "beta", "prod"), ("3", "beta", "test")] {
+        assert!(store.add(&row(id, tenant, name)).unwrap());
+    }
+    let found = |called: &str| -> Vec<String> {
+        store.find(called).unwrap().iter().map(|row| row.who.key_id.clone()).collect()
+    };
+    assert_eq!(
+        (found("prod"), found("beta/prod"), found("test"), found("1")),
+        (vec!["1".into(), "2".into()], vec!["2".into()], vec!["3".into()], vec!["1".into()])
+    );
+    assert!(found("acme/test").is_empty());
+}
+
+#[test]
+fn a_list_that_cannot_be_read_is_an_error_and_not_a_shorter_list() {
+    for (column, value) in
+        [("scopes", "[\"everything\"]"), ("networks", "[\"10.0.0.1/8\"]"), ("models", "{}"), ("tags", "nope")]
+    {
+        let (folder, store) = store();
+        assert!(store.add(&row("a", "acme", "alice")).unwrap());
+        let db = Connection::open(folder.path().join("keys.sqlite")).unwrap();
+        db.execute(&format!("UPDATE keys SET {column} = ?1"), [value]).unwrap();
+        assert!(store.list().unwrap_err().to_string().contains(column), "{column}");
+    }
+}
