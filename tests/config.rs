@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use glassgate::config::{Config, Limits, Overrides};
 use serde_json::{Value, json};
 
-use crate::support::gateway::{Setup, TestGateway, chat, chat_with, replace};
+use crate::support::gateway::{Setup, TestGateway, append, chat, chat_with, replace};
 use crate::support::{eventually, root};
 
 fn variant(gateway: &TestGateway, session: &str) -> String {
@@ -231,6 +231,10 @@ fn the_shipped_configuration_is_sound_and_the_reference_names_every_key() {
         "[[telemetry.traces]]",
         "[[telemetry.traces]]\nkind = \"langfuse\"\nendpoint = \"http://a\"\npublic_key = \"a\"\nsecret_key = \"env:PATH\"\n\
          [[telemetry.traces]]",
+    );
+    append(
+        &setup.path("gateway.toml"),
+        "\n[[limits.rules]]\nname = \"r\"\nlimit = 1\nof = \"requests\"\nper = \"day\"\n",
     );
     known.extend(Config::load_with_keys(&setup.path("gateway.toml"), &Overrides::default()).unwrap().1);
     let reference = root().join("configs/reference.toml");

@@ -4,6 +4,7 @@
 //! binding a port) happens later, in `snapshot` and `server`.
 
 mod gateway;
+mod limits;
 mod prices;
 pub mod problem;
 mod reader;
@@ -16,10 +17,8 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-pub use gateway::{
-    AccessLogTo, CONCURRENCY_MAX, Device, EngineConfig, GatewayConfig, Limits, ListenConfig, REQUESTS_PER_MINUTE_MAX,
-    ShadowConfig, TOKENS_PER_MINUTE_MAX,
-};
+pub use gateway::{AccessLogTo, Device, EngineConfig, GatewayConfig, ListenConfig, ShadowConfig};
+pub use limits::{CONCURRENCY_MAX, Limits, REQUESTS_PER_MINUTE_MAX, TOKENS_PER_MINUTE_MAX};
 pub use prices::PricesConfig;
 use problem::Problems;
 use reader::Source;
@@ -104,8 +103,10 @@ impl Config {
         let text = read(path, &mut problems);
         let source = Source::new(path, &text);
         let table = source.parse();
-        let (mut gateway, routes_path, prices_path) = gateway::gateway(source.root(&table), folder);
-        finish(source, &mut problems);
+        let gateway::Read { config: mut gateway, routes: routes_path, prices: prices_path, written } =
+            gateway::gateway(source.root(&table), folder);
+        // Its rules name what the other files say.
+        let gateway_source = source;
         if let Some(data_dir) = &overrides.data_dir {
             gateway.data_dir.clone_from(data_dir);
         }
@@ -125,6 +126,8 @@ impl Config {
         let table = source.parse();
         let routes::Reached { upstreams, models, routes } =
             routes::routes(source.root(&table), folder_of(&routes_path), &gateway.model_roots);
+        limits::check(&written, &routes, &models, |at, what| gateway_source.problem(at, what));
+        finish(gateway_source, &mut problems);
         finish(source, &mut problems);
 
         let text = read(&prices_path, &mut problems);

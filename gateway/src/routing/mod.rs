@@ -8,8 +8,8 @@ use std::sync::Arc;
 
 use http::HeaderMap;
 
-use crate::accounting::core::{NanoUsd, Price, Usage};
-use crate::accounting::settlement::Costs;
+use crate::accounting::core::{Price, Usage};
+use crate::accounting::settlement::{Costs, Most};
 use crate::answer::Prompts;
 use crate::api::openai::embeddings;
 use crate::api::openai::request::{Op, Request};
@@ -130,8 +130,18 @@ pub struct Leg {
 }
 
 impl Leg {
-    pub fn cost_max(&self) -> NanoUsd {
-        self.target.price.cost(&self.measure.reservation())
+    fn most(&self) -> Most {
+        Most::of(&self.measure.reservation(), &self.target.price)
+    }
+
+    /// The most that can be, also where the prompt is only estimated.
+    fn bound(&self, request: &Request) -> Most {
+        let mut usage = self.measure.reservation();
+        if let Reads::Elsewhere { context } = self.target.reads {
+            let most = estimate::prompt_tokens_bound(&request.body);
+            usage.input = most.min(context.unwrap_or(most)).max(usage.input);
+        }
+        Most::of(&usage, &self.target.price)
     }
 }
 
@@ -147,14 +157,14 @@ impl Plan {
         std::iter::once(&self.first).chain(&self.fallback)
     }
 
-    /// What the dearest of them can cost the caller.
-    pub fn cost_max(&self) -> NanoUsd {
-        self.legs().map(Leg::cost_max).max().unwrap_or_default()
+    /// What whichever of them answers can use and cost.
+    pub fn most(&self) -> Most {
+        self.legs().map(Leg::most).fold(Most::default(), Most::max)
     }
 
-    /// Tokens that the longest of them can take.
-    pub fn tokens_max(&self) -> u64 {
-        self.legs().map(|leg| leg.measure.reservation().total()).max().unwrap_or_default()
+    /// As `most`, with no estimate in it: reckons the length of the request, so only for limits that ask for it.
+    pub fn bound(&self, request: &Request) -> Most {
+        self.legs().map(|leg| leg.bound(request)).fold(Most::default(), Most::max)
     }
 }
 
