@@ -9,6 +9,8 @@
 pub mod before;
 pub mod core;
 pub mod counts;
+mod door;
+mod held;
 pub mod local;
 pub mod queue;
 pub mod rules;
@@ -25,14 +27,14 @@ use parking_lot::{Mutex, RwLock};
 use self::core::Wait;
 use self::core::bucket::Bucket;
 use self::core::rule::{Mode, Rule, Subjects};
-use self::counts::{Ask, Counts, Denied, Grant, Time};
+use self::counts::{Ask, Counts, Denied, Time};
+pub use self::door::Door;
+use self::held::{Held, amount};
 use self::queue::{Queue, Refused};
 use self::rules::{Bound, Defaults};
 use crate::accounting::core::NanoUsd;
-use crate::accounting::row::Outcome;
-use crate::accounting::settlement::{Hold, Journal, Most, Receipt, Terms, Ticket};
+use crate::accounting::settlement::{Journal, Receipt, Terms, Ticket};
 use crate::api::limit::{Of, Reached, scope};
-use crate::api::openai::ratelimit::{Quota, Quotas};
 use crate::auth::Caller;
 use crate::config::Limits;
 use crate::observe::metrics::{Budget, Metrics};
@@ -101,49 +103,6 @@ impl Flood {
         }
         let until = |until: governor::NotUntil<_>| until.wait_time_from(DefaultClock::default().now());
         guard.1.check().map_err(|early| Refusal::Flooded { limit, retry_after: until(early) })
-    }
-}
-
-/// Proof that a caller may go on to say what they want. Holds their place among the requests at a time, so it lives as long
-/// as the request works.
-pub struct Door {
-    counts: Arc<dyn Counts>,
-    time: Arc<Time>,
-    subjects: Subjects,
-    bound: Vec<Bound>,
-    /// Given back when this is dropped.
-    _place: Option<Box<dyn Grant>>,
-    /// What the headers tell of.
-    told: Vec<Ask>,
-    warning: Option<String>,
-    waited: Option<Duration>,
-}
-
-impl Door {
-    /// What the caller has left now.
-    pub fn quotas(&self) -> Quotas {
-        quotas(&*self.counts, &self.told)
-    }
-
-    /// OpenAI's `x-ratelimit-*` headers, a warning where a budget that does not refuse is spent, and how long it took to be
-    /// let in, if that was not at once.
-    pub fn headers(&self) -> Vec<(&'static str, String)> {
-        let warning = self.warning.iter().map(|warning| ("x-glassgate-budget-warning", warning.clone()));
-        let waited = self.waited.map(|waited| ("x-glassgate-waited-ms", waited.as_millis().to_string()));
-        self.quotas().headers().into_iter().chain(warning).chain(waited).collect()
-    }
-
-    /// Whether a rule that may bind this request wants to know the most that can be, where the most likely is not that.
-    pub fn is_strict(&self) -> bool {
-        self.bound.iter().any(|bound| bound.rule.strict)
-    }
-
-    /// What is asked of every rule that binds the request and fits `which`, of a request that began at `began_ns`.
-    fn asks(&self, began_ns: i64, which: impl Fn(&Rule) -> Option<u64>) -> Vec<Ask> {
-        let (now, now_ns) = (self.time.now(), self.time.clock.now_ns());
-        let binding = self.bound.iter().filter(|bound| bound.rule.binds(&self.subjects));
-        let ask = |bound: &Bound| Some(bound.ask(&self.subjects, which(&bound.rule)?, now, began_ns, now_ns));
-        binding.filter_map(ask).collect()
     }
 }
 
@@ -316,41 +275,6 @@ impl Admission {
     }
 }
 
-/// What a request has reserved. Dropped, all of it is given back.
-struct Held {
-    grant: Option<Box<dyn Grant>>,
-    most: Most,
-    watch: Arc<Watch>,
-    queue: Arc<Queue>,
-}
-
-impl Held {
-    fn new(grant: Box<dyn Grant>, most: Most, watch: Arc<Watch>, queue: Arc<Queue>) -> Held {
-        watch.metrics.reserved(signed(most.tokens), signed(most.cost.0));
-        Held { grant: Some(grant), most, watch, queue }
-    }
-}
-
-impl Hold for Held {
-    fn settle(mut self: Box<Self>, receipt: &Receipt) {
-        if let Some(grant) = self.grant.take() {
-            grant.settle(&|rule| used(rule.of, receipt));
-        }
-        if receipt.unbilled > NanoUsd(0) {
-            tracing::warn!(usd = %receipt.unbilled, "a server reports more than a strict budget had reserved; it is not billed");
-            self.watch.metrics.unbilled(receipt.unbilled);
-        }
-    }
-}
-
-impl Drop for Held {
-    fn drop(&mut self) {
-        drop(self.grant.take());
-        self.queue.freed();
-        self.watch.metrics.reserved(-signed(self.most.tokens), -signed(self.most.cost.0));
-    }
-}
-
 /// Whom a caller's requests are counted for, as far as it shows before the body is read.
 fn subjects(caller: &Caller) -> Subjects {
     Subjects {
@@ -372,45 +296,6 @@ fn is_taken_at_door(rule: &Rule) -> bool {
 /// Whether OpenAI's headers have words for it.
 fn is_told(rule: &Rule) -> bool {
     matches!(rule.of, Of::Requests | Of::Tokens) && rule.mode == Mode::Hard
-}
-
-/// What a request that could use so much asks of a rule.
-fn amount(of: Of, most: Most) -> u64 {
-    match of {
-        Of::Requests | Of::Concurrency => 1,
-        Of::Tokens => most.tokens,
-        Of::InputTokens => most.input,
-        Of::OutputTokens => most.output,
-        Of::Usd => most.cost.0,
-    }
-}
-
-/// What a request has used when it ends. What is told again from a cache is a request, and nobody's tokens.
-fn used(of: Of, receipt: &Receipt) -> u64 {
-    let tokens = |tokens: u64| if receipt.saved.is_some() { 0 } else { tokens };
-    match of {
-        Of::Requests => u64::from(receipt.outcome != Outcome::Released),
-        Of::Concurrency => 0,
-        Of::Tokens => tokens(receipt.usage.total()),
-        Of::InputTokens => tokens(receipt.usage.prompt()),
-        Of::OutputTokens => tokens(receipt.usage.completion()),
-        Of::Usd => receipt.billed.0,
-    }
-}
-
-/// The limits of requests and of tokens that have the least left.
-fn quotas(counts: &dyn Counts, told: &[Ask]) -> Quotas {
-    let tightest = |of: Of| {
-        let states = told.iter().filter(|ask| ask.rule.of == of).map(|ask| counts.state(ask));
-        let state = states.min_by_key(|state| state.remaining);
-        // A key's own limits are always among them.
-        state.map_or(Quota { limit: 0, remaining: 0, reset: Duration::ZERO }, |state| Quota {
-            limit: state.limit,
-            remaining: state.remaining,
-            reset: state.reset,
-        })
-    };
-    Quotas { requests: tightest(Of::Requests), tokens: tightest(Of::Tokens) }
 }
 
 /// When to come back, if ever.
@@ -438,11 +323,6 @@ fn sent(limits: &Limits) -> u32 {
 /// Judgements a minute.
 fn judgements(limits: &Limits) -> u32 {
     limits.requests_per_minute.saturating_mul(JUDGEMENTS_PER_REQUEST)
-}
-
-/// A gauge's change. Neither tokens nor money of one request come near the bound.
-fn signed(value: u64) -> i64 {
-    i64::try_from(value).unwrap_or(i64::MAX)
 }
 
 #[cfg(test)]
