@@ -22,7 +22,7 @@ const UNSHOWN: [(&str, &str); 15] = [
     ("gateway_rejections_total", "the refusals among gateway_requests_total by error_type"),
     ("gateway_reserved_tokens", "what limits hold at the moment, for debugging them"),
     ("gateway_reserved_usd", "likewise"),
-    ("gateway_budget_exceeded_total", "rules that only warn are an operator's own: so are the alerts on them"),
+    ("gateway_budget_exceeded_total", "rules that warn or throttle are an operator's own: so are the alerts on them"),
     ("gateway_unbilled_usd_total", "zero but for servers that report more than can be true; the log names them"),
     ("gateway_cache_bytes", "the cache evicts by itself"),
     ("gateway_ledger_lag_seconds", "the queue of rows says the same in rows"),

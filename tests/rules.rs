@@ -166,6 +166,33 @@ fn a_soft_budget_warns_and_is_counted_and_a_restart_forgives_neither_it_nor_a_mo
 }
 
 #[test]
+fn a_spent_budget_that_throttles_lets_some_in_and_tells_the_others_when() {
+    let gateway = with_rules(
+        r#"
+        [[limits.rules]]
+        name = "slow"
+        limit = 0.000001
+        of = "usd"
+        per = "day"
+        mode = "throttle"
+        throttle = "1/minute"
+        "#,
+    );
+    // The first costs more than there is: it takes the minute's turn.
+    let first = gateway.post(&exactly(100));
+    assert_eq!(first.status, 200);
+    assert!(first.header("x-glassgate-budget-warning").unwrap().starts_with("slow "));
+    let refused = gateway.post(&exactly(100));
+    let said = limit(&refused);
+    let wait = said["retry_after_ms"].as_u64().unwrap();
+    assert!((1..=60_000).contains(&wait) && said["rule"] == "slow", "{said}");
+    assert_eq!(refused.header("x-should-retry"), Some("true"));
+    let message = refused.json()["error"]["message"].as_str().unwrap().to_owned();
+    assert!(message.contains("Try again in"), "{message}");
+    assert_eq!(gateway.metric("gateway_budget_exceeded_total", &["rule=\"slow\"", "mode=\"throttle\""]), 1.0);
+}
+
+#[test]
 fn an_edited_rule_counts_at_once_and_keeps_what_was_used() {
     let rule = "\n[[limits.rules]]\nname = \"all\"\nlimit = 1000\nof = \"tokens\"\nper = \"day\"\n";
     let gateway = with_rules(rule);
@@ -250,6 +277,12 @@ fn a_rule_that_cannot_be_meant_is_refused_with_its_line() {
         (format!("{rule}mode = \"soft\"\n"), "`mode` means something for days and months"),
         (with("\"tokens\"", "\"requests\"") + "strict = true\n", "`strict` means something for tokens"),
         (with("minute", "day") + "strict = true\nmode = \"soft\"\n", "leave out one of the two"),
+        (with("minute", "day") + "mode = \"throttle\"\n", "needs to know how many: `throttle = \"10/minute\"`"),
+        (with("minute", "day") + "throttle = \"1/minute\"\n", "`throttle` means something where `mode = \"throttle\"`"),
+        (
+            with("minute", "day") + "mode = \"throttle\"\nthrottle = \"1/day\"\n",
+            "must be requests a second or a minute",
+        ),
         (
             format!("{rule}by = [\"keys\"]\n"),
             "`keys` is none of key, user, tenant, route, model, ip. Did you mean `key`?",

@@ -186,7 +186,7 @@ impl Refusal {
                 Of::Requests                 => (429, "rate_limit_error",      "rate_limit_exceeded", Some(reached.retry_after.is_some())),
                 Of::Concurrency              => (429, "rate_limit_error",      "concurrency_limited", Some(true)),
                 Of::Tokens | Of::InputTokens | Of::OutputTokens => (429, "rate_limit_error", "tokens_limited", Some(reached.retry_after.is_some())),
-                Of::Usd                      => (429, "insufficient_quota",    "insufficient_quota", Some(false)),
+                Of::Usd                      => (429, "insufficient_quota",    "insufficient_quota", Some(reached.is_throttled())),
             },
             Refusal::WaitedTooLong { .. }    => (429, "rate_limit_error",      "waited_too_long", Some(true)),
             Refusal::Flooded { .. }          => (429, "rate_limit_error",      "too_many_refused", Some(true)),

@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 use subtle::ConstantTimeEq;
 
 use crate::accounting::core::NanoUsd;
-use crate::admission::core::rule::{Mode, Rule};
+use crate::admission::core::rule::Rule;
 use crate::api::limit::{Of, Per, scope};
 use crate::app::App;
 use crate::config::{Config, Limits, SinkKind, TraceSink};
@@ -163,13 +163,9 @@ fn rule(rule: &Rule) -> Value {
         Of::Usd => json!(NanoUsd(rule.limit).to_string()),
         _ => json!(rule.limit),
     };
-    let mode = match rule.mode {
-        Mode::Hard => "hard",
-        Mode::Soft => "soft",
-    };
     json!({
         "name": rule.name, "limit": limit, "of": rule.of.as_str(), "per": rule.per.map(Per::as_str),
-        "scope": scope(&rule.by), "mode": mode,
+        "scope": scope(&rule.by), "mode": rule.mode.as_str(),
     })
 }
 

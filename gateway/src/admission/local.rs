@@ -145,7 +145,7 @@ fn together<L: Locked, T>(
     let mut claims = Vec::with_capacity(asks.len());
     for ((at, _), counter) in cells.iter().zip(&mut guards) {
         let ask = &asks[*at];
-        counter.set_limit(ask.at.now, ask.limit);
+        counter.set_limit(ask.at.now, ask.limit, ask.rule.mode);
         claims.push(Claim { counter, mode: ask.rule.mode, at: ask.at, amount: ask.amount });
     }
     look(&mut claims).map_err(|denied| Denied { ask: cells[denied.claim].0, short: denied.short })
@@ -174,7 +174,7 @@ impl<L: Locked> Counts for Local<L> {
     fn state(&self, ask: &Ask) -> State {
         let cell = self.cell(ask);
         let mut counter = cell.counter.lock();
-        counter.set_limit(ask.at.now, ask.limit);
+        counter.set_limit(ask.at.now, ask.limit, ask.rule.mode);
         counter.state(ask.at)
     }
 }

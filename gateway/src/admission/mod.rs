@@ -236,14 +236,14 @@ impl Admission {
         Ok(ticket)
     }
 
-    /// The first soft rule whose limit is passed, counted and in words.
+    /// The first rule whose limit is passed although it lets in, counted and in words.
     fn warning(&self, asks: &[Ask]) -> Option<String> {
         let mut warning = None;
-        for ask in asks.iter().filter(|ask| ask.rule.mode == Mode::Soft) {
+        for ask in asks.iter().filter(|ask| ask.rule.mode != Mode::Hard) {
             let state = self.counts.state(ask);
             let gone = state.used.saturating_add(state.held);
             if gone > ask.limit {
-                self.watch.metrics.budget_exceeded(&ask.rule.name);
+                self.watch.metrics.budget_exceeded(&ask.rule.name, ask.rule.mode.as_str());
                 let tell = |amount: u64| match ask.rule.of {
                     Of::Usd => NanoUsd(amount).to_string(),
                     _ => amount.to_string(),

@@ -89,7 +89,7 @@ fn a_soft_limit_lets_in_and_tells() {
     let ticket = world.admit(&mut door, 20).unwrap();
     assert_eq!(warned(&door).unwrap().1, "soft 0.000000060/0.000000050");
     drop(ticket);
-    assert!(world.metrics.encode().contains("gateway_budget_exceeded_total{rule=\"soft\"} 1"));
+    assert!(world.metrics.encode().contains("gateway_budget_exceeded_total{mode=\"soft\",rule=\"soft\"} 1"));
 }
 
 #[test]

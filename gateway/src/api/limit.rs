@@ -137,6 +137,11 @@ impl Reached {
         scope(&self.by)
     }
 
+    /// Whether there is room before all of it is there again: some are let in beyond, or what is used comes back bit by bit.
+    pub fn is_throttled(&self) -> bool {
+        self.retry_after.zip(self.resets).is_some_and(|(wait, (_, reset))| wait < reset)
+    }
+
     /// What programs read. Amounts are in the unit of `of`; dollars with nine decimals at the most.
     pub fn body(&self) -> Value {
         let amount = |amount: u64| match self.of {
@@ -200,7 +205,7 @@ impl Reached {
                 let so_far = format!(
                     "{who} may spend {limit} USD a {per}; it has used {used} and reserved {held} for requests under way, and this request could cost {requested}."
                 );
-                match (wait, self.resets, self.per.is_some_and(Per::is_calendar)) {
+                match (wait, self.resets, self.per.is_some_and(Per::is_calendar) && !self.is_throttled()) {
                     (None, ..) => {
                         format!("{so_far} It can never pass. Lower `max_completion_tokens` or shorten the messages.")
                     }

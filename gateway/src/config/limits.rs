@@ -109,7 +109,7 @@ fn rule(section: &Section<'_, '_>, name: Option<At<String>>) -> Option<Written> 
     by.dedup();
     let only = only(section);
     let zone = section.string("zone");
-    let mode = section.word("mode", &["hard", "soft"]);
+    let (word, mode) = mode(section);
     let exact = section.boolean("exact").unwrap_or(false);
     let strict = section.boolean("strict").unwrap_or(false);
     let wait = section.duration_or_none("wait").filter(|wait| !wait.is_zero());
@@ -129,7 +129,7 @@ fn rule(section: &Section<'_, '_>, name: Option<At<String>>) -> Option<Written> 
     if zone.is_some() && !is_calendar {
         means_nothing("zone", "for days and months");
     }
-    if mode == Some("soft") && !is_calendar {
+    if mode != Mode::Hard && !is_calendar {
         means_nothing("mode", "for days and months");
     }
     if exact && (is_calendar || per.is_none()) {
@@ -144,8 +144,11 @@ fn rule(section: &Section<'_, '_>, name: Option<At<String>>) -> Option<Written> 
     if strict && !matches!(of, Of::Tokens | Of::InputTokens | Of::Usd) {
         means_nothing("strict", "for tokens, input_tokens and usd");
     }
-    if strict && mode == Some("soft") {
-        section.problem(format!("`{}` is `strict` and refuses nobody; leave out one of the two", name.value));
+    if strict && mode != Mode::Hard {
+        section.problem(format!(
+            "`{}` is `strict` and `{word}`, which lets in beyond; leave out one of the two",
+            name.value
+        ));
     }
     let rule = Rule {
         limit: limit(section, of, &amount),
@@ -154,13 +157,51 @@ fn rule(section: &Section<'_, '_>, name: Option<At<String>>) -> Option<Written> 
         by,
         only: only.iter().map(|(dimension, name)| (*dimension, name.value.clone())).collect(),
         zone: zone.map_or(TimeZone::UTC, |zone| time_zone(section, &zone)),
-        mode: if mode == Some("soft") { Mode::Soft } else { Mode::Hard },
+        mode,
         exact,
         strict,
         wait: wait.unwrap_or_default(),
         name: name.value,
     };
     Some(Written { rule: Arc::new(rule), only })
+}
+
+/// As it is written, and what it means.
+fn mode(section: &Section<'_, '_>) -> (&'static str, Mode) {
+    let word = section.word("mode", &["hard", "soft", "throttle"]).unwrap_or("hard");
+    let pace = section.string("throttle");
+    let mode = match (word, &pace) {
+        ("soft", None) => Mode::Soft,
+        ("throttle", Some(pace)) => throttle(section, pace),
+        ("throttle", None) => {
+            section.problem("`mode = \"throttle\"` needs to know how many: `throttle = \"10/minute\"`");
+            Mode::Hard
+        }
+        (_, None) => Mode::Hard,
+        (_, Some(pace)) => {
+            section.problem_at(pace.at, "`throttle` means something where `mode = \"throttle\"`");
+            Mode::Hard
+        }
+    };
+    (word, mode)
+}
+
+fn throttle(section: &Section<'_, '_>, pace: &At<String>) -> Mode {
+    let parsed = pace.value.split_once('/').and_then(|(requests, per)| {
+        let requests = requests
+            .trim()
+            .parse()
+            .ok()
+            .filter(|requests| (1..=u64::from(REQUESTS_PER_MINUTE_MAX)).contains(requests))?;
+        let per = [Per::Second, Per::Minute].into_iter().find(|one| one.as_str() == per.trim())?;
+        Some(Mode::Throttle { requests, per })
+    });
+    parsed.unwrap_or_else(|| {
+        let what =
+            format!("`throttle` must be requests a second or a minute such as \"10/minute\", not \"{}\"", pace.value);
+        section.problem_at(pace.at, what);
+        Mode::Hard
+    })
 }
 
 fn limit(section: &Section<'_, '_>, of: Of, amount: &At<f64>) -> u64 {

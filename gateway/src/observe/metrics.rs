@@ -283,9 +283,9 @@ impl Metrics {
         self.limit_decisions.with_label_values(&[scope, kind, decision]).inc();
     }
 
-    /// A rule that only warns was passed by one more request.
-    pub fn budget_exceeded(&self, rule: &str) {
-        self.budget_exceeded.with_label_values(&[rule]).inc();
+    /// A rule that warns or throttles was passed by one more request.
+    pub fn budget_exceeded(&self, rule: &str, mode: &str) {
+        self.budget_exceeded.with_label_values(&[rule, mode]).inc();
     }
 
     /// What strict budgets kept from being billed, because it was beyond what they had reserved.

@@ -42,6 +42,10 @@ impl Bucket {
         i128::from(self.limit) * self.one
     }
 
+    pub fn window(&self) -> Duration {
+        Duration::from_nanos(u64::try_from(self.one).unwrap_or(u64::MAX))
+    }
+
     pub fn state(&self, now: Duration) -> State {
         let level = self.level_at(now);
         let remaining = u64::try_from(level / self.one).unwrap_or(0);
@@ -83,7 +87,7 @@ impl Bucket {
         self.sequence += 1;
         self.held = self.held.saturating_add(amount);
         self.peaks.push(Peak { through: self.sequence, level: self.level, open: 1 });
-        Taken { amount, mark: self.sequence }
+        Taken { amount, mark: self.sequence, throttled: None }
     }
 
     /// Keeps what was used and gives back the rest. More than was taken becomes a debt.

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use super::bucket::Bucket;
 use super::{Short, State, Taken, Wait};
 
 /// Periods that are remembered. A clock that jumps ahead and back must find today as it left it.
@@ -25,6 +26,8 @@ impl Period {
 #[derive(Debug, PartialEq, Eq)]
 pub struct Calendar {
     limit: u64,
+    /// Requests that are let in all the same once the limit is reached, where that is meant.
+    beyond: Option<Bucket>,
     /// Rising; never empty.
     known: Vec<Entry>,
 }
@@ -41,7 +44,15 @@ impl Calendar {
     /// `first` is the first period that is known, in which `used` was used before: a clock that shows an earlier one is
     /// wrong, and gives no second budget.
     pub fn new(limit: u64, first: Period, used: u64) -> Calendar {
-        Calendar { limit, known: vec![Entry { used, ..Entry::new(first) }] }
+        Calendar { limit, beyond: None, known: vec![Entry { used, ..Entry::new(first) }] }
+    }
+
+    /// Lets so many requests in a window pass beyond the limit from now on, or none.
+    pub fn set_throttle(&mut self, now: Duration, throttle: Option<(u64, Duration)>) {
+        match (&mut self.beyond, throttle) {
+            (Some(bucket), Some((requests, window))) if bucket.window() == window => bucket.set_limit(now, requests),
+            (beyond, throttle) => *beyond = throttle.map(|(requests, window)| Bucket::new(requests, window, now)),
+        }
     }
 
     pub fn set_limit(&mut self, limit: u64) {
@@ -50,27 +61,38 @@ impl Calendar {
 
     /// # Errors
     /// `Short`, with what is used and held. What costs nothing always fits.
-    pub fn check(&self, period: Period, amount: u64) -> Result<(), Short> {
-        let entry = self.entry(period);
-        let total = entry.used.saturating_add(entry.held).saturating_add(amount);
-        if amount == 0 || total <= self.limit {
+    pub fn check(&self, now: Duration, period: Period, amount: u64) -> Result<(), Short> {
+        if self.has_room(period, amount) {
             return Ok(());
         }
         let state = self.state(period);
+        if let Some(bucket) = &self.beyond {
+            return bucket.check(now, 1).map_err(|short| Short { state, wait: short.wait });
+        }
         let wait = if amount > self.limit { Wait::Never } else { Wait::For(state.reset) };
         Err(Short { state, wait })
     }
 
+    fn has_room(&self, period: Period, amount: u64) -> bool {
+        let entry = self.entry(period);
+        amount == 0 || entry.used.saturating_add(entry.held).saturating_add(amount) <= self.limit
+    }
+
     /// Counts in the period in which the request began, also if it ends in the next.
-    pub fn take(&mut self, period: Period, amount: u64) -> Taken {
+    pub fn take(&mut self, now: Duration, period: Period, amount: u64) -> Taken {
+        let is_beyond = !self.has_room(period, amount);
+        let throttled = self.beyond.as_mut().filter(|_| is_beyond).map(|bucket| bucket.take(now, 1).mark);
         let at = self.place(period);
         let entry = &mut self.known[at];
         entry.held = entry.held.saturating_add(amount);
-        Taken { amount, mark: entry.start_ns }
+        Taken { amount, mark: entry.start_ns, throttled }
     }
 
     /// A period that is forgotten by now has nothing left to count against.
-    pub fn settle(&mut self, taken: Taken, used: u64) {
+    pub fn settle(&mut self, now: Duration, taken: Taken, used: u64) {
+        if let Some((bucket, mark)) = self.beyond.as_mut().zip(taken.throttled) {
+            bucket.settle(now, Taken { amount: 1, mark, throttled: None }, used.min(1));
+        }
         if let Some(entry) = self.known.iter_mut().find(|entry| entry.start_ns == taken.mark) {
             entry.held = entry.held.saturating_sub(taken.amount);
             entry.used = entry.used.saturating_add(used);

@@ -55,6 +55,8 @@ pub struct Taken {
     amount: u64,
     /// Where the counter finds it again.
     mark: i64,
+    /// Where a throttle does, if one was needed.
+    throttled: Option<i64>,
 }
 
 impl Taken {

@@ -13,6 +13,18 @@ pub enum Mode {
     Hard,
     /// It is let in, and told.
     Soft,
+    /// From then on so many requests are let in a time.
+    Throttle { requests: u64, per: Per },
+}
+
+impl Mode {
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Mode::Hard => "hard",
+            Mode::Soft => "soft",
+            Mode::Throttle { .. } => "throttle",
+        }
+    }
 }
 
 /// A family of counters: one for each subject, which is what `by` says of a request.

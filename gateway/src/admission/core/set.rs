@@ -35,8 +35,7 @@ impl Counter {
         let window = match rule.per {
             None => return Counter::Slots(Slots::new(limit)),
             Some(Per::Day | Per::Month) => return Counter::Calendar(Calendar::new(limit, at.period, used)),
-            Some(Per::Second) => SECOND,
-            Some(Per::Minute) => MINUTE,
+            Some(per) => window(per),
         };
         match rule.exact {
             true => Counter::Sliding(Sliding::new(limit, window)),
@@ -44,12 +43,21 @@ impl Counter {
         }
     }
 
-    /// Another limit. What was used stays used.
-    pub fn set_limit(&mut self, now: Duration, limit: u64) {
+    /// Another limit, or another way to hold to it. What was used stays used.
+    pub fn set_limit(&mut self, now: Duration, limit: u64, mode: Mode) {
         match self {
             Counter::Bucket(bucket) => bucket.set_limit(now, limit),
             Counter::Sliding(sliding) => sliding.set_limit(limit),
-            Counter::Calendar(calendar) => calendar.set_limit(limit),
+            Counter::Calendar(calendar) => {
+                calendar.set_limit(limit);
+                calendar.set_throttle(
+                    now,
+                    match mode {
+                        Mode::Throttle { requests, per } => Some((requests, window(per))),
+                        Mode::Hard | Mode::Soft => None,
+                    },
+                );
+            }
             Counter::Slots(slots) => slots.set_limit(limit),
         }
     }
@@ -62,7 +70,7 @@ impl Counter {
         match self {
             Counter::Bucket(bucket) => bucket.check(at.now, amount),
             Counter::Sliding(sliding) => sliding.check(at.now, amount),
-            Counter::Calendar(calendar) => calendar.check(at.period, amount),
+            Counter::Calendar(calendar) => calendar.check(at.now, at.period, amount),
             Counter::Slots(slots) => slots.check(amount),
         }
     }
@@ -71,7 +79,7 @@ impl Counter {
         match self {
             Counter::Bucket(bucket) => bucket.take(at.now, amount),
             Counter::Sliding(sliding) => sliding.take(at.now, amount),
-            Counter::Calendar(calendar) => calendar.take(at.period, amount),
+            Counter::Calendar(calendar) => calendar.take(at.now, at.period, amount),
             Counter::Slots(slots) => slots.take(amount),
         }
     }
@@ -81,7 +89,7 @@ impl Counter {
         match self {
             Counter::Bucket(bucket) => bucket.settle(now, taken, used),
             Counter::Sliding(sliding) => sliding.settle(now, taken, used),
-            Counter::Calendar(calendar) => calendar.settle(taken, used),
+            Counter::Calendar(calendar) => calendar.settle(now, taken, used),
             Counter::Slots(slots) => slots.settle(taken),
         }
     }
@@ -106,6 +114,14 @@ impl Counter {
     }
 }
 
+/// How long a window is that refills; of a day or a month nothing does.
+fn window(per: Per) -> Duration {
+    match per {
+        Per::Second => SECOND,
+        _ => MINUTE,
+    }
+}
+
 /// What a request asks of one counter.
 #[derive(Debug)]
 pub struct Claim<'c> {
@@ -118,7 +134,7 @@ pub struct Claim<'c> {
 impl Claim<'_> {
     fn check(&self) -> Result<(), Short> {
         match self.mode {
-            Mode::Hard => self.counter.check(self.at, self.amount),
+            Mode::Hard | Mode::Throttle { .. } => self.counter.check(self.at, self.amount),
             Mode::Soft => Ok(()),
         }
     }

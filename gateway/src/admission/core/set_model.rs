@@ -143,8 +143,7 @@ impl World {
                 let counted = &mut self.counted[which];
                 counted.limit = *limit;
                 counted.limit_max = counted.limit_max.max(*limit);
-                counted.counter.set_limit(self.now, *limit);
-                self.highest = self.highest.max(self.now);
+                counted.counter.set_limit(self.now, *limit, Mode::Hard);
             }
         }
     }
@@ -239,7 +238,7 @@ fn rules() -> impl Strategy<Value = Vec<(usize, u64)>> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(512))]
+    #![proptest_config(ProptestConfig::with_cases(1024))]
 
     #[test]
     fn every_limit_holds_under_any_clock_and_a_refusal_takes_nothing(rules in rules(), steps in proptest::collection::vec(step(), 1..100)) {
@@ -305,6 +304,8 @@ proptest! {
     }
 }
 
+const NOW: Duration = Duration::ZERO;
+
 fn day(number: i64) -> Period {
     Period { start_ns: number * DAY, end_ns: (number + 1) * DAY, now_ns: number * DAY }
 }
@@ -313,7 +314,7 @@ fn day(number: i64) -> Period {
 fn a_clock_that_jumps_gives_no_second_budget_and_takes_none_away() {
     let mut budget = Calendar::new(5_000, day(100), 4_000);
     let mut fits =
-        |cost, number| budget.check(day(number), cost).map(|()| drop(budget.take(day(number), cost))).is_ok();
+        |cost, number| budget.check(NOW, day(number), cost).map(|()| drop(budget.take(NOW, day(number), cost))).is_ok();
     assert!(!fits(1_001, 100), "what was spent before the start counts");
     assert!(!fits(1_001, 3), "a day long ago counts as the first that is known");
     assert!(fits(5_000, 40_000), "far ahead is a day of its own");
@@ -325,13 +326,43 @@ fn a_clock_that_jumps_gives_no_second_budget_and_takes_none_away() {
 #[test]
 fn a_request_that_spans_midnight_counts_on_the_day_it_began() {
     let mut budget = Calendar::new(5_000, day(100), 0);
-    let yesterday = budget.take(day(100), 5_000);
-    let today = budget.take(day(101), 5_000);
-    budget.settle(yesterday, 4_000);
-    budget.settle(today, 1_000);
-    assert!(budget.check(day(100), 1_001).is_err());
-    assert!(budget.check(day(101), 4_000).is_ok());
+    let yesterday = budget.take(NOW, day(100), 5_000);
+    let today = budget.take(NOW, day(101), 5_000);
+    budget.settle(NOW, yesterday, 4_000);
+    budget.settle(NOW, today, 1_000);
+    assert!(budget.check(NOW, day(100), 1_001).is_err());
+    assert!(budget.check(NOW, day(101), 4_000).is_ok());
     assert_eq!(budget.state(day(101)).used, 1_000);
+}
+
+#[test]
+fn beyond_a_throttled_budget_requests_pass_at_their_own_pace() {
+    let rule = Rule { mode: Mode::Throttle { requests: 2, per: Per::Minute }, ..rule((Some(Per::Day), false), 100) };
+    let at = |seconds| Moment { now: Duration::from_secs(seconds), period: day(100) };
+    let mut counter = Counter::new(&rule, 100, at(0), 0);
+    let ask = |counter: &mut Counter, seconds, amount| {
+        counter.set_limit(Duration::from_secs(seconds), 100, rule.mode);
+        let claim = Claim { counter, mode: rule.mode, at: at(seconds), amount };
+        reserve(&mut [claim]).map(|mut taken| taken.remove(0)).map_err(|denied| denied.short.wait)
+    };
+    let first = ask(&mut counter, 0, 100).unwrap();
+    counter.settle(NOW, first, 100);
+    // What did nothing gives its turn back, what costs nothing needs none.
+    let dropped = ask(&mut counter, 0, 500).unwrap();
+    counter.settle(NOW, dropped, 0);
+    assert!(ask(&mut counter, 0, 0).is_ok());
+    for _ in 0..2 {
+        let beyond = ask(&mut counter, 0, 500).unwrap();
+        counter.settle(NOW, beyond, 300);
+    }
+    assert_eq!(ask(&mut counter, 0, 1), Err(Wait::For(Duration::from_secs(30))));
+    assert!(ask(&mut counter, 30, 1).is_ok());
+    assert_eq!(counter.state(at(30)).used, 700, "all of it is counted");
+    // An edit of the pace keeps what was used of it, and none refuses until the day ends.
+    counter.set_limit(Duration::from_secs(30), 100, Mode::Throttle { requests: 1, per: Per::Minute });
+    assert!(counter.check(at(30), 1).is_err());
+    counter.set_limit(Duration::from_secs(30), 100, Mode::Hard);
+    assert_eq!(counter.check(at(30), 1).unwrap_err().wait, Wait::For(day(100).ends_in()));
 }
 
 #[test]

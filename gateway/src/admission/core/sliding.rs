@@ -17,6 +17,8 @@ pub struct Sliding {
     slice_ns: i64,
     /// Of the last 65 those in which something was taken, rising.
     slices: VecDeque<Slice>,
+    /// The last slice that was seen. Time does not run backwards here: a clock that does stands still.
+    newest: i64,
     held: u64,
 }
 
@@ -29,7 +31,7 @@ struct Slice {
 impl Sliding {
     pub fn new(limit: u64, window: Duration) -> Sliding {
         let slice_ns = i64::try_from(window.as_nanos()).unwrap_or(i64::MAX) / (SLICES - 1);
-        Sliding { limit, slice_ns: slice_ns.max(1), slices: VecDeque::new(), held: 0 }
+        Sliding { limit, slice_ns: slice_ns.max(1), slices: VecDeque::new(), newest: 0, held: 0 }
     }
 
     pub fn set_limit(&mut self, limit: u64) {
@@ -55,17 +57,19 @@ impl Sliding {
     }
 
     pub fn take(&mut self, now: Duration, amount: u64) -> Taken {
-        let number = self.number(now);
+        self.newest = self.number(now);
+        let number = self.newest;
         self.add(number, amount);
         self.held = self.held.saturating_add(amount);
-        Taken { amount, mark: number }
+        Taken { amount, mark: number, throttled: None }
     }
 
     /// What was not used was never taken; what was used beyond it is taken now.
     pub fn settle(&mut self, now: Duration, taken: Taken, used: u64) {
+        self.newest = self.number(now);
         self.held = self.held.saturating_sub(taken.amount);
         if let Some(beyond) = used.checked_sub(taken.amount).filter(|beyond| *beyond > 0) {
-            self.add(self.number(now), beyond);
+            self.add(self.newest, beyond);
         } else if let Some(slice) = self.slices.iter_mut().find(|slice| slice.number == taken.mark) {
             slice.taken = slice.taken.saturating_sub(taken.amount - used);
         }
@@ -96,11 +100,9 @@ impl Sliding {
         }
     }
 
-    /// The slice of a moment. Time does not run backwards here: a clock that does stands still.
     fn number(&self, now: Duration) -> i64 {
         let number = now.as_nanos() / u128::from(self.slice_ns.unsigned_abs());
-        let number = i64::try_from(number).unwrap_or(i64::MAX);
-        self.slices.back().map_or(number, |last| number.max(last.number))
+        i64::try_from(number).unwrap_or(i64::MAX).max(self.newest)
     }
 
     fn counted(&self, now: Duration) -> impl Iterator<Item = &Slice> {

@@ -31,7 +31,7 @@ impl Slots {
 
     pub fn take(&mut self, amount: u64) -> Taken {
         self.running = self.running.saturating_add(amount);
-        Taken { amount, mark: 0 }
+        Taken { amount, mark: 0, throttled: None }
     }
 
     /// A place is free again, whatever was done in it.

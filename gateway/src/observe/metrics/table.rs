@@ -219,8 +219,8 @@ impl Metrics {
             reserved_usd: make.gauge("gateway_reserved_usd", "US dollars that budgets hold for requests under way")?,
             budget_exceeded: make.counters(
                 "gateway_budget_exceeded_total",
-                &["rule"],
-                "Requests let in beyond the limit of a rule that only warns",
+                &["rule", "mode"],
+                "Requests let in beyond the limit of a rule that only warns or throttles",
             )?,
             unbilled: make.counter(
                 "gateway_unbilled_usd_total",
