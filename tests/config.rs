@@ -248,6 +248,10 @@ fn the_shipped_configuration_is_sound_and_the_reference_names_every_key() {
         "[[telemetry.traces]]\nkind = \"langfuse\"\nendpoint = \"http://a\"\npublic_key = \"a\"\nsecret_key = \"env:PATH\"\n\
          [[telemetry.traces]]",
     );
+    append(
+        &setup.path("gateway.toml"),
+        "\n[[limits.rules]]\nname = \"r\"\nlimit = 1\nof = \"requests\"\nper = \"day\"\n",
+    );
     known.extend(Config::load_with_keys(&setup.path("gateway.toml"), &Overrides::default()).unwrap().1);
     let reference = root().join("configs/reference.toml");
     let read = Config::load(&reference, &Overrides::default()).expect("the reference is itself a gateway.toml");

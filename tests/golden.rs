@@ -39,6 +39,9 @@ fn golden_refusals() {
         writeln!(text, "\n{}  {}  {}  [{}]", described.status, described.kind, described.code, headers.join(", "))
             .unwrap();
         writeln!(text, "  {} (param: {})", body["error"]["message"].as_str().unwrap(), body["error"]["param"]).unwrap();
+        if let Some(limit) = body["error"].get("limit") {
+            writeln!(text, "  limit: {limit}").unwrap();
+        }
     }
     golden("refusals.txt", &text);
 }

@@ -69,7 +69,7 @@ fn the_embeddings_that_the_readme_shows_are_made() {
 #[test]
 fn the_remote_server_that_the_readme_shows_is_one_that_a_gateway_takes() {
     let readme = std::fs::read_to_string(root().join("README.md")).unwrap();
-    let shown = readme.split("```toml\n").nth(2).expect("an upstream").split("```").next().unwrap();
+    let shown = toml(&readme, "[upstreams.");
     let setup = Setup::shipped();
     append(&setup.path("routes.toml"), &format!("\n{shown}"));
     assert!(!setup.run(&["check"]).status.success(), "the key is not in the environment");
@@ -81,11 +81,26 @@ fn the_remote_server_that_the_readme_shows_is_one_that_a_gateway_takes() {
 #[test]
 fn the_sink_that_the_readme_shows_is_one_that_a_gateway_takes() {
     let readme = std::fs::read_to_string(root().join("README.md")).unwrap();
-    let shown = readme.split("```toml\n").nth(1).expect("a sink").split("```").next().unwrap();
+    let shown = toml(&readme, "[[telemetry.traces]]");
     let setup = Setup::shipped();
     setup.replace("gateway.toml", "[[telemetry.traces]]", &format!("{shown}\n[[telemetry.traces]]"));
     assert!(!setup.run(&["check"]).status.success(), "the key is not in the environment");
     setup.env("LANGFUSE_SECRET_KEY", "sk-lf-1");
     let output = setup.run(&["check"]);
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+}
+
+#[test]
+fn the_rule_that_the_readme_shows_is_one_that_a_gateway_takes() {
+    let readme = std::fs::read_to_string(root().join("README.md")).unwrap();
+    let setup = Setup::shipped();
+    append(&setup.path("gateway.toml"), &format!("\n{}", toml(&readme, "[[limits.rules]]")));
+    let output = setup.run(&["check"]);
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+}
+
+/// The block that begins with this.
+fn toml<'r>(readme: &'r str, start: &str) -> &'r str {
+    let block = readme.split("```toml\n").find(|block| block.starts_with(start)).expect("it is shown");
+    block.split("```").next().unwrap()
 }

@@ -47,7 +47,8 @@ pub async fn answer(
     exchange: &mut Exchange,
 ) -> Result<Reply, Refusal> {
     let caller = enter(app, snapshot, inbound, exchange).await?;
-    let door = app.admission.knock(&caller, &snapshot.config.gateway.limits)?;
+    let limits = &snapshot.config.gateway;
+    let mut door = app.admission.knock(&caller, &limits.limits, &limits.rules).await?;
     exchange.mark(|record, now| (record.quotas, record.marks.knocked) = (Some(door.quotas()), Some(now)));
     if app.phase() >= Phase::Draining {
         return Err(Refusal::Draining);
@@ -70,11 +71,17 @@ pub async fn answer(
     // What a cache could have answered is a miss until it does.
     exchange.note(|record| record.cache = if key.is_some() { "miss" } else { "none" });
 
-    let terms = terms(exchange, &caller, &route, &plan);
+    let mut terms = terms(exchange, &caller, &route, &plan);
+    terms.bound = door.is_strict().then(|| plan.bound(&request, terms.row.started_ns));
     // Vectors are the same each time: there is nothing to compare.
     let mirrored = route.shadow().filter(|_| op != Op::Embeddings);
     let row = mirrored.map(|_| terms.row.clone());
-    let ticket = app.admission.admit(&door, terms, exchange.receipt())?;
+    let ticket = tokio::select! {
+        biased;
+        ticket = app.admission.admit(&mut door, terms, exchange.receipt()) => ticket?,
+        // Only where a limit lets requests wait.
+        why = inbound.gone() => return Err(why),
+    };
     let cost_max = ticket.cost_max();
     exchange.mark(|record, now| record.marks.admitted = Some(now));
     let mut waits = Waits::begin(route.timeouts());
@@ -226,8 +233,9 @@ fn terms(exchange: &Exchange, caller: &Caller, route: &Route, plan: &Plan) -> Te
         price: target.prices.at(started_ns).clone(),
         costs: target.costs,
         reservation: plan.first.measure.reservation(),
-        tokens_max: plan.tokens_max(),
-        cost_max: plan.cost_max(started_ns),
+        most: plan.most(started_ns),
+        bound: None,
+        billed_max: None,
         is_charged: true,
         // Admission holds what its limits say.
         hold: Box::new(()),

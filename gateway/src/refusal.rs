@@ -5,12 +5,11 @@ use std::net::IpAddr;
 use std::time::Duration;
 
 use serde::Serialize;
-use time::OffsetDateTime;
-use time::format_description::well_known::Rfc3339;
+use serde_json::Value;
 
-use crate::accounting::core::NanoUsd;
 use crate::accounting::feedback::NAMES_MAX;
 use crate::api::head::{FIELDS_MAX, HEAD_BYTES_MAX};
+use crate::api::limit::{Dimension, Of, Per, Reached};
 use crate::api::openai::ratelimit::{Quota, Quotas};
 use crate::ports::Scope;
 
@@ -149,29 +148,17 @@ pub enum Refusal {
         limit: u64,
     },
     // Whether they may, now
-    RequestsLimited {
-        quotas: Quotas,
-        retry_after: Duration,
+    Limited(Box<Reached>),
+    /// There was no room for as long as the limit lets requests wait.
+    WaitedTooLong {
+        waited: Duration,
+        reached: Box<Reached>,
     },
-    ConcurrencyLimited {
+    /// It sends so much that is refused that even saying no is limited.
+    Flooded {
+        /// Requests a minute, also those that are refused.
         limit: u32,
-        quotas: Quotas,
-    },
-    TokensLimited {
-        quotas: Quotas,
-        requested: u64,
-        /// `None` if the limit itself is smaller: it can never pass.
-        retry_after: Option<Duration>,
-    },
-    BudgetSpent {
-        limit: NanoUsd,
-        spent: NanoUsd,
-        /// Reserved for requests under way.
-        held: NanoUsd,
-        requested: NanoUsd,
-        /// The next midnight, as Unix nanoseconds, and how far off it is.
-        resets_ns: i64,
-        reset: Duration,
+        retry_after: Duration,
     },
     LedgerFull,
     Draining,
@@ -277,10 +264,14 @@ impl Refusal {
             Refusal::UnknownModel { .. }     => (404, "invalid_request_error", "model_not_found", None),
             Refusal::ContextExceeded { .. }  => (400, "invalid_request_error", "context_length_exceeded", None),
             Refusal::TextTooLong { .. }      => (400, "invalid_request_error", "context_length_exceeded", None),
-            Refusal::RequestsLimited { .. }  => (429, "rate_limit_error",      "rate_limit_exceeded", Some(true)),
-            Refusal::ConcurrencyLimited { .. } => (429, "rate_limit_error",    "concurrency_limited", Some(true)),
-            Refusal::TokensLimited { retry_after, .. } => (429, "rate_limit_error", "tokens_limited", Some(retry_after.is_some())),
-            Refusal::BudgetSpent { .. }      => (429, "insufficient_quota",    "insufficient_quota", Some(false)),
+            Refusal::Limited(reached)        => match reached.of {
+                Of::Requests                 => (429, "rate_limit_error",      "rate_limit_exceeded", Some(reached.retry_after.is_some())),
+                Of::Concurrency              => (429, "rate_limit_error",      "concurrency_limited", Some(true)),
+                Of::Tokens | Of::InputTokens | Of::OutputTokens => (429, "rate_limit_error", "tokens_limited", Some(reached.retry_after.is_some())),
+                Of::Usd                      => (429, "insufficient_quota",    "insufficient_quota", Some(reached.is_throttled())),
+            },
+            Refusal::WaitedTooLong { .. }    => (429, "rate_limit_error",      "waited_too_long", Some(true)),
+            Refusal::Flooded { .. }          => (429, "rate_limit_error",      "too_many_refused", Some(true)),
             Refusal::LedgerFull              => (503, "server_error",          "ledger_full", Some(true)),
             Refusal::Draining                => (503, "server_error",          "shutting_down", Some(true)),
             Refusal::EngineBusy { .. }       => (503, "server_error",          "engine_busy", Some(true)),
@@ -314,14 +305,44 @@ impl Refusal {
             requests: Quota { limit: 600, remaining: 588, reset: Duration::from_millis(1_200) },
             tokens: Quota { limit: 200_000, remaining: 500, reset: Duration::from_millis(59_850) },
         };
-        let requests = Quota { limit: 600, remaining: 0, reset: seconds(60) };
-        let budget = |requested| Refusal::BudgetSpent {
-            limit: NanoUsd(5_000_000_000),
-            spent: NanoUsd(4_900_000_000),
-            held: NanoUsd(90_000_000),
-            requested: NanoUsd(requested),
-            resets_ns: 1_793_577_600_000_000_000,
-            reset: seconds(3_600),
+        let reached = Reached {
+            rule: "requests_per_minute".into(),
+            by: vec![Dimension::Key],
+            of: Of::Requests,
+            per: Some(Per::Minute),
+            limit: 600,
+            used: 590,
+            held: 10,
+            requested: 1,
+            resets: Some((1_793_577_600_000_000_000, seconds(60))),
+            retry_after: Some(Duration::from_millis(100)),
+            quotas: Quotas { requests: Quota { limit: 600, remaining: 0, reset: seconds(60) }, ..quotas },
+        };
+        let limited = |reached: Reached| Refusal::Limited(Box::new(reached));
+        let tokens = |of, rule: &str, requested, retry_after| Reached {
+            rule: rule.into(),
+            of,
+            limit: 200_000,
+            used: 150_000,
+            held: 49_500,
+            requested,
+            resets: Some((1_793_577_600_000_000_000, Duration::from_millis(59_850))),
+            retry_after,
+            quotas,
+            ..reached.clone()
+        };
+        let budget = |requested, retry_after| Reached {
+            rule: "usd_per_day".into(),
+            of: Of::Usd,
+            per: Some(Per::Day),
+            limit: 5_000_000_000,
+            used: 4_900_000_000,
+            held: 90_000_000,
+            requested,
+            resets: Some((1_793_577_600_000_000_000, seconds(3_600))),
+            retry_after,
+            quotas,
+            ..reached.clone()
         };
         let mut every = vec![
             Refusal::BadHead { why: "a header has no colon" },
@@ -356,12 +377,30 @@ impl Refusal {
             Refusal::UnknownModel { model: "gpt-5".into(), available: vec!["assistant".into()] },
             Refusal::ContextExceeded { prompt_tokens: 2000, output_tokens: Some(100), context_tokens: 2048 },
             Refusal::TextTooLong { index: 3, tokens: 300, limit: 256 },
-            Refusal::RequestsLimited { quotas: Quotas { requests, ..quotas }, retry_after: Duration::from_millis(100) },
-            Refusal::ConcurrencyLimited { limit: 64, quotas },
-            Refusal::TokensLimited { quotas, requested: 1_100, retry_after: Some(Duration::from_millis(180)) },
-            Refusal::TokensLimited { quotas, requested: 200_001, retry_after: None },
-            budget(20_000_000),
-            budget(5_000_000_001),
+            limited(reached.clone()),
+            limited(Reached {
+                rule: "concurrency".into(),
+                of: Of::Concurrency,
+                per: None,
+                limit: 64,
+                used: 0,
+                held: 64,
+                resets: None,
+                retry_after: Some(seconds(1)),
+                quotas,
+                ..reached.clone()
+            }),
+            limited(tokens(Of::Tokens, "tokens_per_minute", 1_100, Some(Duration::from_millis(180)))),
+            limited(tokens(Of::Tokens, "tokens_per_minute", 200_001, None)),
+            limited(Reached {
+                by: vec![Dimension::Tenant, Dimension::Model],
+                ..tokens(Of::OutputTokens, "answers", 1_100, Some(Duration::from_millis(180)))
+            }),
+            limited(Reached { by: Vec::new(), ..tokens(Of::InputTokens, "prompts", 200_001, None) }),
+            limited(budget(20_000_000, Some(seconds(3_600)))),
+            limited(budget(5_000_000_001, None)),
+            Refusal::WaitedTooLong { waited: seconds(2), reached: Box::new(reached.clone()) },
+            Refusal::Flooded { limit: 2_400, retry_after: Duration::from_millis(25) },
             Refusal::LedgerFull,
             Refusal::Draining,
             Refusal::EngineBusy { retry_after: Duration::from_secs(2) },
@@ -431,30 +470,31 @@ impl Refusal {
         }
     }
 
-    /// What the key has left, where a limit that these headers tell of was asked.
-    pub fn quotas(&self) -> Option<Quotas> {
+    /// The limit that said no, where one did.
+    pub fn reached(&self) -> Option<&Reached> {
         match self {
-            Refusal::RequestsLimited { quotas, .. }
-            | Refusal::ConcurrencyLimited { quotas, .. }
-            | Refusal::TokensLimited { quotas, .. } => Some(*quotas),
+            Refusal::Limited(reached) | Refusal::WaitedTooLong { reached, .. } => Some(reached),
             _ => None,
         }
+    }
+
+    /// What the caller has left, where a limit was asked.
+    pub fn quotas(&self) -> Option<Quotas> {
+        self.reached().map(|reached| reached.quotas)
     }
 
     /// When to come back, where that is known.
     pub fn retry_after(&self) -> Option<Duration> {
         match self {
-            Refusal::RequestsLimited { retry_after, .. }
+            Refusal::Flooded { retry_after, .. }
             | Refusal::FeedbackLimited { retry_after, .. }
             | Refusal::LookupsLimited { retry_after, .. }
             | Refusal::TooManyFailures { retry_after, .. }
             | Refusal::EngineBusy { retry_after }
             | Refusal::QueuedTooLong { retry_after, .. } => Some(*retry_after),
-            Refusal::UpstreamLimited { retry_after } | Refusal::TokensLimited { retry_after, .. } => *retry_after,
-            Refusal::BudgetSpent { limit, requested, reset, .. } => (requested <= limit).then_some(*reset),
-            // Nobody knows when one of the others ends.
-            Refusal::ConcurrencyLimited { .. }
-            | Refusal::TooManyConnections
+            Refusal::UpstreamLimited { retry_after } => *retry_after,
+            Refusal::Limited(reached) | Refusal::WaitedTooLong { reached, .. } => reached.retry_after,
+            Refusal::TooManyConnections
             | Refusal::LedgerFull
             | Refusal::TokenKeysUnavailable
             | Refusal::FeedbackUnavailable
@@ -548,36 +588,14 @@ impl Refusal {
             Refusal::TextTooLong { index, tokens, limit } => format!(
                 "Text {index} of `input` has {tokens} tokens, and the model reads {limit}. Split it, or send `truncate: true` to have its end left out."
             ),
-            Refusal::RequestsLimited { quotas, retry_after } => format!(
-                "This key may make {} requests a minute and has used them up. Try again in {:.3} s.",
-                quotas.requests.limit,
+            Refusal::Limited(reached) => reached.message(),
+            Refusal::WaitedTooLong { waited, reached } => {
+                format!("There was no room for {:.3} s. {}", waited.as_secs_f64(), reached.message())
+            }
+            Refusal::Flooded { limit, retry_after } => format!(
+                "This key has sent {limit} requests a minute, those that were refused among them. Try again in {:.3} s, and wait where you are told to.",
                 retry_after.as_secs_f64()
             ),
-            Refusal::ConcurrencyLimited { limit, .. } => format!(
-                "This key may have {limit} requests under way at a time, and has as many. Try again when one of them has ended."
-            ),
-            Refusal::TokensLimited { quotas, requested, retry_after: Some(wait) } => format!(
-                "This key may use {} tokens a minute and has used or reserved {}; this request could use {requested}, prompt and answer together. Try again in {:.3} s, or lower `max_completion_tokens`.",
-                quotas.tokens.limit,
-                quotas.tokens.used(),
-                wait.as_secs_f64()
-            ),
-            Refusal::TokensLimited { quotas, requested, retry_after: None } => format!(
-                "This request could use {requested} tokens, prompt and answer together, and this key may use {} a minute, of which {} are used or reserved: it can never pass. Lower `max_completion_tokens` or shorten the messages.",
-                quotas.tokens.limit,
-                quotas.tokens.used()
-            ),
-            Refusal::BudgetSpent { limit, spent, held, requested, resets_ns, reset } => {
-                let so_far = format!(
-                    "This key may spend {limit} USD a day; it has used {spent} and reserved {held} for requests under way, and this request could cost {requested}."
-                );
-                if requested > limit {
-                    return format!("{so_far} It can never pass. Lower `max_completion_tokens` or shorten the messages.");
-                }
-                let at = OffsetDateTime::from_unix_timestamp_nanos(i128::from(*resets_ns)).ok();
-                let at = at.and_then(|at| at.format(&Rfc3339).ok()).unwrap_or_default();
-                format!("{so_far} The budget resets at {at}, in {} s.", reset.as_nanos().div_ceil(1_000_000_000))
-            }
             Refusal::LedgerFull => {
                 "The gateway cannot record usage at the moment and takes no requests until it can.".into()
             }
@@ -660,12 +678,20 @@ impl Refusal {
             kind: &'a str,
             param: Option<&'a str>,
             code: &'a str,
+            #[serde(skip_serializing_if = "Option::is_none")]
+            limit: Option<Value>,
         }
         let described = self.describe();
         let envelope = Envelope {
-            error: Error { message: self.message(), kind: described.kind, param: self.param(), code: described.code },
+            error: Error {
+                message: self.message(),
+                kind: described.kind,
+                param: self.param(),
+                code: described.code,
+                limit: self.reached().map(Reached::body),
+            },
         };
-        // Strings and nothing else: this has no way to fail.
+        // Texts and numbers: this has no way to fail.
         serde_json::to_vec(&envelope).unwrap_or_default()
     }
 

@@ -140,6 +140,19 @@ pub struct Row {
     pub config_hash: String,
 }
 
+/// What limits have counted of the rows of one key, route and model.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Sum {
+    pub tenant: String,
+    pub key_id: String,
+    pub route: String,
+    pub model: String,
+    pub requests: u64,
+    pub input_tokens: u64,
+    pub output_tokens: u64,
+    pub billed: NanoUsd,
+}
+
 /// The columns in the order of the table, with their SQLite types.
 pub const COLUMNS: [(&str, &str); 27] = [
     ("request_id", "TEXT NOT NULL"),

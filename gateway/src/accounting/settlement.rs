@@ -55,7 +55,8 @@ impl Hold for () {
     fn settle(self: Box<Self>, _receipt: &Receipt) {}
 }
 
-/// How a request was settled. The record, the span, the log line and the metrics all read it.
+/// How a request was settled. The record, the span, the log line and the metrics all read it. What is told again from
+/// the cache (`saved`) was somebody else's work: limits of tokens do not count it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Receipt {
     pub role: Role,
@@ -63,6 +64,8 @@ pub struct Receipt {
     pub usage: Usage,
     pub usage_source: UsageSource,
     pub billed: NanoUsd,
+    /// What it would have cost beyond the most that could be billed.
+    pub unbilled: NanoUsd,
     pub provider_cost: NanoUsd,
     /// What the caller would have been billed, had it not been answered from the cache.
     pub saved: Option<NanoUsd>,
@@ -106,6 +109,7 @@ struct Rate {
     price: Price,
     costs: Costs,
     is_charged: bool,
+    billed_max: Option<NanoUsd>,
 }
 
 impl Rate {
@@ -114,7 +118,7 @@ impl Rate {
         row.usage = used.usage;
         row.usage_source = used.source;
         let price = self.price.cost(&used.usage);
-        row.billed = if self.is_charged { price } else { NanoUsd(0) };
+        row.billed = self.billed(price);
         row.provider_cost = match self.costs {
             Costs::DeviceTime => self.price.device_cost(used.compute),
             Costs::Tokens => price,
@@ -126,6 +130,7 @@ impl Rate {
             usage: used.usage,
             usage_source: used.source,
             billed: row.billed,
+            unbilled: NanoUsd(if self.is_charged { price.0 - row.billed.0 } else { 0 }),
             provider_cost: row.provider_cost,
             saved: (self.costs == Costs::Nothing).then_some(price),
         }
@@ -137,8 +142,15 @@ impl Rate {
         row.outcome = Outcome::Killed;
         row.usage = reservation;
         row.usage_source = UsageSource::Reserved;
-        row.billed = if self.is_charged { self.price.most(&reservation) } else { NanoUsd(0) };
+        row.billed = self.billed(self.price.most(&reservation));
         row.provider_cost = NanoUsd(0);
+    }
+
+    fn billed(&self, price: NanoUsd) -> NanoUsd {
+        match self.is_charged {
+            true => price.min(self.billed_max.unwrap_or(price)),
+            false => NanoUsd(0),
+        }
     }
 }
 
@@ -170,6 +182,30 @@ pub enum Costs {
     Nothing,
 }
 
+/// What several attempts, of which one is paid, can use: of each amount the largest.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Most {
+    pub input: u64,
+    pub output: u64,
+    pub tokens: u64,
+    pub cost: NanoUsd,
+}
+
+impl Most {
+    pub fn of(usage: &Usage, price: &Price) -> Most {
+        Most { input: usage.prompt(), output: usage.completion(), tokens: usage.total(), cost: price.most(usage) }
+    }
+
+    pub fn max(self, other: Most) -> Most {
+        Most {
+            input: self.input.max(other.input),
+            output: self.output.max(other.output),
+            tokens: self.tokens.max(other.tokens),
+            cost: self.cost.max(other.cost),
+        }
+    }
+}
+
 /// What a request may use at the most, and who it belongs to.
 pub struct Terms {
     /// The row's identity; outcome, usage and money are filled in here.
@@ -177,10 +213,12 @@ pub struct Terms {
     pub price: Price,
     pub costs: Costs,
     pub reservation: Usage,
-    /// The most tokens that any of the allowed attempts can use: what limits reserve.
-    pub tokens_max: u64,
-    /// The most that any of the allowed attempts can cost the caller.
-    pub cost_max: NanoUsd,
+    /// What the allowed attempts can use: what limits reserve.
+    pub most: Most,
+    /// The same where it is no estimate, if a limit asks for that.
+    pub bound: Option<Most>,
+    /// What the caller is billed at the most, if that is settled before.
+    pub billed_max: Option<NanoUsd>,
     /// False for work that nobody asked for, such as shadows.
     pub is_charged: bool,
     pub hold: Box<dyn Hold>,
@@ -212,8 +250,9 @@ impl Ticket {
         clock: Arc<dyn Clock>,
         receipt: Arc<OnceLock<Receipt>>,
     ) -> Result<Ticket, JournalClosed> {
-        let Terms { mut row, price, costs, reservation, tokens_max: _, cost_max, is_charged, hold } = terms;
-        let rate = Rate { price, costs, is_charged };
+        let Terms { mut row, price, costs, reservation, most, bound: _, billed_max, is_charged, hold } = terms;
+        let cost_max = billed_max.unwrap_or(most.cost);
+        let rate = Rate { price, costs, is_charged, billed_max };
         rate.intend(&mut row, reservation);
         let slot = journal.open(&row)?;
         Ok(Ticket(Some(Debt { row, rate, cost_max, hold, slot, journal, clock, receipt })))
@@ -232,8 +271,6 @@ impl Ticket {
         let Some(mut debt) = self.0.take() else { return Err(JournalClosed) };
         cache.clone_into(&mut debt.row.cache);
         (debt.rate.is_charged, debt.rate.costs) = (false, Costs::Nothing);
-        // The usage that is told was somebody else's work: no limit counts it again.
-        debt.hold = Box::new(());
         debt.end(Outcome::Answered, Spent { usage, source, compute: Duration::ZERO }, false)
     }
 
@@ -302,7 +339,7 @@ impl Running {
             started_ns: debt.clock.now_ns().max(debt.row.started_ns),
             ..debt.row.clone()
         };
-        let rate = Rate { price: next.price, costs: next.costs, is_charged: debt.rate.is_charged };
+        let rate = Rate { price: next.price, costs: next.costs, ..debt.rate };
         rate.intend(&mut row, next.reservation);
         let slot = match debt.journal.open(&row) {
             Ok(slot) => slot,

@@ -147,8 +147,9 @@ fn terms(id: &str, hold: Box<dyn Hold>) -> Terms {
         price: price(),
         costs: Costs::DeviceTime,
         reservation,
-        tokens_max: reservation.total(),
-        cost_max: price().most(&reservation),
+        most: Most::of(&reservation, &price()),
+        bound: None,
+        billed_max: None,
         is_charged: true,
         hold,
     }

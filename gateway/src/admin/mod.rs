@@ -11,6 +11,9 @@ use pingora_core::protocols::http::ServerSession;
 use serde_json::{Value, json};
 use subtle::ConstantTimeEq;
 
+use crate::accounting::core::NanoUsd;
+use crate::admission::core::rule::Rule;
+use crate::api::limit::{Of, Per, scope};
 use crate::app::App;
 use crate::config::{Config, Limits, SinkKind, TraceSink};
 use crate::observe::access_log;
@@ -139,6 +142,7 @@ fn config(config: &Config, rejected: Option<&str>) -> Value {
             "traces": config.gateway.traces.iter().map(trace_sink).collect::<Vec<_>>(),
         },
         "limits": limits(&config.gateway.limits),
+        "rules": config.gateway.rules.iter().map(|rule| self::rule(rule)).collect::<Vec<_>>(),
         "models": config.models.iter().map(|(name, model)| (name.clone(), json!({"source": model.source.to_string(), "public": model.public, "output_max": model.output_max}))).collect::<serde_json::Map<_, _>>(),
         "upstreams": config.upstreams.values().map(|upstream| (upstream.name.clone(), json!({
             "host": upstream.host, "port": upstream.port, "tls": upstream.tls, "http2": upstream.http2,
@@ -152,6 +156,17 @@ fn config(config: &Config, rejected: Option<&str>) -> Value {
             "shadow": route.shadow.as_ref().map(|rule| json!({"variant": rule.variant, "sample": rule.sample})),
             "cache": route.cache.map(|rule| json!({"ttl_seconds": rule.ttl.as_secs_f64(), "sampled": rule.sampled})),
         })).collect::<Vec<_>>(),
+    })
+}
+
+fn rule(rule: &Rule) -> Value {
+    let limit = match rule.of {
+        Of::Usd => json!(NanoUsd(rule.limit).to_string()),
+        _ => json!(rule.limit),
+    };
+    json!({
+        "name": rule.name, "limit": limit, "of": rule.of.as_str(), "per": rule.per.map(Per::as_str),
+        "scope": scope(&rule.by), "mode": rule.mode.as_str(),
     })
 }
 

@@ -1,220 +1,150 @@
 //! May they, now? → `Door` before a body is read, `Ticket` before work starts.
 //!
-//! The door counts requests at a time and requests per minute; admission reserves tokens and money for the most that the
-//! request could use. Each is all or nothing: what one limit refuses takes nothing from the others. A key's counts are
-//! behind one short lock, and outlive reloads: a changed limit gives nobody a fresh minute, or a fresh day.
+//! What binds a request is a list of rules: the four of `[limits]` or a key's own, then those of `[[limits.rules]]`. The
+//! door takes a place among the requests at a time and looks whether there is room for one more request; admission then
+//! takes everything at once: the request, and the tokens and the money that it could use at the most. Each step is all or
+//! nothing, so a refused request costs nothing of any limit. Counts outlive reloads: a changed limit gives nobody a fresh
+//! minute, or a fresh day.
 
+pub mod before;
 pub mod core;
+pub mod counts;
+mod door;
+mod held;
+pub mod local;
+pub mod queue;
+pub mod rules;
 
 use std::collections::HashMap;
 use std::num::NonZeroU32;
 use std::sync::{Arc, OnceLock};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use governor::clock::{Clock as _, DefaultClock};
-use governor::middleware::StateInformationMiddleware;
-use governor::state::{InMemoryState, NotKeyed};
-use governor::{Quota as Cells, RateLimiter};
+use governor::{DefaultDirectRateLimiter, Quota as Cells, RateLimiter};
 use parking_lot::{Mutex, RwLock};
 
-use self::core::{Account, Ask, Denied, Reservation};
+use self::core::Wait;
+use self::core::bucket::Bucket;
+use self::core::rule::{Mode, Rule, Subjects};
+use self::counts::{Ask, Counts, Denied, Time};
+pub use self::door::Door;
+use self::held::{Held, amount};
+use self::queue::{Queue, Refused};
+use self::rules::{Bound, Defaults};
 use crate::accounting::core::NanoUsd;
-use crate::accounting::settlement::{Hold, Journal, Receipt, Terms, Ticket};
-use crate::api::openai::ratelimit::{Quota, Quotas};
+use crate::accounting::settlement::{Journal, Receipt, Terms, Ticket};
+use crate::api::limit::{Of, Reached, scope};
 use crate::auth::Caller;
 use crate::config::Limits;
+use crate::network::host;
 use crate::observe::metrics::{Budget, Metrics};
-use crate::ports::Clock;
 use crate::refusal::Refusal;
-
-type Limiter = RateLimiter<NotKeyed, InMemoryState, DefaultClock, StateInformationMiddleware>;
 
 const MINUTE: Duration = Duration::from_secs(60);
 /// Judgements for every request that a key may make: an answer may be judged by a few names, and once more.
 const JUDGEMENTS_PER_REQUEST: u32 = 4;
+/// What a key may send for every request that it may make. What is refused costs nothing of any limit; this is what keeps
+/// somebody who does not listen from having their bodies read and counted for ever.
+const SENT_PER_REQUEST: u32 = 4;
+/// … and at the least, so that a key of few requests may be told when to come back more than once.
+const SENT_MIN: u32 = 60;
+/// When to come back where nobody knows when the others end.
+const FOR_OTHERS: Duration = Duration::from_secs(1);
 
 /// The limits' state. It outlives reloads.
 pub struct Admission {
     keys: RwLock<HashMap<String, Arc<Key>>>,
+    defaults: Defaults,
+    counts: Arc<dyn Counts>,
+    queue: Arc<Queue>,
     watch: Arc<Watch>,
     journal: Arc<dyn Journal>,
-    spent: SpentBefore,
 }
 
-/// What keys had spent on the present UTC day before this process began.
-#[derive(Debug, Default)]
-pub struct SpentBefore {
-    pub day: i64,
-    pub by_key: HashMap<String, NanoUsd>,
-}
-
-/// What keys need to tell the time and to be seen.
+/// What limits need to tell the time and to be seen.
 struct Watch {
-    clock: Arc<dyn Clock>,
-    began: Instant,
+    time: Arc<Time>,
     metrics: Arc<Metrics>,
 }
 
 impl Watch {
-    fn now(&self) -> Duration {
-        self.clock.instant().saturating_duration_since(self.began)
-    }
-
-    fn decided(&self, kind: &str, allowed: bool) {
-        self.metrics.limit_decision("key", kind, allowed);
+    fn decided(&self, rule: &Rule, allowed: bool) {
+        self.metrics.limit_decision(&scope(&rule.by), kind(rule.of), allowed);
     }
 }
 
-/// One key's counts.
+/// What is counted for a key beside its limits.
 struct Key {
     tenant: String,
     name: String,
-    state: Mutex<State>,
-    watch: Arc<Watch>,
-}
-
-struct State {
-    requests: Requests,
+    flood: Flood,
     /// Apart from the requests: who judges answers must not lose any by it.
-    judgements: Requests,
+    judgements: Mutex<Bucket>,
     /// Looks at the models, likewise.
-    lookups: Requests,
-    account: Account,
+    lookups: Mutex<Bucket>,
     /// Its budget when it last knocked.
-    per_day: NanoUsd,
+    per_day: Mutex<NanoUsd>,
 }
 
-impl State {
-    fn quotas(&mut self, now: Duration) -> Quotas {
-        let tokens = &mut self.account.tokens;
-        let tokens =
-            Quota { limit: tokens.limit().into(), remaining: tokens.remaining(now), reset: tokens.full_in(now) };
-        Quotas { requests: self.requests.quota(now), tokens }
-    }
-}
+/// Everything that a key sends, also what is refused.
+struct Flood(Mutex<(u32, DefaultDirectRateLimiter)>);
 
-/// Requests per minute. The limiter tells what is left only while it counts, so its last word is kept.
-struct Requests {
-    limit: u32,
-    limiter: Limiter,
-    missing: u32,
-    seen: Duration,
-}
-
-impl Requests {
-    fn new(limit: u32, now: Duration) -> Requests {
-        let cells = Cells::per_minute(NonZeroU32::new(limit).unwrap_or(NonZeroU32::MIN));
-        let limiter = RateLimiter::direct(cells).with_middleware::<StateInformationMiddleware>();
-        Requests { limit, limiter, missing: 0, seen: now }
+impl Flood {
+    fn new(limit: u32) -> Flood {
+        Flood(Mutex::new((limit, Flood::limiter(limit))))
     }
 
-    /// Another limit: what was used under the old one stays used, at most all of the new one.
-    fn set_limit(&mut self, limit: u32, now: Duration) {
-        if limit == self.limit {
-            return;
+    fn limiter(limit: u32) -> DefaultDirectRateLimiter {
+        RateLimiter::direct(Cells::per_minute(NonZeroU32::new(limit).unwrap_or(NonZeroU32::MIN)))
+    }
+
+    fn check(&self, limit: u32) -> Result<(), Refusal> {
+        let mut guard = self.0.lock();
+        if guard.0 != limit {
+            *guard = (limit, Flood::limiter(limit));
         }
-        let used = self.missing(now).min(limit);
-        *self = Requests { missing: used, ..Requests::new(limit, now) };
-        if let Some(used) = NonZeroU32::new(used) {
-            // It has the capacity: no more than its whole burst is taken.
-            let _ = self.limiter.check_n(used);
-        }
-    }
-
-    /// A burst of a whole minute's worth is allowed; it refills evenly.
-    fn count(&mut self, now: Duration) -> Result<(), Duration> {
-        self.seen = now;
-        match self.limiter.check() {
-            Ok(state) => {
-                self.missing = self.limit.saturating_sub(state.remaining_burst_capacity());
-                Ok(())
-            }
-            Err(until) => {
-                self.missing = self.limit;
-                Err(until.wait_time_from(DefaultClock::default().now()))
-            }
-        }
-    }
-
-    fn missing(&self, now: Duration) -> u32 {
-        let refilled = now.saturating_sub(self.seen).as_nanos() * u128::from(self.limit) / MINUTE.as_nanos();
-        self.missing.saturating_sub(u32::try_from(refilled).unwrap_or(u32::MAX))
-    }
-
-    fn quota(&self, now: Duration) -> Quota {
-        let missing = self.missing(now);
-        Quota {
-            limit: self.limit.into(),
-            remaining: self.limit.saturating_sub(missing).into(),
-            reset: (MINUTE * missing) / self.limit.max(1),
-        }
-    }
-}
-
-/// A request at a time: the place is given back when this is dropped.
-struct Place(Arc<Key>);
-
-impl Drop for Place {
-    fn drop(&mut self) {
-        self.0.state.lock().account.leave();
-    }
-}
-
-/// Proof that a caller is within their limits of requests. Holds their place among the requests at a time, so it lives as
-/// long as the request works.
-pub struct Door {
-    place: Place,
-    limits: Limits,
-}
-
-impl Door {
-    /// What the key has left now.
-    pub fn quotas(&self) -> Quotas {
-        let key = &self.place.0;
-        key.state.lock().quotas(key.watch.now())
-    }
-
-    /// OpenAI's `x-ratelimit-*` headers.
-    pub fn headers(&self) -> [(&'static str, String); 6] {
-        self.quotas().headers()
+        let until = |until: governor::NotUntil<_>| until.wait_time_from(DefaultClock::default().now());
+        guard.1.check().map_err(|early| Refusal::Flooded { limit, retry_after: until(early) })
     }
 }
 
 impl Admission {
-    pub fn new(journal: Arc<dyn Journal>, clock: Arc<dyn Clock>, metrics: Arc<Metrics>, spent: SpentBefore) -> Self {
-        let watch = Arc::new(Watch { began: clock.instant(), clock, metrics });
-        Admission { keys: RwLock::default(), watch, journal, spent }
+    pub fn new(journal: Arc<dyn Journal>, counts: Arc<dyn Counts>, time: Arc<Time>, metrics: Arc<Metrics>) -> Self {
+        let (keys, defaults) = (RwLock::default(), Defaults::default());
+        let (queue, watch) = (Arc::default(), Arc::new(Watch { time, metrics }));
+        Admission { keys, defaults, counts, queue, watch, journal }
     }
 
-    /// Counts the request against its key: at a time first, then per minute.
+    /// Takes a place among the requests at a time, and looks whether there is room for one more request.
     ///
     /// # Errors
-    /// `ConcurrencyLimited` or `RequestsLimited` with the limit and when to come back.
-    pub fn knock(&self, caller: &Caller, default: &Limits) -> Result<Door, Refusal> {
+    /// `Limited`, by the limit that has none and with when to come back; `Flooded` for who does not listen.
+    pub async fn knock(&self, caller: &Caller, default: &Limits, rules: &[Arc<Rule>]) -> Result<Door, Refusal> {
         let limits = caller.limits(default);
         let key = self.key(caller, &limits);
-        let now = self.watch.now();
-        let mut state = key.state.lock();
-        state.requests.set_limit(limits.requests_per_minute, now);
-        state.account.tokens.set_limit(now, limits.tokens_per_minute);
-        state.per_day = limits.per_day;
-        if !state.account.enter(limits.concurrency) {
-            let quotas = state.quotas(now);
-            drop(state);
-            self.watch.decided("concurrency", false);
-            return Err(Refusal::ConcurrencyLimited { limit: limits.concurrency, quotas });
-        }
-        if let Err(retry_after) = state.requests.count(now) {
-            state.account.leave();
-            let quotas = state.quotas(now);
-            drop(state);
-            self.watch.decided("requests", false);
-            return Err(Refusal::RequestsLimited { quotas, retry_after });
-        }
-        drop(state);
-        self.watch.decided("concurrency", true);
-        self.watch.decided("requests", true);
-        Ok(Door { place: Place(key), limits })
+        *key.per_day.lock() = limits.per_day;
+        key.flood.check(sent(&limits))?;
+        let mut door = Door {
+            counts: self.counts.clone(),
+            time: self.watch.time.clone(),
+            subjects: subjects(caller),
+            bound: self.defaults.with(&limits, rules).collect(),
+            _place: None,
+            told: Vec::new(),
+            warning: None,
+            waited: None,
+        };
+        let began_ns = self.watch.time.clock.now_ns();
+        // Which model is meant nobody knows yet; of those who do not bind by it the headers can tell already.
+        door.told = door.asks(began_ns, |rule| (rule.is_known_at_door() && is_told(rule)).then_some(0));
+        let one_more = |rule: &Rule| rule.is_known_at_door() && rule.of == Of::Requests && rule.wait.is_zero();
+        let requests = door.asks(began_ns, |rule| one_more(rule).then_some(1));
+        self.counts.peek(&requests).map_err(|denied| self.refusal(&door, &requests, denied))?;
+        let places = door.asks(began_ns, |rule| is_taken_at_door(rule).then_some(1));
+        let place = self.counts.reserve(&places).await;
+        door._place = Some(place.map_err(|denied| self.refusal(&door, &places, denied))?);
+        Ok(door)
     }
 
     /// Counts a judgement of an answer, which takes nothing from what a key may ask.
@@ -223,15 +153,8 @@ impl Admission {
     /// `FeedbackLimited` with the limit and when to come back.
     pub fn knock_to_judge(&self, caller: &Caller, default: &Limits) -> Result<(), Refusal> {
         let limits = caller.limits(default);
-        let limit = judgements(&limits);
-        let key = self.key(caller, &limits);
-        let now = self.watch.now();
-        let counted = {
-            let mut state = key.state.lock();
-            state.judgements.set_limit(limit, now);
-            state.judgements.count(now)
-        };
-        self.watch.decided("feedback", counted.is_ok());
+        let (key, limit) = (self.key(caller, &limits), aside(&limits));
+        let counted = self.count(&key.judgements, limit, "feedback");
         counted.map_err(|retry_after| Refusal::FeedbackLimited { limit, retry_after })
     }
 
@@ -241,16 +164,25 @@ impl Admission {
     /// `LookupsLimited` with the limit and when to come back.
     pub fn knock_to_look(&self, caller: &Caller, default: &Limits) -> Result<(), Refusal> {
         let limits = caller.limits(default);
-        let limit = judgements(&limits);
-        let key = self.key(caller, &limits);
-        let now = self.watch.now();
-        let counted = {
-            let mut state = key.state.lock();
-            state.lookups.set_limit(limit, now);
-            state.lookups.count(now)
-        };
-        self.watch.decided("lookups", counted.is_ok());
+        let (key, limit) = (self.key(caller, &limits), aside(&limits));
+        let counted = self.count(&key.lookups, limit, "lookups");
         counted.map_err(|retry_after| Refusal::LookupsLimited { limit, retry_after })
+    }
+
+    /// # Errors
+    /// When to come back.
+    fn count(&self, bucket: &Mutex<Bucket>, limit: u32, kind: &str) -> Result<(), Duration> {
+        let now = self.watch.time.now();
+        let counted = {
+            let mut bucket = bucket.lock();
+            bucket.set_limit(now, limit.into());
+            bucket.check(now, 1).map(|()| {
+                let taken = bucket.take(now, 1);
+                bucket.settle(now, taken, 1);
+            })
+        };
+        self.watch.metrics.limit_decision("key", kind, counted.is_ok());
+        counted.map_err(|short| told(short.wait).unwrap_or(MINUTE))
     }
 
     /// Entries are made for keys that proved themselves, so there are never more than there are keys.
@@ -260,112 +192,160 @@ impl Admission {
             return key.clone();
         }
         let make = || {
-            let now = self.watch.now();
-            let spent = self.spent.by_key.get(id).copied().unwrap_or_default();
-            let state = State {
-                requests: Requests::new(limits.requests_per_minute, now),
-                judgements: Requests::new(judgements(limits), now),
-                lookups: Requests::new(judgements(limits), now),
-                account: Account::new(limits.tokens_per_minute, now, self.spent.day, spent),
-                per_day: limits.per_day,
-            };
-            let (tenant, name) = (caller.tenant().to_owned(), caller.key_name().to_owned());
-            Arc::new(Key { tenant, name, state: Mutex::new(state), watch: self.watch.clone() })
+            let now = self.watch.time.now();
+            let aside = || Mutex::new(Bucket::new(aside(limits).into(), MINUTE, now));
+            Arc::new(Key {
+                tenant: caller.tenant().to_owned(),
+                name: caller.key_name().to_owned(),
+                flood: Flood::new(sent(limits)),
+                judgements: aside(),
+                lookups: aside(),
+                per_day: Mutex::new(limits.per_day),
+            })
         };
         self.keys.write().entry(id.to_owned()).or_insert_with(make).clone()
     }
 
     /// Shows what keys have spent of today's budgets.
     pub fn observe(&self) {
-        let today = core::day(self.watch.clock.now_ns());
-        let keys: Vec<Arc<Key>> = self.keys.read().values().cloned().collect();
-        self.watch.metrics.budgets(keys.iter().map(|key| {
-            let state = key.state.lock();
-            let (limit, spent) = (state.per_day, state.account.budget.spent(today));
+        let (now, now_ns) = (self.watch.time.now(), self.watch.time.clock.now_ns());
+        let keys: Vec<(String, Arc<Key>)> =
+            self.keys.read().iter().map(|(id, key)| (id.clone(), key.clone())).collect();
+        self.watch.metrics.budgets(keys.iter().map(|(id, key)| {
+            let limit = *key.per_day.lock();
+            let subjects = Subjects { key: id.clone(), ..Subjects::default() };
+            let bound = Bound { rule: self.defaults.per_day().clone(), limit: limit.0 };
+            let spent = NanoUsd(self.counts.state(&bound.ask(&subjects, 0, now, now_ns, now_ns)).used);
             Budget { tenant: &key.tenant, key: &key.name, limit, spent }
         }));
     }
 
-    /// Reserves the most that the request could use, writes the intent, and hands out leave to start.
+    /// Reserves what the request could use, writes the intent, and hands out leave to start.
     ///
     /// # Errors
-    /// `TokensLimited` or `BudgetSpent` with what is used and when to come back; `LedgerFull`: without a place for its
-    /// record, no request is taken. Nothing stays reserved then.
-    pub fn admit(&self, door: &Door, terms: Terms, receipt: Arc<OnceLock<Receipt>>) -> Result<Ticket, Refusal> {
-        let hold = Box::new(Held::reserve(door, &terms)?);
-        Ticket::admit(Terms { hold, ..terms }, self.journal.clone(), self.watch.clock.clone(), receipt)
-            .map_err(|_| Refusal::LedgerFull)
+    /// `Limited`, by the limit that has no room and with when to come back; `LedgerFull`: without a place for its record,
+    /// no request is taken. Nothing stays reserved then.
+    pub async fn admit(
+        &self,
+        door: &mut Door,
+        mut terms: Terms,
+        receipt: Arc<OnceLock<Receipt>>,
+    ) -> Result<Ticket, Refusal> {
+        let row = &terms.row;
+        (door.subjects.route, door.subjects.model) = (Some(row.route.clone()), Some(row.model.clone()));
+        let (most, bound) = (terms.most, terms.bound.unwrap_or(terms.most));
+        let amount = |rule: &Rule| amount(rule.of, if rule.strict { bound } else { most });
+        let asks = door.asks(row.started_ns, |rule| (!is_taken_at_door(rule)).then(|| amount(rule)));
+        door.told = asks.iter().filter(|ask| is_told(&ask.rule)).cloned().collect();
+        let taken = self.queue.take(&*self.counts, &asks, &door.subjects.key).await;
+        let (grant, waited) =
+            taken.map_err(|Refused { denied, waited }| match (self.refusal(door, &asks, denied), waited) {
+                (Refusal::Limited(reached), Some(waited)) => Refusal::WaitedTooLong { waited, reached },
+                (refusal, _) => refusal,
+            })?;
+        door.waited = waited;
+        let hold = Box::new(Held::new(grant, most, self.watch.clone(), self.queue.clone()));
+        if asks.iter().any(|ask| ask.rule.strict && ask.rule.of == Of::Usd) {
+            terms.billed_max = Some(bound.cost);
+        }
+        let clock = self.watch.time.clock.clone();
+        let ticket = Ticket::admit(Terms { hold, ..terms }, self.journal.clone(), clock, receipt)
+            .map_err(|_| Refusal::LedgerFull)?;
+        let taken_before = door.bound.iter().filter(|bound| is_taken_at_door(&bound.rule));
+        for rule in asks.iter().map(|ask| &ask.rule).chain(taken_before.map(|bound| &bound.rule)) {
+            self.watch.decided(rule, true);
+        }
+        door.warning = self.warning(&asks);
+        Ok(ticket)
     }
-}
 
-/// What a request has reserved of its key's tokens and money. Dropped, all of it goes back.
-struct Held {
-    key: Arc<Key>,
-    reservation: Option<Reservation>,
-}
-
-impl Held {
-    fn reserve(door: &Door, terms: &Terms) -> Result<Held, Refusal> {
-        let key = &door.place.0;
-        let watch = &key.watch;
-        let ask = Ask { tokens: terms.tokens_max, cost_max: terms.cost_max, day: core::day(terms.row.started_ns) };
-        let now = watch.now();
-        let mut state = key.state.lock();
-        match state.account.reserve(now, door.limits.per_day, ask) {
-            Ok(reservation) => {
-                drop(state);
-                watch.decided("budget", true);
-                watch.decided("tokens", true);
-                watch.metrics.reserved(signed(ask.tokens), signed(ask.cost_max.0));
-                Ok(Held { key: key.clone(), reservation: Some(reservation) })
-            }
-            Err(Denied::Tokens { wait }) => {
-                let quotas = state.quotas(now);
-                drop(state);
-                watch.decided("tokens", false);
-                Err(Refusal::TokensLimited { quotas, requested: ask.tokens, retry_after: wait })
-            }
-            Err(Denied::Budget { spent, held, day }) => {
-                drop(state);
-                watch.decided("budget", false);
-                let resets_ns = core::day_start_ns(day.saturating_add(1));
-                let reset = Duration::from_nanos(resets_ns.saturating_sub(watch.clock.now_ns()).max(0).unsigned_abs());
-                let (limit, requested) = (door.limits.per_day, ask.cost_max);
-                Err(Refusal::BudgetSpent { limit, spent, held, requested, resets_ns, reset })
+    /// The first rule whose limit is passed although it lets in, counted and in words.
+    fn warning(&self, asks: &[Ask]) -> Option<String> {
+        let mut warning = None;
+        for ask in asks.iter().filter(|ask| ask.rule.mode != Mode::Hard) {
+            let state = self.counts.state(ask);
+            let gone = state.used.saturating_add(state.held);
+            if gone > ask.limit {
+                self.watch.metrics.budget_exceeded(&ask.rule.name, ask.rule.mode.as_str());
+                let tell = |amount: u64| match ask.rule.of {
+                    Of::Usd => NanoUsd(amount).to_string(),
+                    _ => amount.to_string(),
+                };
+                warning.get_or_insert_with(|| format!("{} {}/{}", ask.rule.name, tell(gone), tell(ask.limit)));
             }
         }
+        warning
     }
 
-    fn end(&mut self, tokens: u64, billed: NanoUsd) {
-        let watch = &self.key.watch;
-        let now = watch.now();
-        let Some(reservation) = self.reservation.take() else { return };
-        let (held, cost_max) = (reservation.tokens(), reservation.cost_max());
-        self.key.state.lock().account.settle(now, reservation, tokens, billed);
-        watch.metrics.reserved(-signed(held), -signed(cost_max.0));
+    fn refusal(&self, door: &Door, asks: &[Ask], denied: Denied) -> Refusal {
+        let (ask, state) = (&asks[denied.ask], denied.short.state);
+        self.watch.decided(&ask.rule, false);
+        let at_ns = ask.at.period.now_ns.saturating_add(i64::try_from(state.reset.as_nanos()).unwrap_or(i64::MAX));
+        Refusal::Limited(Box::new(Reached {
+            rule: ask.rule.name.clone(),
+            by: ask.rule.by.clone(),
+            of: ask.rule.of,
+            per: ask.rule.per,
+            limit: ask.limit,
+            used: state.used,
+            held: state.held,
+            requested: ask.amount,
+            // Nobody knows when requests end.
+            resets: ask.rule.per.map(|_| (at_ns, state.reset)),
+            retry_after: told(denied.short.wait),
+            quotas: door.quotas(),
+        }))
     }
 }
 
-impl Hold for Held {
-    fn settle(mut self: Box<Self>, receipt: &Receipt) {
-        self.end(receipt.usage.total(), receipt.billed);
+/// Whom a caller's requests are counted for, as far as it shows before the body is read.
+fn subjects(caller: &Caller) -> Subjects {
+    Subjects {
+        key: caller.key_id().to_owned(),
+        key_name: caller.key_name().to_owned(),
+        user: caller.user().map(str::to_owned),
+        tenant: caller.tenant().to_owned(),
+        route: None,
+        model: None,
+        ip: Some(host(caller.ip()).to_string()),
     }
 }
 
-impl Drop for Held {
-    fn drop(&mut self) {
-        self.end(0, NanoUsd(0));
+/// Who may wait for a place waits once their body is read: from then on it shows if they hang up.
+fn is_taken_at_door(rule: &Rule) -> bool {
+    rule.of == Of::Concurrency && rule.is_known_at_door() && rule.wait.is_zero()
+}
+
+/// Whether OpenAI's headers have words for it.
+fn is_told(rule: &Rule) -> bool {
+    matches!(rule.of, Of::Requests | Of::Tokens) && rule.mode == Mode::Hard
+}
+
+/// When to come back, if ever.
+fn told(wait: Wait) -> Option<Duration> {
+    match wait {
+        Wait::ForOthers => Some(FOR_OTHERS),
+        Wait::For(wait) => Some(wait),
+        Wait::Never => None,
     }
+}
+
+/// What is counted, as a label.
+fn kind(of: Of) -> &'static str {
+    match of {
+        Of::Usd => "budget",
+        of => of.as_str(),
+    }
+}
+
+/// Requests a minute that are heard at all.
+fn sent(limits: &Limits) -> u32 {
+    limits.requests_per_minute.saturating_mul(SENT_PER_REQUEST).max(SENT_MIN)
 }
 
 /// Judgements a minute, and looks at the models.
-fn judgements(limits: &Limits) -> u32 {
+fn aside(limits: &Limits) -> u32 {
     limits.requests_per_minute.saturating_mul(JUDGEMENTS_PER_REQUEST)
-}
-
-/// A gauge's change. Neither tokens nor money of one request come near the bound.
-fn signed(value: u64) -> i64 {
-    i64::try_from(value).unwrap_or(i64::MAX)
 }
 
 #[cfg(test)]

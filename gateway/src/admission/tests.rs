@@ -1,12 +1,17 @@
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Instant;
 
+use super::before::Before;
+use super::local::Local;
 use super::*;
 use crate::accounting::core::{PicoPerToken, Usage};
 use crate::accounting::ledger::wal::tests::row;
 use crate::accounting::price::{Price, Rates};
-use crate::accounting::row::{Outcome, Row, UsageSource};
-use crate::accounting::settlement::{Costs, JournalClosed, Slot, Spent};
+use crate::accounting::row::{Outcome, Row, Sum, UsageSource};
+use crate::accounting::settlement::{Costs, JournalClosed, Most, Slot, Spent};
+use crate::api::openai::ratelimit::Quota;
 use crate::auth::store::OwnLimits;
+use crate::ports::Clock;
 
 const DAY: i64 = 86_400_000_000_000;
 
@@ -52,6 +57,7 @@ struct World {
     paper: Arc<Paper>,
     metrics: Arc<Metrics>,
     limits: Limits,
+    rules: Vec<Arc<Rule>>,
 }
 
 /// Prices are one nano-dollar a token.
@@ -59,21 +65,33 @@ const LIMITS: Limits =
     Limits { requests_per_minute: 1000, tokens_per_minute: 600, concurrency: 100, per_day: NanoUsd(1_000) };
 
 impl World {
-    fn new(limits: Limits, spent: &[(&str, u64)]) -> World {
+    fn new(limits: Limits, rules: &[Rule], spent: &[(&str, u64)]) -> World {
         let clock = Arc::new(Hands(Mutex::new((20_000 * DAY, Instant::now()))));
         let (paper, metrics) = (Arc::new(Paper::default()), Arc::new(Metrics::new()));
-        let by_key = spent.iter().map(|(key, nano)| ((*key).to_owned(), NanoUsd(*nano))).collect();
-        let spent = SpentBefore { day: 20_000, by_key };
-        let admission = Admission::new(paper.clone(), clock.clone(), metrics.clone(), spent);
-        World { admission, clock, paper, metrics, limits }
+        let rules: Vec<Arc<Rule>> = rules.iter().cloned().map(Arc::new).collect();
+        let sums = spent.iter().map(|(key, nano)| Sum {
+            key_id: (*key).to_owned(),
+            tenant: "default".to_owned(),
+            billed: NanoUsd(*nano),
+            ..Sum::default()
+        });
+        let sums: Vec<Sum> = sums.collect();
+        let defaults = Defaults::default();
+        let all = defaults.iter().chain(&rules).map(AsRef::as_ref);
+        let since = |since| Ok::<_, ()>(if since <= 20_000 * DAY { sums.clone() } else { Vec::new() });
+        let before = Before::read(all, clock.now_ns(), &HashMap::new(), since).unwrap();
+        let time = Arc::new(Time::new(clock.clone()));
+        let counts: Arc<Local> = Arc::new(Local::new(time.clone(), before));
+        let admission = Admission::new(paper.clone(), counts, time, metrics.clone());
+        World { admission, clock, paper, metrics, limits, rules }
     }
 
     fn knock(&self, caller: &Caller) -> Result<Door, Refusal> {
-        self.admission.knock(caller, &self.limits)
+        now(self.admission.knock(caller, &self.limits, &self.rules))
     }
 
-    fn admit(&self, door: &Door, tokens: u64) -> Result<Ticket, Refusal> {
-        self.admission.admit(door, self.terms(tokens), Arc::default())
+    fn admit(&self, door: &mut Door, tokens: u64) -> Result<Ticket, Refusal> {
+        now(self.admission.admit(door, self.terms(tokens), Arc::default()))
     }
 
     fn terms(&self, tokens: u64) -> Terms {
@@ -82,11 +100,12 @@ impl World {
         let price = Price { rates, ..Price::default() };
         Terms {
             row: Row { started_ns: self.clock.now_ns(), ..row("r") },
-            cost_max: price.most(&reservation),
+            most: Most::of(&reservation, &price),
             price,
-            costs: Costs::Nothing,
+            costs: Costs::Tokens,
             reservation,
-            tokens_max: reservation.total(),
+            bound: None,
+            billed_max: None,
             is_charged: true,
             hold: Box::new(()),
         }
@@ -109,6 +128,30 @@ impl World {
     }
 }
 
+/// What never has to wait is there at once.
+fn now<T>(future: impl Future<Output = T>) -> T {
+    let mut future = std::pin::pin!(future);
+    match future.as_mut().poll(&mut std::task::Context::from_waker(std::task::Waker::noop())) {
+        std::task::Poll::Ready(value) => value,
+        std::task::Poll::Pending => panic!("it waits"),
+    }
+}
+
+/// The limit that said no, in figures: which, of how much, used, held and asked for.
+fn figures(refusal: Option<Refusal>) -> (String, u64, u64, u64, u64) {
+    match refusal {
+        Some(Refusal::Limited(reached)) => {
+            let Reached { rule, limit, used, held, requested, .. } = *reached;
+            (rule, limit, used, held, requested)
+        }
+        other => panic!("no limit said no: {other:?}"),
+    }
+}
+
+fn said_no(refusal: Option<Refusal>, rule: &str) -> bool {
+    figures(refusal).0 == rule
+}
+
 fn alice() -> Caller {
     Caller::for_tests("alice", OwnLimits::default())
 }
@@ -123,110 +166,125 @@ fn left(door: &Door) -> u64 {
 
 #[test]
 fn a_request_reserves_the_most_it_could_use_and_keeps_what_it_used() {
-    let world = World::new(LIMITS, &[]);
-    let door = world.knock(&alice()).unwrap();
-    let running = world.admit(&door, 500).unwrap().start();
+    let world = World::new(LIMITS, &[], &[]);
+    let mut door = world.knock(&alice()).unwrap();
+    let running = world.admit(&mut door, 500).unwrap().start();
     assert_eq!((left(&door), world.reserved()), (100, (500.0, 0.000_000_5)));
     running.settle(Outcome::Answered, spent(20), true).unwrap();
     assert_eq!((left(&door), world.reserved()), (580, (0.0, 0.0)));
     // Whatever happens before any work gives all of it back.
-    drop(world.admit(&door, 500).unwrap());
-    world.admit(&door, 500).unwrap().start().release();
-    let _ = world.admit(&door, 500).unwrap().settle_hit(Usage::tokens(0, 300), UsageSource::Counted, "exact");
+    drop(world.admit(&mut door, 500).unwrap());
+    world.admit(&mut door, 500).unwrap().start().release();
+    let _ = world.admit(&mut door, 500).unwrap().settle_hit(Usage::tokens(0, 300), UsageSource::Counted, "exact");
     world.paper.closed.store(true, Ordering::Relaxed);
-    assert_eq!(world.admit(&door, 500).err(), Some(Refusal::LedgerFull));
+    assert_eq!(world.admit(&mut door, 500).err(), Some(Refusal::LedgerFull));
     assert_eq!((left(&door), world.reserved()), (580, (0.0, 0.0)));
 }
 
 #[test]
 fn a_wait_that_was_told_is_enough() {
-    let world = World::new(Limits { per_day: NanoUsd(10_000), ..LIMITS }, &[]);
-    let door = world.knock(&alice()).unwrap();
-    world.admit(&door, 600).unwrap().start().settle(Outcome::Answered, spent(600), true).unwrap();
-    let refusal = world.admit(&door, 7).err().unwrap();
+    let world = World::new(Limits { per_day: NanoUsd(10_000), ..LIMITS }, &[], &[]);
+    let mut door = world.knock(&alice()).unwrap();
+    world.admit(&mut door, 600).unwrap().start().settle(Outcome::Answered, spent(600), true).unwrap();
+    let refusal = world.admit(&mut door, 7).err().unwrap();
     let wait = refusal.retry_after().unwrap();
     assert_eq!(wait, Duration::from_millis(700), "ten tokens a second");
     assert_eq!(refusal.quotas().unwrap().tokens, Quota { limit: 600, remaining: 0, reset: Duration::from_secs(60) });
     world.clock.pass(wait - Duration::from_nanos(1));
-    assert!(world.admit(&door, 7).is_err());
+    assert!(world.admit(&mut door, 7).is_err());
     world.clock.pass(Duration::from_nanos(1));
-    assert!(world.admit(&door, 7).is_ok());
-    let never = world.admit(&door, 601).err().unwrap();
+    assert!(world.admit(&mut door, 7).is_ok());
+    let never = world.admit(&mut door, 601).err().unwrap();
     assert_eq!((never.retry_after(), never.describe().should_retry), (None, Some(false)));
 }
 
 #[test]
-fn a_refused_request_takes_nothing_from_any_other_limit() {
-    let world = World::new(Limits { concurrency: 1, requests_per_minute: 2, ..LIMITS }, &[]);
-    let door = world.knock(&alice()).unwrap();
-    // Refused by concurrency: no request is counted.
+fn a_refused_request_takes_nothing_from_any_limit() {
+    let world = World::new(Limits { concurrency: 1, requests_per_minute: 2, ..LIMITS }, &[], &[]);
+    let mut door = world.knock(&alice()).unwrap();
     for _ in 0..5 {
         let refusal = world.knock(&alice()).err().unwrap();
-        assert!(matches!(refusal, Refusal::ConcurrencyLimited { limit: 1, .. }), "{refusal:?}");
-        assert_eq!(refusal.quotas().unwrap().requests.remaining, 1);
+        assert!(said_no(Some(refusal.clone()), "concurrency"), "{refusal:?}");
+        assert_eq!(refusal.quotas().unwrap().requests.remaining, 2);
     }
-    // Refused by tokens: no money is reserved. Refused by the budget: no tokens.
-    assert!(matches!(world.admit(&door, 601).err(), Some(Refusal::TokensLimited { .. })));
-    let dear = Terms { cost_max: NanoUsd(1_001), ..world.terms(10) };
-    let refusal = world.admission.admit(&door, dear, Arc::default()).err().unwrap();
-    assert!(matches!(refusal, Refusal::BudgetSpent { held: NanoUsd(0), .. }), "{refusal:?}");
-    assert_eq!((left(&door), world.reserved()), (600, (0.0, 0.0)));
+    // Refused by tokens: no money is reserved. Refused by the budget: no tokens. No request is counted for either.
+    assert!(said_no(world.admit(&mut door, 601).err(), "tokens_per_minute"));
+    let terms = world.terms(10);
+    let dear = Terms { most: Most { cost: NanoUsd(1_001), ..terms.most }, ..terms };
+    let refusal = now(world.admission.admit(&mut door, dear, Arc::default())).err().unwrap();
+    assert_eq!(refusal.quotas().unwrap(), door.quotas());
+    assert_eq!(figures(Some(refusal)), ("usd_per_day".into(), 1_000, 0, 0, 1_001));
+    assert_eq!((door.quotas().requests.remaining, left(&door), world.reserved()), (2, 600, (0.0, 0.0)));
+    // What did nothing was no request, and what was answered from the cache is one.
+    drop(world.admit(&mut door, 1).unwrap());
+    assert_eq!(door.quotas().requests.remaining, 2);
+    let _ = world.admit(&mut door, 1).unwrap().settle_hit(Usage::tokens(0, 300), UsageSource::Counted, "exact");
+    world.admit(&mut door, 1).unwrap().start().settle(Outcome::Answered, spent(0), true).unwrap();
+    assert_eq!((door.quotas().requests.remaining, left(&door)), (0, 600));
+    assert!(said_no(world.admit(&mut door, 1).err(), "requests_per_minute"));
     drop(door);
-    // Refused per minute: its place is free again.
-    drop(world.knock(&alice()).unwrap());
+    // Nobody's body is read for a request that cannot pass, and its place is free again.
     for _ in 0..3 {
-        assert!(matches!(world.knock(&alice()).err(), Some(Refusal::RequestsLimited { .. })));
+        assert!(said_no(world.knock(&alice()).err(), "requests_per_minute"));
     }
+    world.clock.pass(Duration::from_secs(30));
+    assert!(world.knock(&alice()).is_ok());
     for (kind, allowed, denied) in
-        [("concurrency", 2.0, 5.0), ("requests", 2.0, 3.0), ("tokens", 0.0, 1.0), ("budget", 0.0, 1.0)]
+        [("concurrency", 3.0, 5.0), ("requests", 3.0, 4.0), ("tokens", 3.0, 1.0), ("budget", 3.0, 1.0)]
     {
         assert_eq!((world.counted(kind, "allowed"), world.counted(kind, "denied")), (allowed, denied), "{kind}");
     }
 }
 
 #[test]
+fn who_does_not_listen_is_not_even_heard() {
+    let world = World::new(Limits { requests_per_minute: 20, ..LIMITS }, &[], &[]);
+    let refused: Vec<Refusal> = (0..100).filter_map(|_| world.knock(&alice()).err()).collect();
+    assert!((15..=20).contains(&refused.len()), "eighty a minute, whatever becomes of them: {}", refused.len());
+    assert!(refused.iter().all(|refusal| matches!(refusal, Refusal::Flooded { limit: 80, .. })), "{refused:?}");
+    assert!(world.knock(&Caller::for_tests("bob", OwnLimits::default())).is_ok());
+}
+
+#[test]
 fn a_budget_counts_what_was_spent_before_the_start_and_begins_anew_at_midnight() {
-    let world = World::new(LIMITS, &[("alice", 600)]);
-    let door = world.knock(&alice()).unwrap();
-    let refusal = world.admit(&door, 401).err().unwrap();
-    let Refusal::BudgetSpent { limit, spent: used, held, requested, resets_ns, reset } = refusal else {
-        panic!("{refusal:?}")
-    };
-    assert_eq!((limit.0, used.0, held.0, requested.0), (1_000, 600, 0, 401));
-    assert_eq!((resets_ns, reset), (20_001 * DAY, Duration::from_secs(86_400)));
-    let running = world.admit(&door, 400).unwrap().start();
+    let world = World::new(LIMITS, &[], &[("alice", 600)]);
+    let mut door = world.knock(&alice()).unwrap();
+    let refusal = world.admit(&mut door, 401).err().unwrap();
+    assert_eq!(refusal.reached().unwrap().resets, Some((20_001 * DAY, Duration::from_secs(86_400))));
+    assert_eq!(figures(Some(refusal)), ("usd_per_day".into(), 1_000, 600, 0, 401));
+    let running = world.admit(&mut door, 400).unwrap().start();
     world.clock.pass(Duration::from_secs(86_400));
     // It began yesterday, so it is yesterday's.
     running.settle(Outcome::Answered, spent(400), true).unwrap();
-    let today = world.admit(&door, 600).unwrap().start();
+    let today = world.admit(&mut door, 600).unwrap().start();
     today.settle(Outcome::Answered, spent(600), true).unwrap();
-    assert!(matches!(world.admit(&door, 401).err(), Some(Refusal::BudgetSpent { spent: NanoUsd(600), .. })));
+    assert_eq!(figures(world.admit(&mut door, 401).err()), ("usd_per_day".into(), 1_000, 600, 0, 401));
     // Nobody else pays for it.
-    let bob = world.knock(&Caller::for_tests("bob", OwnLimits::default())).unwrap();
-    assert!(world.admit(&bob, 600).is_ok());
+    let mut bob = world.knock(&Caller::for_tests("bob", OwnLimits::default())).unwrap();
+    assert!(world.admit(&mut bob, 600).is_ok());
 }
 
 #[test]
 fn a_keys_own_limits_beat_the_default_and_a_change_keeps_what_was_used() {
-    let mut world = World::new(LIMITS, &[]);
+    let mut world = World::new(LIMITS, &[], &[]);
     let own = OwnLimits {
         requests_per_minute: Some(7),
         tokens_per_minute: Some(100),
         concurrency: Some(1),
         per_day: Some(NanoUsd(50)),
     };
-    let carol = world.knock(&Caller::for_tests("carol", own)).unwrap();
+    let mut carol = world.knock(&Caller::for_tests("carol", own)).unwrap();
     assert_eq!((carol.quotas().requests.limit, carol.quotas().tokens.limit), (7, 100));
-    assert!(matches!(world.admit(&carol, 51).err(), Some(Refusal::BudgetSpent { limit: NanoUsd(50), .. })));
+    assert_eq!(figures(world.admit(&mut carol, 51).err()), ("usd_per_day".into(), 50, 0, 0, 51));
     assert!(world.knock(&Caller::for_tests("carol", own)).is_err(), "one at a time");
 
-    let door = world.knock(&alice()).unwrap();
-    world.admit(&door, 200).unwrap().start().settle(Outcome::Answered, spent(200), true).unwrap();
+    let mut door = world.knock(&alice()).unwrap();
+    world.admit(&mut door, 200).unwrap().start().settle(Outcome::Answered, spent(200), true).unwrap();
     world.limits = Limits { tokens_per_minute: 300, requests_per_minute: 10, per_day: NanoUsd(250), ..LIMITS };
-    let door = world.knock(&alice()).unwrap();
+    let mut door = world.knock(&alice()).unwrap();
     assert_eq!(left(&door), 100, "200 of 300 are used");
-    assert_eq!(door.quotas().requests.remaining, 8, "two requests were made");
-    assert!(matches!(world.admit(&door, 51).err(), Some(Refusal::BudgetSpent { .. })), "200 of 250 are spent");
+    assert_eq!(door.quotas().requests.remaining, 9, "one request was made");
+    assert!(said_no(world.admit(&mut door, 51).err(), "usd_per_day"), "200 of 250 are spent");
     world.limits = Limits { tokens_per_minute: 1000, per_day: NanoUsd(1_000), ..LIMITS };
     let door = world.knock(&alice()).unwrap();
     assert_eq!(left(&door), 800);
@@ -238,15 +296,15 @@ fn a_keys_own_limits_beat_the_default_and_a_change_keeps_what_was_used() {
 
 #[test]
 fn racing_threads_never_promise_more_than_the_budget_and_leave_nothing_reserved() {
-    let world = World::new(Limits { requests_per_minute: 1_000_000, tokens_per_minute: 1_000_000, ..LIMITS }, &[]);
+    let world = World::new(Limits { requests_per_minute: 1_000_000, tokens_per_minute: 1_000_000, ..LIMITS }, &[], &[]);
     let billed = std::sync::atomic::AtomicU64::new(0);
     std::thread::scope(|scope| {
         for thread in 0..8u64 {
             let (world, billed) = (&world, &billed);
             scope.spawn(move || {
                 for i in 0..200 {
-                    let Ok(door) = world.knock(&alice()) else { continue };
-                    let Ok(ticket) = world.admit(&door, 40) else { continue };
+                    let Ok(mut door) = world.knock(&alice()) else { continue };
+                    let Ok(ticket) = world.admit(&mut door, 40) else { continue };
                     let used = (thread * 7 + i) % 41;
                     if used % 5 == 0 {
                         continue;
@@ -259,9 +317,12 @@ fn racing_threads_never_promise_more_than_the_budget_and_leave_nothing_reserved(
     });
     let mut billed = billed.into_inner();
     // Who raced may have been refused for what others gave back later: the rest is asked for in peace.
-    while let Ok(ticket) = world.admit(&world.knock(&alice()).unwrap(), 40) {
+    while let Ok(ticket) = world.admit(&mut world.knock(&alice()).unwrap(), 40) {
         billed += ticket.start().settle(Outcome::Answered, spent(40), true).unwrap().billed.0;
     }
     assert!(billed <= 1_000 && billed > 960, "{billed} of 1000: nothing over, and no room for another 40 left");
     assert_eq!(world.reserved(), (0.0, 0.0));
 }
+
+#[path = "rules_tests.rs"]
+mod of_rules;

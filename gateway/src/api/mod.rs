@@ -3,6 +3,7 @@
 pub mod feedback;
 pub mod glassgate;
 pub mod head;
+pub mod limit;
 pub mod openai;
 pub mod retry_after;
 pub mod sse;

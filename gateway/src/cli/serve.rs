@@ -8,7 +8,11 @@ use arc_swap::ArcSwap;
 
 use super::{Outcome, Place, keys, text};
 use crate::accounting::ledger::{Ledger, sqlite};
-use crate::admission::{self, Admission, SpentBefore};
+use crate::admission::Admission;
+use crate::admission::before::Before;
+use crate::admission::counts::Time;
+use crate::admission::local::Local;
+use crate::admission::rules::Defaults;
 use crate::app::{App, Phase, Snapshot};
 use crate::auth::Auth;
 use crate::auth::api_key::{Pepper, generate};
@@ -86,11 +90,15 @@ pub fn build(
     }
     let ledger = Arc::new(ledger);
     // After the recovery: a request that was cut off by a kill counts at its bound.
-    let day = admission::core::day(clock.now_ns());
-    let since = admission::core::day_start_ns(day);
-    let by_key = sqlite::open_readonly(&data_dir.ledger()).and_then(|db| sqlite::billed_by_key(&db, since));
-    let by_key = by_key.map_err(|error| format!("{}: {error}", data_dir.ledger().display()))?;
-    let spent = SpentBefore { day, by_key };
+    let keys = keys::store(data_dir)?.list().map_err(text)?;
+    let names = keys.into_iter().map(|key| (key.who.key_id.clone(), key.who.key_name.clone())).collect();
+    let defaults = Defaults::default();
+    let rules = defaults.iter().chain(&config.gateway.rules).map(AsRef::as_ref);
+    let before = sqlite::open_readonly(&data_dir.ledger())
+        .and_then(|db| Before::read(rules, clock.now_ns(), &names, |since| sqlite::spent_since(&db, since)))
+        .map_err(|error| format!("{}: {error}", data_dir.ledger().display()))?;
+    let time = Arc::new(Time::new(clock.clone()));
+    let counts: Arc<Local> = Arc::new(Local::new(time.clone(), before));
 
     let hub = Hub::from_environment(data_dir.hub());
     let intake = Intake { hub, downloads: Downloads::Allowed, program: overrides.program.clone() };
@@ -129,7 +137,7 @@ pub fn build(
     Ok(Arc::new(App {
         snapshot: ArcSwap::from_pointee(snapshot),
         auth,
-        admission: Admission::new(ledger.clone(), clock.clone(), metrics.clone(), spent),
+        admission: Admission::new(ledger.clone(), counts, time, metrics.clone()),
         observe,
         metrics,
         cache,

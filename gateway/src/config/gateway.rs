@@ -6,9 +6,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::auth::AuthConfig;
+use super::limits::{self, Limits, Written};
 use super::reader::{At, Section};
 use super::traces::{self, TraceSink};
-use crate::accounting::core::NanoUsd;
+use crate::admission::core::rule::Rule;
 use crate::network::Network;
 
 #[derive(Clone, Debug)]
@@ -32,34 +33,14 @@ pub struct GatewayConfig {
     pub models_drain: Duration,
     pub auth: AuthConfig,
     pub limits: Limits,
+    /// Beside the limits of every key, in the order of the file.
+    pub rules: Vec<Arc<Rule>>,
     pub cache_bytes_max: u64,
     pub shadow: ShadowConfig,
     pub access_log: AccessLogTo,
     /// `production`, `staging`, …: where these requests happen.
     pub environment: Option<String>,
     pub traces: Vec<TraceSink>,
-}
-
-/// What one key may do. A key may have limits of its own instead.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Limits {
-    pub requests_per_minute: u32,
-    pub tokens_per_minute: u32,
-    /// Requests at a time.
-    pub concurrency: u32,
-    /// What it may spend on a UTC day.
-    pub per_day: NanoUsd,
-}
-
-impl Default for Limits {
-    fn default() -> Self {
-        Limits {
-            requests_per_minute: 600,
-            tokens_per_minute: 200_000,
-            concurrency: 64,
-            per_day: NanoUsd(5_000_000_000),
-        }
-    }
 }
 
 /// Whom the data listener lets in, and how they speak.
@@ -85,11 +66,6 @@ impl Default for ListenConfig {
         }
     }
 }
-
-/// No limit is above these, in files and in the key store.
-pub const REQUESTS_PER_MINUTE_MAX: u32 = 1_000_000;
-pub const TOKENS_PER_MINUTE_MAX: u32 = 1_000_000_000;
-pub const CONCURRENCY_MAX: u32 = 10_000;
 
 /// What the embedded runtime may take.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -126,12 +102,16 @@ pub struct ShadowConfig {
     pub queue_max: usize,
 }
 
+/// What the gateway's file says, and where the others are.
+pub(super) struct Read {
+    pub config: GatewayConfig,
+    pub routes: PathBuf,
+    pub prices: PathBuf,
+    pub written: Vec<Written>,
+}
+
 /// `read` reads a file that is then watched.
-pub(super) fn gateway(
-    root: Section<'_, '_>,
-    folder: &Path,
-    read: &mut impl FnMut(PathBuf) -> String,
-) -> (GatewayConfig, PathBuf, PathBuf) {
+pub(super) fn gateway(root: Section<'_, '_>, folder: &Path, read: &mut impl FnMut(PathBuf) -> String) -> Read {
     let beside =
         |name: Option<At<String>>, default: &str| folder.join(name.map_or(default.to_owned(), |name| name.value));
     let routes = beside(root.string("routes"), "routes.toml");
@@ -159,6 +139,7 @@ pub(super) fn gateway(
         models_drain: Duration::from_secs(300),
         auth: AuthConfig::default(),
         limits: Limits::default(),
+        rules: Vec::new(),
         cache_bytes_max: 64 << 20,
         shadow: ShadowConfig { concurrency: 4, queue_max: 256 },
         access_log: AccessLogTo::Stdout,
@@ -218,8 +199,10 @@ pub(super) fn gateway(
         config.engine.itl_target = models.duration("itl_target").unwrap_or(config.engine.itl_target);
         models.finish();
     }
+    let mut written = Vec::new();
     if let Some(section) = root.section("limits") {
-        config.limits = limits(section);
+        (config.limits, written) = limits::limits(section);
+        config.rules = written.iter().map(|written| written.rule.clone()).collect();
     }
     if let Some(cache) = root.section("cache") {
         config.cache_bytes_max = cache.bytes("max", 1 << 10).unwrap_or(config.cache_bytes_max);
@@ -242,25 +225,7 @@ pub(super) fn gateway(
         telemetry.finish();
     }
     root.finish();
-    (config, routes, prices)
-}
-
-fn limits(section: Section<'_, '_>) -> Limits {
-    let default = Limits::default();
-    let number = |key, max: u32, default| section.integer(key, 1..=u64::from(max)).map_or(default, |n| n as u32);
-    let limits = Limits {
-        requests_per_minute: number("requests_per_minute", REQUESTS_PER_MINUTE_MAX, default.requests_per_minute),
-        tokens_per_minute: number("tokens_per_minute", TOKENS_PER_MINUTE_MAX, default.tokens_per_minute),
-        concurrency: number("concurrency", CONCURRENCY_MAX, default.concurrency),
-        per_day: section.number("usd_per_day").map_or(default.per_day, |usd| {
-            NanoUsd::from_usd(usd.value).unwrap_or_else(|why| {
-                section.problem_at(usd.at, format!("`limits.usd_per_day` {why}"));
-                default.per_day
-            })
-        }),
-    };
-    section.finish();
-    limits
+    Read { config, routes, prices, written }
 }
 
 /// A name that every backend takes: Langfuse silently puts others under "default".

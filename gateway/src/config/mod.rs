@@ -5,6 +5,7 @@
 
 mod auth;
 mod gateway;
+mod limits;
 mod prices;
 pub mod problem;
 mod reader;
@@ -19,10 +20,8 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 pub use auth::{AuthConfig, JwtConfig, JwtKeys};
-pub use gateway::{
-    AccessLogTo, CONCURRENCY_MAX, Device, EngineConfig, GatewayConfig, Limits, ListenConfig, REQUESTS_PER_MINUTE_MAX,
-    ShadowConfig, TOKENS_PER_MINUTE_MAX,
-};
+pub use gateway::{AccessLogTo, Device, EngineConfig, GatewayConfig, ListenConfig, ShadowConfig};
+pub use limits::{CONCURRENCY_MAX, Limits, REQUESTS_PER_MINUTE_MAX, TOKENS_PER_MINUTE_MAX};
 pub use prices::PricesConfig;
 use problem::Problems;
 pub use problem::did_you_mean;
@@ -108,9 +107,10 @@ impl Config {
         let text = read(path, &mut problems);
         let source = Source::new(path, &text);
         let table = source.parse();
-        let (mut gateway, routes_path, prices_path) =
+        let gateway::Read { config: mut gateway, routes: routes_path, prices: prices_path, written } =
             gateway::gateway(source.root(&table), folder, &mut |file: PathBuf| read(&file, &mut problems));
-        finish(source, &mut problems);
+        // Its rules name what the other files say.
+        let gateway_source = source;
         if let Some(data_dir) = &overrides.data_dir {
             gateway.data_dir.clone_from(data_dir);
         }
@@ -130,6 +130,8 @@ impl Config {
         let table = source.parse();
         let routes::Reached { upstreams, models, routes } =
             routes::routes(source.root(&table), folder_of(&routes_path), &gateway.model_roots);
+        limits::check(&written, &routes, &models, |at, what| gateway_source.problem(at, what));
+        finish(gateway_source, &mut problems);
         finish(source, &mut problems);
 
         let text = read(&prices_path, &mut problems);

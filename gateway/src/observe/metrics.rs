@@ -82,6 +82,8 @@ pub struct Metrics {
     limit_decisions: IntCounterVec,
     reserved_tokens: IntGauge,
     reserved_usd: IntGauge,
+    budget_exceeded: IntCounterVec,
+    unbilled: IntCounter,
     budget_limit: IntGaugeVec,
     budget_spent: IntGaugeVec,
     cache_requests: IntCounterVec,
@@ -282,6 +284,16 @@ impl Metrics {
     pub fn limit_decision(&self, scope: &str, kind: &str, allowed: bool) {
         let decision = if allowed { "allowed" } else { "denied" };
         self.limit_decisions.with_label_values(&[scope, kind, decision]).inc();
+    }
+
+    /// A rule that warns or throttles was passed by one more request.
+    pub fn budget_exceeded(&self, rule: &str, mode: &str) {
+        self.budget_exceeded.with_label_values(&[rule, mode]).inc();
+    }
+
+    /// What strict budgets kept from being billed, because it was beyond what they had reserved.
+    pub fn unbilled(&self, nano_usd: NanoUsd) {
+        self.unbilled.inc_by(nano_usd.0);
     }
 
     /// What limits hold has grown by so much (a negative change: shrunk).

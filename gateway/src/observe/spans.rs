@@ -312,6 +312,7 @@ mod tests {
             usage: Usage { input: 3, cache_read: 5, cache_write: 7, output: 11, reasoning: 13 },
             usage_source: UsageSource::Counted,
             billed: NanoUsd(12_345_678_901),
+            unbilled: NanoUsd(0),
             provider_cost: NanoUsd(0),
             saved: None,
         });

@@ -12,6 +12,8 @@ const TOKENS_PER_PART: u64 = 1_500;
 /// Large images, files and recordings have been seen with tens of thousands.
 const TOKENS_PER_PART_MAX: u64 = 1 << 17;
 const TEMPLATE_TOKENS_MAX: u64 = 4_096;
+/// What a request grows by on its way to an upstream: another name, a bound for its answer, options of its stream.
+const REWRITTEN_BYTES_MAX: usize = 1 << 10;
 /// The fields that become part of the prompt.
 const READ: [&str; 6] = ["messages", "prompt", "input", "tools", "functions", "response_format"];
 
@@ -39,6 +41,13 @@ fn value(value: &Value) -> u64 {
 pub fn prompt_tokens_max(body: &Map<String, Value>, bytes: usize) -> u64 {
     let parts: u64 = READ.iter().filter_map(|field| body.get(*field)).map(parts).sum();
     (bytes as u64).saturating_add(TEMPLATE_TOKENS_MAX).saturating_add(parts.saturating_mul(TOKENS_PER_PART_MAX))
+}
+
+/// As `prompt_tokens_max`, for a request that is not yet written as its upstream will read it.
+pub fn prompt_tokens_bound(body: &Map<String, Value>) -> u64 {
+    // Texts and numbers: this has no way to fail.
+    let bytes = serde_json::to_vec(body).map_or(0, |text| text.len());
+    prompt_tokens_max(body, bytes.saturating_add(REWRITTEN_BYTES_MAX))
 }
 
 fn parts(value: &Value) -> u64 {

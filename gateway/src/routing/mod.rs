@@ -8,9 +8,9 @@ use std::sync::Arc;
 
 use http::HeaderMap;
 
-use crate::accounting::core::{NanoUsd, Usage};
+use crate::accounting::core::Usage;
 use crate::accounting::price::Prices;
-use crate::accounting::settlement::Costs;
+use crate::accounting::settlement::{Costs, Most};
 use crate::answer::Prompts;
 use crate::api::openai::embeddings;
 use crate::api::openai::request::{Op, Request};
@@ -131,9 +131,19 @@ pub struct Leg {
 }
 
 impl Leg {
-    /// The most that it can cost a request that began then.
-    pub fn cost_max(&self, started_ns: i64) -> NanoUsd {
-        self.target.prices.at(started_ns).most(&self.measure.reservation())
+    /// The most that it can take of a request that began then.
+    fn most(&self, started_ns: i64) -> Most {
+        Most::of(&self.measure.reservation(), self.target.prices.at(started_ns))
+    }
+
+    /// The most that can be, also where the prompt is only estimated.
+    fn bound(&self, request: &Request, started_ns: i64) -> Most {
+        let mut usage = self.measure.reservation();
+        if let Reads::Elsewhere { context } = self.target.reads {
+            let most = estimate::prompt_tokens_bound(&request.body);
+            usage.input = most.min(context.unwrap_or(most)).max(usage.input);
+        }
+        Most::of(&usage, self.target.prices.at(started_ns))
     }
 }
 
@@ -149,14 +159,14 @@ impl Plan {
         std::iter::once(&self.first).chain(&self.fallback)
     }
 
-    /// What the dearest of them can cost the caller.
-    pub fn cost_max(&self, started_ns: i64) -> NanoUsd {
-        self.legs().map(|leg| leg.cost_max(started_ns)).max().unwrap_or_default()
+    /// What whichever of them answers can use and cost.
+    pub fn most(&self, started_ns: i64) -> Most {
+        self.legs().map(|leg| leg.most(started_ns)).fold(Most::default(), Most::max)
     }
 
-    /// Tokens that the longest of them can take.
-    pub fn tokens_max(&self) -> u64 {
-        self.legs().map(|leg| leg.measure.reservation().total()).max().unwrap_or_default()
+    /// As `most`, with no estimate in it: reckons the length of the request, so only for limits that ask for it.
+    pub fn bound(&self, request: &Request, started_ns: i64) -> Most {
+        self.legs().map(|leg| leg.bound(request, started_ns)).fold(Most::default(), Most::max)
     }
 }
 

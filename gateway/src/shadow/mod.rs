@@ -9,9 +9,9 @@ use std::time::Duration;
 
 use tokio::sync::Semaphore;
 
-use crate::accounting::core::{NanoUsd, Usage};
+use crate::accounting::core::Usage;
 use crate::accounting::row::{Outcome, Role, Row, UsageSource};
-use crate::accounting::settlement::{Journal, Receipt, Running, Spent, Terms, Ticket};
+use crate::accounting::settlement::{Journal, Most, Receipt, Running, Spent, Terms, Ticket};
 use crate::answer::{Answer, Chunk, Chunks, End, Ended, next};
 use crate::api::openai::request::Request;
 use crate::config::{ShadowConfig, Timeouts};
@@ -329,8 +329,9 @@ fn terms(copy: &Copy, leg: &Leg, started_ns: i64) -> Terms {
         price: target.prices.at(started_ns).clone(),
         costs: target.costs,
         reservation: leg.measure.reservation(),
-        tokens_max: 0,
-        cost_max: NanoUsd(0),
+        most: Most::default(),
+        bound: None,
+        billed_max: None,
         is_charged: false,
         hold: Box::new(()),
     }

@@ -435,21 +435,17 @@ impl Evidence {
             ("tokens", "tokens_limited"),
             ("budget", "insufficient_quota"),
         ];
-        let of_caller = || self.log.iter().filter(|line| line["key_id"].is_string());
-        let asked = of_caller().filter(|line| line["op"] != "models" && line["op"] != "feedback").count();
-        let at_the_door = told("concurrency_limited") + told("rate_limit_exceeded");
-        let let_in = asked - at_the_door.min(asked);
         let counted = |kind: &str, decision: &str| {
             let labels = [format!("kind=\"{kind}\""), format!("decision=\"{decision}\"")];
             metric(&self.metrics, "gateway_limit_decisions_total", &[labels[0].as_str(), &labels[1]]) as usize
         };
-        let judging = of_caller().filter(|line| line["op"] == "feedback").count();
+        let of_caller = self.log.iter().filter(|line| line["key_id"].is_string());
+        let judging = of_caller.filter(|line| line["op"] == "feedback").count();
         if (counted("feedback", "allowed"), counted("feedback", "denied")) != (judging, 0) {
             found.push(format!("limit: {judging} judged, {} were let in", counted("feedback", "allowed")));
         }
         for (kind, code) in denied {
-            let allowed = if matches!(kind, "concurrency" | "requests") { let_in } else { index.terminal.len() };
-            let (said, is) = ((counted(kind, "allowed"), counted(kind, "denied")), (allowed, told(code)));
+            let (said, is) = ((counted(kind, "allowed"), counted(kind, "denied")), (index.terminal.len(), told(code)));
             if said != is {
                 found.push(format!("limit: {kind} let in and refused {said:?}, clients and ledger say {is:?}"));
             }

@@ -1,6 +1,5 @@
 //! The ledger's table in SQLite: idempotent inserts, and the questions that `glassgate spend` asks.
 
-use std::collections::HashMap;
 use std::path::Path;
 use std::time::Duration;
 
@@ -8,7 +7,7 @@ use rusqlite::{Connection, OpenFlags, Transaction, TransactionBehavior, params};
 
 use super::super::core::NanoUsd;
 use super::super::feedback::{Judgement, Verdict};
-use super::super::row::{COLUMNS, Row};
+use super::super::row::{COLUMNS, Row, Sum};
 use super::feedback;
 
 /// Opens the ledger for writing and makes its tables.
@@ -146,12 +145,30 @@ impl GroupBy {
     }
 }
 
-/// What each key was billed for requests that began at `since_ns` or later.
-pub fn billed_by_key(db: &Connection, since_ns: i64) -> rusqlite::Result<HashMap<String, NanoUsd>> {
-    let mut query =
-        db.prepare("SELECT key_id, SUM(billed_nano_usd) FROM ledger WHERE started_ns >= ? GROUP BY key_id")?;
-    let rows =
-        query.query_map([since_ns], |row| Ok((row.get(0)?, NanoUsd(row.get::<_, i64>(1)?.max(0).unsigned_abs()))))?;
+/// What limits have counted of requests that began at `since_ns` or later. What came from a cache was nobody's tokens, and
+/// what was released nobody's request.
+pub fn spent_since(db: &Connection, since_ns: i64) -> rusqlite::Result<Vec<Sum>> {
+    let mut query = db.prepare(
+        "SELECT tenant, key_id, route, model,
+                SUM(attempt = 0 AND outcome <> 'released'),
+                SUM(CASE WHEN cache IN ('none', 'miss') THEN input_tokens + cache_read_tokens + cache_write_tokens ELSE 0 END),
+                SUM(CASE WHEN cache IN ('none', 'miss') THEN output_tokens + reasoning_tokens ELSE 0 END),
+                SUM(billed_nano_usd)
+         FROM ledger WHERE started_ns >= ? AND role <> 'shadow' GROUP BY 1, 2, 3, 4",
+    )?;
+    let rows = query.query_map([since_ns], |row| {
+        let count = |at| row.get::<_, i64>(at).map(|value| value.max(0).unsigned_abs());
+        Ok(Sum {
+            tenant: row.get(0)?,
+            key_id: row.get(1)?,
+            route: row.get(2)?,
+            model: row.get(3)?,
+            requests: count(4)?,
+            input_tokens: count(5)?,
+            output_tokens: count(6)?,
+            billed: NanoUsd(count(7)?),
+        })
+    })?;
     rows.collect()
 }
 

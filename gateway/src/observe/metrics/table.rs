@@ -217,6 +217,15 @@ impl Metrics {
             reserved_tokens: make
                 .gauge("gateway_reserved_tokens", "Tokens that token limits hold for requests under way")?,
             reserved_usd: make.gauge("gateway_reserved_usd", "US dollars that budgets hold for requests under way")?,
+            budget_exceeded: make.counters(
+                "gateway_budget_exceeded_total",
+                &["rule", "mode"],
+                "Requests let in beyond the limit of a rule that only warns or throttles",
+            )?,
+            unbilled: make.counter(
+                "gateway_unbilled_usd_total",
+                "US dollars beyond what a strict budget had reserved, which nobody was billed",
+            )?,
             budget_limit: make.gauges(
                 "gateway_budget_limit_usd",
                 &["tenant", "key"],

@@ -15,6 +15,7 @@ fn receipt(billed: u64) -> Receipt {
         usage: Usage::tokens(3, 4),
         usage_source: UsageSource::Counted,
         billed: NanoUsd(billed),
+        unbilled: NanoUsd(0),
         provider_cost: NanoUsd(0),
         saved: None,
     }

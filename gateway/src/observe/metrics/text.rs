@@ -5,10 +5,11 @@ use prometheus::proto::MetricType;
 use super::{Metrics, NanoUsd};
 
 /// Families whose integer value is written divided by 10⁹.
-const IN_BILLIONTHS: [&str; 6] = [
+const IN_BILLIONTHS: [&str; 7] = [
     "gateway_cost_usd_total",
     "gateway_provider_cost_usd_total",
     "gateway_cache_saved_usd_total",
+    "gateway_unbilled_usd_total",
     "gateway_reserved_usd",
     "gateway_budget_limit_usd",
     "gateway_budget_spent_usd",

@@ -1,0 +1,76 @@
+//! What was used in the present days and months before this process began: a restart forgives no spending.
+
+use std::collections::HashMap;
+
+use super::core::calendar::Period;
+use super::core::rule::{Rule, Subject, Subjects};
+use super::rules::period;
+use crate::accounting::row::Sum;
+use crate::api::limit::{Of, Per};
+
+/// By rule: the period in which this process began, and what each subject had used of it.
+#[derive(Debug, Default)]
+pub struct Before(HashMap<String, (Period, HashMap<Subject, u64>)>);
+
+impl Before {
+    /// Asks `since` for what was spent from a moment on, once for each day and month that a rule has.
+    ///
+    /// # Errors
+    /// Those of `since`.
+    pub fn read<'r, E>(
+        rules: impl Iterator<Item = &'r Rule>,
+        now_ns: i64,
+        names: &HashMap<String, String>,
+        since: impl Fn(i64) -> Result<Vec<Sum>, E>,
+    ) -> Result<Before, E> {
+        let mut sums: HashMap<i64, Vec<Sum>> = HashMap::new();
+        let mut before = Before::default();
+        for rule in rules.filter(|rule| rule.per.is_some_and(Per::is_calendar)) {
+            let period = period(rule, now_ns);
+            let spent = match sums.entry(period.start_ns) {
+                std::collections::hash_map::Entry::Occupied(known) => known.into_mut(),
+                std::collections::hash_map::Entry::Vacant(new) => new.insert(since(period.start_ns)?),
+            };
+            let mut used: HashMap<Subject, u64> = HashMap::new();
+            for spent in spent {
+                let subjects = Subjects {
+                    key: spent.key_id.clone(),
+                    key_name: names.get(&spent.key_id).cloned().unwrap_or_default(),
+                    tenant: spent.tenant.clone(),
+                    route: Some(spent.route.clone()),
+                    model: Some(spent.model.clone()),
+                    ..Subjects::default()
+                };
+                // The ledger does not know users and addresses: what is counted by them begins anew.
+                if rule.binds(&subjects) && !rule.is_clients_choice() {
+                    let used = used.entry(rule.subject(&subjects)).or_default();
+                    *used = used.saturating_add(counted(spent, rule.of));
+                }
+            }
+            before.0.insert(rule.name.clone(), (period, used));
+        }
+        Ok(before)
+    }
+
+    /// The first period that a new counter knows, and what was used of it. A clock that shows an earlier one than at the
+    /// start is wrong.
+    pub fn first(&self, rule: &Rule, subject: Subject, at: Period) -> (Period, u64) {
+        match self.0.get(&rule.name).filter(|(period, _)| at.start_ns <= period.start_ns) {
+            Some((period, used)) => {
+                (Period { now_ns: at.now_ns, ..*period }, used.get(&subject).copied().unwrap_or_default())
+            }
+            None => (at, 0),
+        }
+    }
+}
+
+fn counted(spent: &Sum, of: Of) -> u64 {
+    match of {
+        Of::Requests => spent.requests,
+        Of::Tokens => spent.input_tokens.saturating_add(spent.output_tokens),
+        Of::InputTokens => spent.input_tokens,
+        Of::OutputTokens => spent.output_tokens,
+        Of::Concurrency => 0,
+        Of::Usd => spent.billed.0,
+    }
+}

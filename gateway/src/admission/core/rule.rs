@@ -1,0 +1,125 @@
+//! One rule: how much of what, in which time, and who shares it.
+
+use std::time::Duration;
+
+use jiff::tz::TimeZone;
+
+use crate::api::limit::{Dimension, Of, Per};
+
+/// What happens where a limit is reached.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Mode {
+    /// The request is refused.
+    Hard,
+    /// It is let in, and told.
+    Soft,
+    /// From then on so many requests are let in a time.
+    Throttle { requests: u64, per: Per },
+}
+
+impl Mode {
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Mode::Hard => "hard",
+            Mode::Soft => "soft",
+            Mode::Throttle { .. } => "throttle",
+        }
+    }
+}
+
+/// A family of counters: one for each subject, which is what `by` says of a request.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Rule {
+    pub name: String,
+    /// In units of `of`; nano-dollars of money.
+    pub limit: u64,
+    pub of: Of,
+    /// `None` for what is counted at a time.
+    pub per: Option<Per>,
+    /// Sorted, each once. Empty: everybody shares one counter.
+    pub by: Vec<Dimension>,
+    /// Only requests of these; empty: all.
+    pub only: Vec<(Dimension, String)>,
+    /// Whose days and months they are.
+    pub zone: TimeZone,
+    pub mode: Mode,
+    /// No burst: at most the limit in every window, wherever it begins.
+    pub exact: bool,
+    /// Reserves the most that can be, not the most that is likely, and counts no more than that.
+    pub strict: bool,
+    /// How long a request may wait for room instead of being refused.
+    pub wait: Duration,
+}
+
+/// Whom a request is counted for.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Subjects {
+    pub key: String,
+    pub key_name: String,
+    pub user: Option<String>,
+    pub tenant: String,
+    /// Known once the body is read, like the model.
+    pub route: Option<String>,
+    pub model: Option<String>,
+    pub ip: Option<String>,
+}
+
+impl Subjects {
+    /// Who has none of a dimension is one with all who have none: leaving it out frees nobody.
+    fn get(&self, dimension: Dimension) -> String {
+        match dimension {
+            Dimension::Key => self.key.clone(),
+            Dimension::User => self.user.clone().unwrap_or_default(),
+            Dimension::Tenant => self.tenant.clone(),
+            Dimension::Route => self.route.clone().unwrap_or_default(),
+            Dimension::Model => self.model.clone().unwrap_or_default(),
+            Dimension::Ip => self.ip.clone().unwrap_or_default(),
+        }
+    }
+}
+
+/// A counter's name among all: a hash, so that it is as small for those who choose long names.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Subject(pub [u8; 16]);
+
+impl Subject {
+    /// The one that newcomers share where there are too many.
+    pub const OTHER: Subject = Subject([0; 16]);
+}
+
+impl Rule {
+    /// Whether the rule is about this request.
+    pub fn binds(&self, subjects: &Subjects) -> bool {
+        self.only.iter().all(|(dimension, wanted)| {
+            subjects.get(*dimension) == *wanted || *dimension == Dimension::Key && subjects.key_name == *wanted
+        })
+    }
+
+    /// Whether it shows before the body is read whom it binds.
+    pub fn is_known_at_door(&self) -> bool {
+        self.by.iter().chain(self.only.iter().map(|(dimension, _)| dimension)).all(|one| one.is_known_at_door())
+    }
+
+    /// Whether there may be as many subjects as clients like.
+    pub fn is_clients_choice(&self) -> bool {
+        self.by.iter().any(|dimension| dimension.is_clients_choice())
+    }
+
+    pub fn subject(&self, subjects: &Subjects) -> Subject {
+        let mut hash = blake3::Hasher::new();
+        for dimension in &self.by {
+            let value = subjects.get(*dimension);
+            hash.update(&(value.len() as u64).to_le_bytes());
+            hash.update(value.as_bytes());
+        }
+        let mut subject = [0; 16];
+        subject.copy_from_slice(&hash.finalize().as_bytes()[..16]);
+        Subject(subject)
+    }
+
+    /// Whether counts under one rule mean something under the other: then an edit forgives nothing.
+    pub fn counts_like(&self, other: &Rule) -> bool {
+        (&self.name, self.of, self.per, &self.by, self.exact, &self.zone)
+            == (&other.name, other.of, other.per, &other.by, other.exact, &other.zone)
+    }
+}

@@ -1,0 +1,214 @@
+//! Counts in this process: a counter for each rule and subject, and a request takes from several at once or from none.
+//!
+//! Locks are taken in the order of the counters' numbers, so no two requests can wait for each other.
+
+use std::collections::HashMap;
+use std::ops::DerefMut;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use parking_lot::{Mutex, MutexGuard, RwLock};
+
+use super::before::Before;
+use super::core::rule::{Rule, Subject};
+use super::core::set::{self, Claim, Counter, Moment};
+use super::core::{State, Taken};
+use super::counts::{Ask, Counts, Denied, Grant, Time};
+
+/// Subjects of a rule that clients may choose, over all shards. At the bound those at rest are forgotten; where none is,
+/// newcomers share one counter.
+const SUBJECTS_MAX: usize = 100_000;
+const SHARDS: usize = 16;
+/// A full shard is looked through once in this time at the most.
+const SWEEP_EVERY: Duration = Duration::from_secs(1);
+
+/// What a counter is locked by. A test has locks of its own, under which every order of events can be tried.
+pub trait Locked: Send + Sync + 'static {
+    type Guard<'l>: DerefMut<Target = Counter>;
+
+    fn new(counter: Counter) -> Self;
+    fn lock(&self) -> Self::Guard<'_>;
+}
+
+impl Locked for Mutex<Counter> {
+    type Guard<'l> = MutexGuard<'l, Counter>;
+
+    fn new(counter: Counter) -> Self {
+        Mutex::new(counter)
+    }
+    fn lock(&self) -> Self::Guard<'_> {
+        self.lock()
+    }
+}
+
+/// A counter and its place in the order of locks.
+struct Cell<L> {
+    number: u64,
+    counter: L,
+}
+
+/// The counters of one rule.
+struct Family<L> {
+    rule: Arc<Rule>,
+    shards: [RwLock<Shard<L>>; SHARDS],
+    subjects_max: usize,
+}
+
+struct Shard<L> {
+    cells: HashMap<Subject, Arc<Cell<L>>>,
+    swept: Option<Duration>,
+}
+
+impl<L> Default for Shard<L> {
+    fn default() -> Self {
+        Shard { cells: HashMap::new(), swept: None }
+    }
+}
+
+pub struct Local<L = Mutex<Counter>> {
+    families: RwLock<HashMap<String, Arc<Family<L>>>>,
+    numbers: AtomicU64,
+    time: Arc<Time>,
+    before: Before,
+    subjects_max: usize,
+}
+
+impl<L: Locked> Local<L> {
+    pub fn new(time: Arc<Time>, before: Before) -> Local<L> {
+        Local { families: RwLock::default(), numbers: AtomicU64::new(0), time, before, subjects_max: SUBJECTS_MAX }
+    }
+
+    /// A rule that counts something else than the one of its name before begins anew.
+    fn family(&self, rule: &Arc<Rule>) -> Arc<Family<L>> {
+        let fits = |family: &Arc<Family<L>>| Arc::ptr_eq(&family.rule, rule) || family.rule.counts_like(rule);
+        if let Some(family) = self.families.read().get(&rule.name).filter(|family| fits(family)) {
+            return family.clone();
+        }
+        let mut families = self.families.write();
+        if let Some(family) = families.get(&rule.name).filter(|family| fits(family)) {
+            return family.clone();
+        }
+        let subjects_max = if rule.is_clients_choice() { self.subjects_max / SHARDS } else { usize::MAX };
+        let family = Arc::new(Family { rule: rule.clone(), shards: Default::default(), subjects_max });
+        families.insert(rule.name.clone(), family.clone());
+        family
+    }
+
+    fn cell(&self, ask: &Ask) -> Arc<Cell<L>> {
+        let family = self.family(&ask.rule);
+        let shard = &family.shards[usize::from(ask.subject.0[0]) % SHARDS];
+        if let Some(cell) = shard.read().cells.get(&ask.subject) {
+            return cell.clone();
+        }
+        let mut shard = shard.write();
+        let subject = if shard.has_room(ask, family.subjects_max) { ask.subject } else { Subject::OTHER };
+        let make = || {
+            let (period, used) = self.before.first(&ask.rule, subject, ask.at.period);
+            let counter = Counter::new(&ask.rule, ask.limit, Moment { period, ..ask.at }, used);
+            Arc::new(Cell { number: self.numbers.fetch_add(1, Ordering::Relaxed), counter: L::new(counter) })
+        };
+        shard.cells.entry(subject).or_insert_with(make).clone()
+    }
+}
+
+impl<L: Locked> Shard<L> {
+    /// Whether a subject may have a counter of its own, after those at rest have gone.
+    fn has_room(&mut self, ask: &Ask, most: usize) -> bool {
+        if self.cells.len() < most || self.cells.contains_key(&ask.subject) {
+            return true;
+        }
+        if self.swept.is_none_or(|swept| ask.at.now.saturating_sub(swept) >= SWEEP_EVERY) {
+            self.swept = Some(ask.at.now);
+            // Who holds one has got it from here: whoever else counts is seen.
+            self.cells.retain(|_, cell| Arc::strong_count(cell) > 1 || !cell.counter.lock().is_at_rest(ask.at));
+        }
+        self.cells.len() < most
+    }
+}
+
+/// The asks' counters by number, which is the order of locks. Rules have names of their own, so no two are one.
+fn in_order<L>(asks: &[Ask], cell: impl Fn(&Ask) -> Arc<Cell<L>>) -> Vec<(usize, Arc<Cell<L>>)> {
+    let mut cells: Vec<(usize, Arc<Cell<L>>)> = asks.iter().map(cell).enumerate().collect();
+    cells.sort_unstable_by_key(|(_, cell)| cell.number);
+    cells
+}
+
+/// Locks all of them and looks at them at once.
+fn together<L: Locked, T>(
+    asks: &[Ask],
+    cells: &[(usize, Arc<Cell<L>>)],
+    look: impl FnOnce(&mut [Claim<'_>]) -> Result<T, set::Denied>,
+) -> Result<T, Denied> {
+    let mut guards: Vec<L::Guard<'_>> = cells.iter().map(|(_, cell)| cell.counter.lock()).collect();
+    let mut claims = Vec::with_capacity(asks.len());
+    for ((at, _), counter) in cells.iter().zip(&mut guards) {
+        let ask = &asks[*at];
+        counter.set_limit(ask.at.now, ask.limit, ask.rule.mode);
+        claims.push(Claim { counter, mode: ask.rule.mode, at: ask.at, amount: ask.amount });
+    }
+    look(&mut claims).map_err(|denied| Denied { ask: cells[denied.claim].0, short: denied.short })
+}
+
+impl<L: Locked> Local<L> {
+    fn take(&self, asks: &[Ask]) -> Result<Granted<L>, Denied> {
+        let cells = in_order(asks, |ask| self.cell(ask));
+        let taken = together(asks, &cells, set::reserve)?;
+        let held = cells.into_iter().zip(taken).map(|((at, cell), taken)| (asks[at].rule.clone(), cell, taken));
+        Ok(Granted { held: held.collect(), time: self.time.clone() })
+    }
+}
+
+#[async_trait]
+impl<L: Locked> Counts for Local<L> {
+    fn peek(&self, asks: &[Ask]) -> Result<(), Denied> {
+        let cells = in_order(asks, |ask| self.cell(ask));
+        together(asks, &cells, |claims| set::check(claims))
+    }
+
+    async fn reserve(&self, asks: &[Ask]) -> Result<Box<dyn Grant>, Denied> {
+        Ok(Box::new(self.take(asks)?))
+    }
+
+    fn state(&self, ask: &Ask) -> State {
+        let cell = self.cell(ask);
+        let mut counter = cell.counter.lock();
+        counter.set_limit(ask.at.now, ask.limit, ask.rule.mode);
+        counter.state(ask.at)
+    }
+}
+
+/// What was taken for a request. Dropped, all of it goes back.
+struct Granted<L: Locked> {
+    held: Vec<(Arc<Rule>, Arc<Cell<L>>, Taken)>,
+    time: Arc<Time>,
+}
+
+impl<L: Locked> Grant for Granted<L> {
+    fn settle(mut self: Box<Self>, used: &dyn Fn(&Rule) -> u64) {
+        self.end(used);
+    }
+}
+
+impl<L: Locked> Granted<L> {
+    fn end(&mut self, used: &dyn Fn(&Rule) -> u64) {
+        let now = self.time.now();
+        for (rule, cell, taken) in self.held.drain(..) {
+            let used = used(&rule);
+            // A strict rule reserved the most that can be: it is never exceeded by what it let in.
+            let used = if rule.strict { used.min(taken.amount()) } else { used };
+            cell.counter.lock().settle(now, taken, used);
+        }
+    }
+}
+
+impl<L: Locked> Drop for Granted<L> {
+    fn drop(&mut self) {
+        self.end(&|_| 0);
+    }
+}
+
+#[cfg(test)]
+#[path = "local_tests.rs"]
+mod tests;

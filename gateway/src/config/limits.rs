@@ -1,0 +1,275 @@
+//! `[limits]`: what callers may do.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use jiff::tz::TimeZone;
+
+use super::problem::did_you_mean;
+use super::reader::{At, Section};
+use super::{ModelConfig, NAME_CHARS_MAX, RouteConfig};
+use crate::accounting::core::NanoUsd;
+use crate::admission::core::rule::{Mode, Rule};
+use crate::admission::rules::DEFAULTS;
+use crate::api::limit::{Dimension, Of, Per};
+
+/// What one key may do. A key may have limits of its own instead.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Limits {
+    pub requests_per_minute: u32,
+    pub tokens_per_minute: u32,
+    /// Requests at a time.
+    pub concurrency: u32,
+    /// What it may spend on a UTC day.
+    pub per_day: NanoUsd,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Limits {
+            requests_per_minute: 600,
+            tokens_per_minute: 200_000,
+            concurrency: 64,
+            per_day: NanoUsd(5_000_000_000),
+        }
+    }
+}
+
+/// No limit of a key is above these, in files and in the key store.
+pub const REQUESTS_PER_MINUTE_MAX: u32 = 1_000_000;
+pub const TOKENS_PER_MINUTE_MAX: u32 = 1_000_000_000;
+pub const CONCURRENCY_MAX: u32 = 10_000;
+/// No rule's limit is above this.
+const AMOUNT_MAX: u64 = 1_000_000_000_000_000;
+/// Nobody waits longer, so that clients do not give up first.
+const WAIT_MAX: Duration = Duration::from_secs(60);
+/// A request asks every rule that binds it.
+const RULES_MAX: usize = 64;
+
+/// A rule, and where the names stand that must exist elsewhere.
+pub(super) struct Written {
+    pub rule: Arc<Rule>,
+    only: Vec<(Dimension, At<String>)>,
+}
+
+pub(super) fn limits(section: Section<'_, '_>) -> (Limits, Vec<Written>) {
+    let default = Limits::default();
+    let number = |key, max: u32, default| section.integer(key, 1..=u64::from(max)).map_or(default, |n| n as u32);
+    let limits = Limits {
+        requests_per_minute: number("requests_per_minute", REQUESTS_PER_MINUTE_MAX, default.requests_per_minute),
+        tokens_per_minute: number("tokens_per_minute", TOKENS_PER_MINUTE_MAX, default.tokens_per_minute),
+        concurrency: number("concurrency", CONCURRENCY_MAX, default.concurrency),
+        per_day: section.number("usd_per_day").map_or(default.per_day, |usd| {
+            NanoUsd::from_usd(usd.value).unwrap_or_else(|why| {
+                section.problem_at(usd.at, format!("`limits.usd_per_day` {why}"));
+                default.per_day
+            })
+        }),
+    };
+    let sections = section.list("rules");
+    if sections.len() > RULES_MAX {
+        section.problem(format!("there are {} `[[limits.rules]]`, and there may be {RULES_MAX}", sections.len()));
+    }
+    let mut written: Vec<Written> = Vec::new();
+    for section in sections {
+        let name = section.string("name");
+        if let Some(name) = &name {
+            check_name(&section, name, &written);
+        }
+        written.extend(rule(&section, name));
+        section.finish();
+    }
+    section.finish();
+    (limits, written)
+}
+
+fn check_name(section: &Section<'_, '_>, name: &At<String>, written: &[Written]) {
+    let fine = (1..=NAME_CHARS_MAX).contains(&name.value.len())
+        && name.value.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-_.".contains(&byte));
+    if !fine {
+        let what = "cannot name a rule: use at most 64 letters, digits, '-', '_' or '.'";
+        section.problem_at(name.at, format!("`{}` {what}", name.value));
+    }
+    if DEFAULTS.contains(&name.value.as_str()) {
+        section.problem_at(name.at, format!("`{}` is what the limit of every key is called", name.value));
+    }
+    if written.iter().any(|other| other.rule.name == name.value) {
+        section.problem_at(name.at, format!("there are two rules called `{}`", name.value));
+    }
+}
+
+fn rule(section: &Section<'_, '_>, name: Option<At<String>>) -> Option<Written> {
+    let words = |all: &[&'static str], key| section.word(key, all).map(str::to_owned);
+    let of = words(&Of::ALL.map(Of::as_str), "of").and_then(|word| Of::ALL.into_iter().find(|of| of.as_str() == word));
+    let per = words(&Per::ALL.map(Per::as_str), "per");
+    let per = per.and_then(|word| Per::ALL.into_iter().find(|per| per.as_str() == word));
+    let amount = section.number("limit");
+    let mut by = by(section);
+    by.sort_unstable();
+    by.dedup();
+    let only = only(section);
+    let zone = section.string("zone");
+    let (word, mode) = mode(section);
+    let exact = section.boolean("exact").unwrap_or(false);
+    let strict = section.boolean("strict").unwrap_or(false);
+    let wait = section.duration_or_none("wait").filter(|wait| !wait.is_zero());
+    let (Some(name), Some(of), Some(amount)) = (name, of, amount) else {
+        section.problem("a rule needs a `name`, a `limit`, what it is a limit `of`, and `per` which time");
+        return None;
+    };
+    let means_nothing = |key: &str, where_it_does: &str| {
+        section.problem(format!("`{key}` means something {where_it_does}, and `{}` is none of that", name.value));
+    };
+    match (of, per) {
+        (Of::Concurrency, Some(_)) => means_nothing("per", "for what is used up, not for requests at a time"),
+        (Of::Concurrency, None) | (_, Some(_)) => {}
+        (_, None) => section.problem(format!("`{}` needs `per`: second, minute, day or month", name.value)),
+    }
+    let is_calendar = per.is_some_and(Per::is_calendar);
+    if zone.is_some() && !is_calendar {
+        means_nothing("zone", "for days and months");
+    }
+    if mode != Mode::Hard && !is_calendar {
+        means_nothing("mode", "for days and months");
+    }
+    if exact && (is_calendar || per.is_none()) {
+        means_nothing("exact", "for seconds and minutes");
+    }
+    if wait.is_some() && (is_calendar || of == Of::Usd) {
+        means_nothing("wait", "for requests and tokens, a second, a minute or at a time");
+    }
+    if wait.is_some_and(|wait| wait > WAIT_MAX) {
+        section.problem(format!("`{}.wait` must be at most \"60s\"", section.name()));
+    }
+    if strict && !matches!(of, Of::Tokens | Of::InputTokens | Of::Usd) {
+        means_nothing("strict", "for tokens, input_tokens and usd");
+    }
+    if strict && mode != Mode::Hard {
+        section.problem(format!(
+            "`{}` is `strict` and `{word}`, which lets in beyond; leave out one of the two",
+            name.value
+        ));
+    }
+    let rule = Rule {
+        limit: limit(section, of, &amount),
+        of,
+        per,
+        by,
+        only: only.iter().map(|(dimension, name)| (*dimension, name.value.clone())).collect(),
+        zone: zone.map_or(TimeZone::UTC, |zone| time_zone(section, &zone)),
+        mode,
+        exact,
+        strict,
+        wait: wait.unwrap_or_default(),
+        name: name.value,
+    };
+    Some(Written { rule: Arc::new(rule), only })
+}
+
+/// As it is written, and what it means.
+fn mode(section: &Section<'_, '_>) -> (&'static str, Mode) {
+    let word = section.word("mode", &["hard", "soft", "throttle"]).unwrap_or("hard");
+    let pace = section.string("throttle");
+    let mode = match (word, &pace) {
+        ("soft", None) => Mode::Soft,
+        ("throttle", Some(pace)) => throttle(section, pace),
+        ("throttle", None) => {
+            section.problem("`mode = \"throttle\"` needs to know how many: `throttle = \"10/minute\"`");
+            Mode::Hard
+        }
+        (_, None) => Mode::Hard,
+        (_, Some(pace)) => {
+            section.problem_at(pace.at, "`throttle` means something where `mode = \"throttle\"`");
+            Mode::Hard
+        }
+    };
+    (word, mode)
+}
+
+fn throttle(section: &Section<'_, '_>, pace: &At<String>) -> Mode {
+    let parsed = pace.value.split_once('/').and_then(|(requests, per)| {
+        let requests = requests
+            .trim()
+            .parse()
+            .ok()
+            .filter(|requests| (1..=u64::from(REQUESTS_PER_MINUTE_MAX)).contains(requests))?;
+        let per = [Per::Second, Per::Minute].into_iter().find(|one| one.as_str() == per.trim())?;
+        Some(Mode::Throttle { requests, per })
+    });
+    parsed.unwrap_or_else(|| {
+        let what =
+            format!("`throttle` must be requests a second or a minute such as \"10/minute\", not \"{}\"", pace.value);
+        section.problem_at(pace.at, what);
+        Mode::Hard
+    })
+}
+
+fn limit(section: &Section<'_, '_>, of: Of, amount: &At<f64>) -> u64 {
+    if of == Of::Usd {
+        return NanoUsd::from_usd(amount.value).map_or_else(
+            |why| {
+                section.problem_at(amount.at, format!("`{}.limit` {why}", section.name()));
+                0
+            },
+            |usd| usd.0,
+        );
+    }
+    if amount.value.fract() != 0.0 || !(1.0..=AMOUNT_MAX as f64).contains(&amount.value) {
+        let what = format!("`{}.limit` must be a whole number from 1 to {AMOUNT_MAX}", section.name());
+        section.problem_at(amount.at, what);
+        return 1;
+    }
+    // Below 2⁵³: every whole number has a float of its own.
+    amount.value as u64
+}
+
+fn by(section: &Section<'_, '_>) -> Vec<Dimension> {
+    let names = section.strings("by").unwrap_or_default();
+    names.iter().filter_map(|name| dimension(section, name)).collect()
+}
+
+fn only(section: &Section<'_, '_>) -> Vec<(Dimension, At<String>)> {
+    let only = section.texts("only").unwrap_or_default();
+    only.into_iter().filter_map(|(name, value)| Some((dimension(section, &name)?, value))).collect()
+}
+
+fn dimension(section: &Section<'_, '_>, name: &At<String>) -> Option<Dimension> {
+    let found = Dimension::ALL.into_iter().find(|dimension| dimension.as_str() == name.value);
+    if found.is_none() {
+        let words = Dimension::ALL.map(Dimension::as_str);
+        let what = format!("`{}` is none of {}{}", name.value, words.join(", "), did_you_mean(&name.value, words));
+        section.problem_at(name.at, what);
+    }
+    found
+}
+
+fn time_zone(section: &Section<'_, '_>, zone: &At<String>) -> TimeZone {
+    TimeZone::get(&zone.value).unwrap_or_else(|_| {
+        let what = format!("there is no time zone `{}`; use a name such as \"Europe/Berlin\"", zone.value);
+        section.problem_at(zone.at, what);
+        TimeZone::UTC
+    })
+}
+
+/// What rules are about must be there. (Keys and tenants may yet come.)
+pub(super) fn check(
+    written: &[Written],
+    routes: &[RouteConfig],
+    models: &std::collections::BTreeMap<String, ModelConfig>,
+    mut problem: impl FnMut(usize, String),
+) {
+    let public = || models.iter().filter(|(_, model)| model.public).map(|(name, _)| name.as_str());
+    let routes: Vec<&str> = routes.iter().map(|route| route.name.as_str()).chain(public()).collect();
+    let models: Vec<&str> = models.keys().map(String::as_str).collect();
+    for (dimension, name) in written.iter().flat_map(|written| &written.only) {
+        let known = match dimension {
+            Dimension::Route => &routes,
+            Dimension::Model => &models,
+            _ => continue,
+        };
+        if !known.contains(&name.value.as_str()) {
+            let hint = did_you_mean(&name.value, known.iter().copied());
+            problem(name.at, format!("there is no {} `{}`{hint}", dimension.as_str(), name.value));
+        }
+    }
+}
