@@ -42,6 +42,7 @@ mod templates;
 mod tidy;
 mod tls;
 mod token_ids;
+mod tokens;
 mod traces;
 mod upstreams;
 mod verify;

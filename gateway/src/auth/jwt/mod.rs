@@ -127,4 +127,6 @@ impl Issuer {
 }
 
 #[cfg(test)]
+mod jwks_tests;
+#[cfg(test)]
 pub mod tests;

@@ -1,11 +1,6 @@
 //! Tokens of every kind of forger, and of those who are who they say. All keys are made here, but for an RSA key, which
 //! ring cannot make.
 
-use std::io::{Read, Write};
-use std::net::{SocketAddr, TcpListener};
-use std::sync::Mutex;
-use std::sync::atomic::{AtomicUsize, Ordering};
-
 use base64::Engine as _;
 use base64::engine::general_purpose::{STANDARD, URL_SAFE_NO_PAD};
 use proptest::prelude::*;
@@ -25,8 +20,8 @@ use super::*;
 
 /// Unix seconds.
 const NOW: i64 = 1_800_000_000;
-const NOW_NS: i64 = NOW * 1_000_000_000;
-const SECRET: &[u8] = b"a secret of thirty-two bytes and";
+pub(super) const NOW_NS: i64 = NOW * 1_000_000_000;
+pub(super) const SECRET: &[u8] = b"a secret of thirty-two bytes and";
 const RS: &str = "https://rs.example";
 
 fn rsa_key() -> RsaKeyPair {
@@ -73,12 +68,12 @@ pub fn issuer_at(header: &str) -> JwtConfig {
     JwtConfig { header, ..fixed("hs", &[Algorithm::Hs256], Key::Secret(SECRET.to_vec())) }
 }
 
-fn rs_issuer() -> JwtConfig {
+pub(super) fn rs_issuer() -> JwtConfig {
     let public = rsa_public();
     fixed("rs", &[Algorithm::Rs256, Algorithm::Ps256], Key::Rsa { n: public.n, e: public.e })
 }
 
-fn encode(bytes: impl AsRef<[u8]>) -> String {
+pub(super) fn encode(bytes: impl AsRef<[u8]>) -> String {
     URL_SAFE_NO_PAD.encode(bytes)
 }
 
@@ -88,7 +83,7 @@ fn claims() -> Value {
 }
 
 /// Good claims, changed; `null` takes one away.
-fn with(changes: Value) -> String {
+pub(super) fn with(changes: Value) -> String {
     let mut claims = claims();
     for (name, value) in changes.as_object().unwrap() {
         match value {
@@ -114,7 +109,7 @@ fn rs_signed(scheme: &'static dyn RsaEncoding) -> impl FnOnce(&[u8]) -> Vec<u8> 
     }
 }
 
-fn rs256(header: &str, payload: &str) -> String {
+pub(super) fn rs256(header: &str, payload: &str) -> String {
     sign(header, payload, rs_signed(&RSA_PKCS1_SHA256))
 }
 
@@ -123,13 +118,13 @@ fn hs(secret: &[u8]) -> impl FnOnce(&[u8]) -> Vec<u8> {
     move |message| hmac::sign(&key, message).as_ref().to_vec()
 }
 
-const HEADER: &str = r#"{"alg":"RS256","typ":"JWT"}"#;
+pub(super) const HEADER: &str = r#"{"alg":"RS256","typ":"JWT"}"#;
 
-fn ask(issuers: &Issuers, token: &str) -> Result<Arc<Identity>, &'static str> {
+pub(super) fn ask(issuers: &Issuers, token: &str) -> Result<Arc<Identity>, &'static str> {
     ask_at(issuers, token, NOW_NS, Instant::now())
 }
 
-fn ask_at(issuers: &Issuers, token: &str, now_ns: i64, now: Instant) -> Result<Arc<Identity>, &'static str> {
+pub(super) fn ask_at(issuers: &Issuers, token: &str, now_ns: i64, now: Instant) -> Result<Arc<Identity>, &'static str> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     runtime.block_on(issuers.identify(token, now_ns, now)).map_err(|refusal| refusal.describe().code)
 }
@@ -423,145 +418,13 @@ fn public_keys_are_read_from_pem_and_weak_ones_are_not() {
     }
 }
 
-/// An issuer's server: what it says next, and how often it was asked.
-struct Published {
-    address: SocketAddr,
-    says: Arc<Mutex<String>>,
-    asked: Arc<AtomicUsize>,
-}
-
-impl Published {
-    fn start(set: &Value) -> Published {
-        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-        let address = listener.local_addr().unwrap();
-        let says = Arc::new(Mutex::new(answer(200, &set.to_string())));
-        let asked = Arc::new(AtomicUsize::new(0));
-        let (text, count) = (says.clone(), asked.clone());
-        std::thread::spawn(move || {
-            for mut stream in listener.incoming().flatten() {
-                let _ = stream.read(&mut [0; 4096]);
-                count.fetch_add(1, Ordering::SeqCst);
-                let text = text.lock().unwrap().clone();
-                let _ = stream.write_all(text.as_bytes());
-            }
-        });
-        Published { address, says, asked }
-    }
-
-    fn says(&self, status: u16, body: &str) {
-        *self.says.lock().unwrap() = answer(status, body);
-    }
-
-    fn open(&self, pace: Pace) -> Issuers {
-        let url = format!("http://{}/keys", self.address).parse().unwrap();
-        let config = JwtConfig { keys: JwtKeys::At(url), ..rs_issuer() };
-        Issuers::default().open_at(&[config], pace).unwrap()
-    }
-}
-
-fn answer(status: u16, body: &str) -> String {
-    format!(
-        "HTTP/1.1 {status} X\r\nlocation: /elsewhere\r\ncontent-length: {}\r\nconnection: close\r\n\r\n{body}",
-        body.len()
-    )
-}
-
 /// The RSA key under this id.
-fn set(ids: &[&str]) -> Value {
+pub(super) fn set(ids: &[&str]) -> Value {
     let public = rsa_public();
     let (n, e) = (encode(&public.n), encode(&public.e));
     let keys: Vec<Value> =
         ids.iter().map(|id| json!({"kty": "RSA", "kid": id, "use": "sig", "alg": "RS256", "n": n, "e": e})).collect();
     json!({ "keys": keys })
-}
-
-fn named(id: &str) -> String {
-    rs256(&format!(r#"{{"alg":"RS256","kid":"{id}"}}"#), &with(json!({})))
-}
-
-#[test]
-fn the_key_that_a_token_names_proves_it_and_a_crowd_of_unknown_names_is_one_look() {
-    let issuer = Published::start(&set(&["a", "b"]));
-    let issuers = issuer.open(PACE);
-    assert!(ask(&issuers, &named("a")).is_ok() && ask(&issuers, &named("b")).is_ok());
-    assert_eq!(
-        ask(&issuers, &rs256(HEADER, &with(json!({})))).unwrap_err(),
-        "jwt_unknown_key",
-        "without a name, which?"
-    );
-    let parts = named("a");
-    let (body, mark) = parts.split_once('.').unwrap().1.split_once('.').unwrap();
-    let began = Instant::now();
-    for number in 0..10_000 {
-        let token = format!("{}.{body}.{mark}", encode(format!(r#"{{"alg":"RS256","kid":"{number}"}}"#)));
-        assert_eq!(ask(&issuers, &token).unwrap_err(), "jwt_unknown_key");
-    }
-    assert!(began.elapsed() < PACE.at_least, "nobody waited for a look that is not due");
-    assert_eq!(issuer.asked.load(Ordering::SeqCst), 1);
-    assert!(ask(&issuers, &named("a")).is_ok());
-}
-
-#[test]
-fn a_new_key_is_found_when_a_token_names_it_and_one_that_is_gone_proves_nothing_any_more() {
-    let issuer = Published::start(&set(&["old"]));
-    let pace = Pace { at_least: Duration::ZERO, patience: Duration::from_secs(20), ..PACE };
-    let issuers = issuer.open(pace);
-    let old = named("old");
-    assert!(ask(&issuers, &old).is_ok());
-    issuer.says(200, &set(&["new"]).to_string());
-    assert!(ask(&issuers, &named("new")).is_ok(), "its request waits for the look");
-    assert_eq!(ask(&issuers, &old).unwrap_err(), "jwt_unknown_key", "although it is remembered");
-}
-
-#[test]
-fn a_set_that_cannot_be_fetched_anew_counts_for_an_hour() {
-    let issuer = Published::start(&set(&["a"]));
-    let pace = Pace { every: Duration::from_millis(1), at_least: Duration::from_millis(1), ..PACE };
-    let issuers = issuer.open(pace);
-    let token = named("a");
-    assert!(ask(&issuers, &token).is_ok());
-    for broken in [
-        (500, set(&["a"]).to_string()),
-        (302, set(&["a"]).to_string()),
-        (200, "{}".to_owned()),
-        (200, "{\"keys\":[]}".to_owned()),
-        (200, format!("{{\"keys\":[],\"more\":\"{}\"}}", "x".repeat(300 << 10))),
-        (200, json!({"keys": vec![json!({"kty": "RSA"}); 65]}).to_string()),
-        (200, json!({"keys": [{"kty": "oct", "k": encode(SECRET), "kid": "a"}]}).to_string()),
-    ] {
-        issuer.says(broken.0, &broken.1);
-        let before = issuer.asked.load(Ordering::SeqCst);
-        while issuer.asked.load(Ordering::SeqCst) < before + 3 {
-            std::thread::yield_now();
-        }
-        assert!(ask(&issuers, &token).is_ok(), "{broken:?}");
-    }
-    let minutes = |minutes: u64| Instant::now() + Duration::from_secs(60 * minutes);
-    assert!(ask_at(&issuers, &token, NOW_NS, minutes(59)).is_ok());
-    assert_eq!(
-        ask_at(&issuers, &token, NOW_NS, minutes(61)).unwrap_err(),
-        "jwt_keys_unavailable",
-        "also what is remembered"
-    );
-    issuer.says(200, &set(&["a"]).to_string());
-    let age = || issuers.ages(Instant::now()).next().unwrap().1.unwrap();
-    let before = age();
-    while age() > before {
-        std::thread::yield_now();
-    }
-    assert!(ask(&issuers, &token).is_ok());
-}
-
-#[test]
-fn without_any_keys_tokens_are_refused_for_now_and_not_for_ever() {
-    let issuer = Published::start(&json!({}));
-    let issuers = issuer.open(Pace { at_least: Duration::from_millis(1), ..PACE });
-    assert_eq!(ask(&issuers, &named("a")).unwrap_err(), "jwt_keys_unavailable");
-    issuer.says(200, &set(&["a"]).to_string());
-    while issuers.ages(Instant::now()).next().unwrap().1.is_none() {
-        std::thread::yield_now();
-    }
-    assert!(ask(&issuers, &named("a")).is_ok());
 }
 
 #[test]
