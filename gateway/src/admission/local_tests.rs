@@ -11,7 +11,7 @@ use crate::api::limit::{Dimension, Of, Per};
 use crate::ports::SystemClock;
 
 /// Schedules that are tried of each story.
-const SCHEDULES: usize = 50_000;
+const SCHEDULES: usize = 20_000;
 /// Of a thread in a story: hashes take more than shuttle gives.
 const STACK_BYTES: usize = 1 << 20;
 const BUDGET: u64 = 100;

@@ -251,7 +251,8 @@ impl Admission {
         let clock = self.watch.time.clock.clone();
         let ticket = Ticket::admit(Terms { hold, ..terms }, self.journal.clone(), clock, receipt)
             .map_err(|_| Refusal::LedgerFull)?;
-        let taken_before = door.bound.iter().filter(|bound| is_taken_at_door(&bound.rule));
+        let was_taken = |rule: &Rule| is_taken_at_door(rule) && rule.binds(&door.subjects);
+        let taken_before = door.bound.iter().filter(|bound| was_taken(&bound.rule));
         for rule in asks.iter().map(|ask| &ask.rule).chain(taken_before.map(|bound| &bound.rule)) {
             self.watch.decided(rule, true);
         }

@@ -66,6 +66,21 @@ fn a_limit_of_requests_at_a_time_by_model_is_free_again_when_one_is_settled() {
 }
 
 #[test]
+fn a_limit_of_others_decides_nothing() {
+    let only = vec![(Dimension::Tenant, "other".to_owned())];
+    let rules = [
+        Rule { only: only.clone(), ..rule("places", Of::Concurrency, None, 1, &[]) },
+        Rule { only, ..rule("requests", Of::Requests, Some(Per::Second), 1, &[]) },
+    ];
+    let world = World::new(LIMITS, &rules, &[]);
+    let mut doors = [world.knock(&alice()).unwrap(), world.knock(&alice()).unwrap()];
+    for door in &mut doors {
+        drop(world.admit(door, 1).unwrap());
+    }
+    assert!(!world.metrics.encode().contains("scope=\"everybody\""));
+}
+
+#[test]
 fn what_was_spent_before_the_start_counts_for_every_calendar() {
     let calendar = |name: &str, of, per, limit, by: &[Dimension]| rule(name, of, Some(per), limit, by);
     let rules = [
