@@ -1,4 +1,5 @@
 //! `kill -9` under load: what was acknowledged is there, nothing is there twice, and whatever was cut off is owed once.
+//! Among the load are clients that leave and upstreams that break; after each kill `ledger verify` looks, too.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::SocketAddr;
@@ -15,9 +16,11 @@ use crate::support::http;
 use crate::support::upstream::{Asked, Script, Upstream, delta, response, stream_of, words};
 
 const IN_FLIGHT_MIN: usize = 4;
+/// Answers that were acknowledged before each kill, at the least.
+const ACKNOWLEDGED_MIN: usize = 21;
 
 /// What each client asks for, again and again until the end.
-const CLIENTS: [Kind; 11] = [
+const CLIENTS: [Kind; 15] = [
     Kind::Embedded,
     Kind::Embedded,
     Kind::Embedded,
@@ -29,6 +32,10 @@ const CLIENTS: [Kind; 11] = [
     Kind::Mirrored,
     Kind::Rehearsed,
     Kind::Guarded,
+    Kind::Quick,
+    Kind::Quick,
+    Kind::Leaving,
+    Kind::Broken,
 ];
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -46,6 +53,12 @@ enum Kind {
     Rehearsed,
     /// The upstream fails, and who stands in says nothing.
     Guarded,
+    /// A short answer from here, one after the other.
+    Quick,
+    /// The client goes away in the middle of a stream.
+    Leaving,
+    /// The upstream goes away in the middle of one.
+    Broken,
 }
 
 const ROUTES: &str = r#"
@@ -79,8 +92,11 @@ impl Kind {
             Kind::Mirrored => ("mirrored", "What is Glassgate?"),
             Kind::Rehearsed => ("rehearsed", "answer"),
             Kind::Guarded => ("guarded", "fail"),
+            Kind::Quick => return chat_with("12 + 34 = ?", json!({"max_tokens": 4, "seed": round})),
+            Kind::Leaving => return long(400),
+            Kind::Broken => ("remote", "break"),
         };
-        let stream = matches!(self, Kind::Dripping) || round.is_multiple_of(2);
+        let stream = matches!(self, Kind::Dripping | Kind::Broken) || round.is_multiple_of(2);
         // The seed tells lives apart.
         chat_with(text, json!({"model": route, "seed": life, "stream": stream, "max_tokens": 16}))
     }
@@ -90,6 +106,7 @@ fn play(asked: &Asked) -> Script {
     match asked.text() {
         "drip" => Script::Hang(stream_of(&[delta(json!({"content": "One "}), None)])),
         "hang" => Script::Hang(Vec::new()),
+        "break" => Script::Cut(stream_of(&[delta(json!({"content": "One "}), None)])),
         "fail" => Script::Raw(response("500 Internal Server Error", &[], "{}")),
         _ => Script::Answer(words("Hello from upstream.")),
     }
@@ -129,8 +146,10 @@ fn client(number: usize, life: usize, data: SocketAddr, key: &str, shared: &Shar
     while !shared.stop.load(Ordering::Relaxed) {
         round += 1;
         shared.at(number, Phase::Connecting);
-        let body = CLIENTS[number].body(life, round);
-        if request(number, data, key, &body, shared).is_err() {
+        let kind = CLIENTS[number];
+        let body = kind.body(life, round);
+        // One whose upstream breaks goes on, until it is told to stop.
+        if request(number, data, key, &body, shared).is_err() && kind != Kind::Broken {
             return;
         }
     }
@@ -161,6 +180,9 @@ fn request(number: usize, data: SocketAddr, key: &str, body: &Value, shared: &Sh
     let mut text = Vec::new();
     while let Some(data) = open.chunk()? {
         shared.at(number, Phase::Streaming);
+        if CLIENTS[number] == Kind::Leaving {
+            return Ok(());
+        }
         text.extend_from_slice(&data);
         // The usage itself is the acknowledgement, even if `[DONE]` no longer comes.
         if let Some(tokens) = acknowledged_tokens(&text) {
@@ -275,7 +297,7 @@ fn a_kill_loses_no_acknowledged_row_and_doubles_none() {
         // Another moment of the traffic each time: after so many acknowledged answers, and enough requests in flight; in
         // three lives of four with one of each kind that hangs among them, in one with an answer from the cache.
         eventually("traffic", || {
-            let enough = shared.acknowledged.lock().unwrap().len() >= life % 7;
+            let enough = shared.acknowledged.lock().unwrap().len() >= ACKNOWLEDGED_MIN + life % 7;
             let sent = shared.phases.lock().unwrap().values().filter(|phase| **phase >= Phase::Sent).count();
             let hangs = life % 4 == 0 || world.all_hang(life);
             let is_hit = life % 4 != 1 || shared.hits.load(Ordering::Relaxed) > 0;
@@ -299,6 +321,8 @@ fn a_kill_loses_no_acknowledged_row_and_doubles_none() {
         acknowledged.append(&mut shared.acknowledged.lock().unwrap());
         begun.append(&mut shared.begun.lock().unwrap());
 
+        let verdict = world.gateway.run(&["ledger", "verify"]);
+        assert!(verdict.status.success(), "kill {life}: {}", String::from_utf8_lossy(&verdict.stdout));
         let rows = ledger(&world.gateway);
         check(&rows);
         let ends: HashMap<&str, &LedgerRow> =
@@ -335,6 +359,9 @@ fn a_kill_loses_no_acknowledged_row_and_doubles_none() {
         acknowledged.len(),
         before.len()
     );
+    let ended = |outcome: &str| before.values().filter(|(found, ..)| found == outcome).count();
+    println!("{} left by their clients, {} broken by their upstreams", ended("aborted"), ended("failed"));
+    assert!(ended("aborted") >= kills && ended("failed") >= kills, "too few left or broke to prove anything");
     assert!(hits >= kills / 4, "hardly anything that the cache answered was acknowledged");
     println!("cut off: {hit:?}");
     for kind in [

@@ -29,7 +29,14 @@ fn is_sans_io(path: &str) -> bool {
     path.ends_with("/core.rs")
         || in_gateway(
             path,
-            &["accounting/settlement", "accounting/row", "accounting/ledger/wal", "api/sse", "api/head"],
+            &[
+                "accounting/settlement",
+                "accounting/row",
+                "accounting/ledger/wal",
+                "accounting/ledger/totals",
+                "api/sse",
+                "api/head",
+            ],
         )
 }
 

@@ -84,7 +84,8 @@ pub async fn answer(
     let flight = match found {
         Find::Hit { entry, how } => {
             // Settled at once: nothing can change what it costs.
-            ticket.settle_hit(entry.usage, entry.source, how).map_err(|_| Refusal::LedgerFull)?;
+            let pending = ticket.settle_hit(entry.usage, entry.source, how);
+            pending.durable().await.map_err(|_| Refusal::LedgerFull)?;
             exchange.note(|record| record.cache = how);
             let answer =
                 Answer { running: None, chunks: entry.replay(), prompts: plan.first.measure.told_prompts(&request) };
@@ -134,11 +135,11 @@ fn is_by_chosen(exchange: &Exchange, route: &Route) -> bool {
     exchange.record().is_some_and(|record| record.variant == route.target().variant)
 }
 
-/// Writes the terminal row, before usage leaves.
+/// Writes the terminal row and waits until it is as durable as the route asks, before usage leaves.
 ///
 /// # Errors
-/// When the row is not durable; the client must not be told otherwise.
-pub fn settle(
+/// When the row is not; the client must not be told otherwise.
+pub async fn settle(
     exchange: &mut Exchange,
     running: Option<Running>,
     end: &End,
@@ -170,7 +171,7 @@ pub fn settle(
         return exchange.receipt().get().copied().ok_or(Refusal::Internal);
     };
     let spent = Spent { usage, source: end.source, compute };
-    let settled = running.settle(outcome, spent, delivered).map_err(|_| Refusal::LedgerFull);
+    let settled = running.end(outcome, spent, delivered).durable().await.map_err(|_| Refusal::LedgerFull);
     exchange.mark(|record, now| record.marks.settled = Some(now));
     settled
 }
@@ -220,6 +221,7 @@ fn terms(exchange: &Exchange, caller: &Caller, route: &Route, plan: &Plan) -> Te
         provider_cost: NanoUsd(0),
         price_version: of(|record| record.price_version.clone()),
         config_hash: of(|record| record.config_hash.clone()),
+        user_id: None,
     };
     Terms {
         row,
@@ -229,6 +231,7 @@ fn terms(exchange: &Exchange, caller: &Caller, route: &Route, plan: &Plan) -> Te
         tokens_max: plan.tokens_max(),
         cost_max: plan.cost_max(),
         is_charged: true,
+        durability: route.durability(),
         // Admission holds what its limits say.
         hold: Box::new(()),
     }

@@ -1,10 +1,11 @@
+use std::pin::Pin;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use super::*;
 use crate::accounting::core::{PicoPerToken, Price, Usage};
 use crate::accounting::ledger::wal::tests::row;
 use crate::accounting::row::{Outcome, Row, UsageSource};
-use crate::accounting::settlement::{Costs, JournalClosed, Slot, Spent};
+use crate::accounting::settlement::{Costs, Durability, Held, JournalClosed, Slot, Spent};
 use crate::auth::store::OwnLimits;
 
 const DAY: i64 = 86_400_000_000_000;
@@ -39,9 +40,13 @@ impl Journal for Paper {
     fn open(&self, _row: &Row) -> Result<Slot, JournalClosed> {
         if self.closed.load(Ordering::Relaxed) { Err(JournalClosed) } else { Ok(Slot { segment: 0, bytes: 0 }) }
     }
-    fn close(&self, _slot: Slot, _row: Row) -> Result<(), Box<Row>> {
-        Ok(())
+    fn close(&self, _slot: Slot, _row: Row, _durability: Durability) -> Result<Option<Box<Held>>, Box<Row>> {
+        Ok(None)
     }
+    fn durable(&self, _sequence: u64) -> Pin<Box<dyn Future<Output = bool> + Send>> {
+        Box::pin(std::future::ready(true))
+    }
+    fn ship(&self, _held: Held) {}
     fn store(&self, _row: Row) {}
 }
 
@@ -86,6 +91,7 @@ impl World {
             tokens_max: reservation.total(),
             cost_max: price.cost(&reservation),
             is_charged: true,
+            durability: Durability::Process,
             hold: Box::new(()),
         }
     }

@@ -124,7 +124,7 @@ impl Config {
         let source = Source::new(&routes_path, &text);
         let table = source.parse();
         let routes::Reached { upstreams, models, routes } =
-            routes::routes(source.root(&table), folder_of(&routes_path), &gateway.model_roots);
+            routes::routes(source.root(&table), folder_of(&routes_path), &gateway.model_roots, gateway.durability);
         finish(source, &mut problems);
 
         let text = read(&prices_path, &mut problems);

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use http::HeaderMap;
 
 use crate::accounting::core::{NanoUsd, Price, Usage};
-use crate::accounting::settlement::Costs;
+use crate::accounting::settlement::{Costs, Durability};
 use crate::answer::Prompts;
 use crate::api::openai::embeddings;
 use crate::api::openai::request::{Op, Request};
@@ -91,6 +91,7 @@ pub struct Route {
     cache: Option<CacheRule>,
     priority: Priority,
     timeouts: Timeouts,
+    durability: Durability,
 }
 
 /// What a request will read and may write.
@@ -232,6 +233,7 @@ impl Routing {
             shadow: shadow.map(|(target, sample)| (target.clone(), sample)),
             cache: entry.config.cache,
             priority: entry.config.priority,
+            durability: entry.config.durability,
             timeouts: entry.config.timeouts,
             targets,
         })
@@ -337,6 +339,11 @@ impl Route {
     }
     pub fn timeouts(&self) -> Timeouts {
         self.timeouts
+    }
+
+    /// What an answer's row has survived before the answer says what was used.
+    pub fn durability(&self) -> Durability {
+        self.durability
     }
 
     /// The route's, or what the client says if that is lower: nobody pushes themselves forward.

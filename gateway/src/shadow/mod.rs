@@ -11,7 +11,7 @@ use tokio::sync::Semaphore;
 
 use crate::accounting::core::{NanoUsd, Usage};
 use crate::accounting::row::{Outcome, Role, Row, UsageSource};
-use crate::accounting::settlement::{Journal, Receipt, Running, Spent, Terms, Ticket};
+use crate::accounting::settlement::{Durability, Journal, Receipt, Running, Spent, Terms, Ticket};
 use crate::answer::{Answer, Chunk, Chunks, End, Ended, next};
 use crate::api::openai::request::Request;
 use crate::config::{ShadowConfig, Timeouts};
@@ -332,6 +332,7 @@ fn terms(copy: &Copy, leg: &Leg, started_ns: i64) -> Terms {
         tokens_max: 0,
         cost_max: NanoUsd(0),
         is_charged: false,
+        durability: Durability::Process,
         hold: Box::new(()),
     }
 }
