@@ -39,8 +39,8 @@ struct Syncs {
     /// How many segments were created, and how many of them are in a folder that was synced since.
     created: u64,
     in_folder: u64,
-    /// Earlier segments with rows that somebody waits for.
-    behind: Vec<Arc<dyn File>>,
+    /// Earlier segments that were written to since the last sync.
+    behind: Vec<(u64, Arc<dyn File>)>,
     /// Records below this survive a power cut, if anybody waits for them.
     durable: u64,
     /// Somebody waits for the records below this.
@@ -78,7 +78,8 @@ pub(super) struct Place {
 pub(super) struct Sync {
     pub(super) files: Vec<Arc<dyn File>>,
     pub(super) folder: bool,
-    behind: usize,
+    /// The last of the earlier segments among them.
+    behind: Option<u64>,
     created: u64,
     below: u64,
 }
@@ -131,11 +132,10 @@ impl Log {
         let claimed = SEGMENT_BYTES.min(self.bytes_max / 4).max(needed);
         let file = self.disk.create(number, claimed)?;
         self.syncs.created += 1;
-        let waits = self.syncs.wanted > self.syncs.durable;
-        if let Some(file) = self.segments.values_mut().next_back().and_then(|last| last.file.take())
-            && waits
+        if let Some((number, last)) = self.segments.iter_mut().next_back()
+            && let Some(file) = last.file.take()
         {
-            self.syncs.behind.push(file);
+            self.syncs.behind.push((*number, file));
         }
         self.segments.insert(number, Segment { file: Some(file), claimed, ..Segment::default() });
         Ok(())
@@ -266,6 +266,12 @@ impl Log {
         self.sequence
     }
 
+    /// Writes that these segments will go. What is in them need not be synced any more.
+    pub(super) fn part_with(&mut self, gone: &[u64]) -> io::Result<()> {
+        self.syncs.behind.retain(|(number, _)| !gone.contains(number));
+        self.count(gone)
+    }
+
     /// Removes segments that the log has said will go.
     pub(super) fn remove(&mut self, numbers: &[u64]) {
         for number in numbers {
@@ -293,9 +299,9 @@ impl Log {
         let Syncs { behind, created, in_folder, bytes, .. } = &mut self.syncs;
         *bytes = 0;
         Sync {
-            files: behind.iter().cloned().chain(current).collect(),
+            files: behind.iter().map(|(_, file)| file.clone()).chain(current).collect(),
             folder: created > in_folder,
-            behind: behind.len(),
+            behind: behind.last().map(|(number, _)| *number),
             created: *created,
             below: self.sequence,
         }
@@ -303,7 +309,7 @@ impl Log {
 
     /// What was to be synced is.
     pub(super) fn end_sync(&mut self, sync: &Sync) {
-        self.syncs.behind.drain(..sync.behind);
+        self.syncs.behind.retain(|(number, _)| Some(*number) > sync.behind);
         self.syncs.durable = self.syncs.durable.max(sync.below);
         self.syncs.in_folder = self.syncs.in_folder.max(sync.created);
     }

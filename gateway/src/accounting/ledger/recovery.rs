@@ -93,9 +93,11 @@ impl Reading {
         let listed = reading.totals.iter().flat_map(|(_, totals)| &totals.segments);
         reading.missing = listed.copied().filter(|number| !reading.segments.contains_key(number)).collect();
         let next = |number: &u64| reading.segments.get(&(number + 1))?.sequences.first().copied();
-        let follows = |(number, segment): (&u64, &Scanned)| {
-            let cut = segment.sequences.last()? + 1 != next(number)?;
-            cut.then_some(*number)
+        let last = reading.segments.keys().next_back().copied();
+        let follows = |(number, segment): (&u64, &Scanned)| match segment.sequences.last() {
+            Some(at) => next(number).filter(|next| at + 1 != *next).map(|_| *number),
+            // Every segment begins with totals.
+            None => (Some(*number) != last).then_some(*number),
         };
         reading.cut = reading.segments.iter().filter_map(follows).collect();
         Ok(reading)

@@ -164,7 +164,12 @@ fn conclude(shared: &Shared, store: &mut dyn Store) -> Result<(), StoreError> {
     let (epoch, same) = (state.log.epoch, state.recovery.different.is_empty());
     // Living rows are not in the store yet.
     let counted = state.counted_before.plus(&state.cut_off);
+    let is_cut_off = state.cut_off.rows > 0;
     drop(state);
+    if is_cut_off {
+        // The log is about to say that they have their end.
+        store.sync()?;
+    }
     let before = store.counts()?;
     let belongs = before.is_none_or(|(before, _)| before == epoch || before == NO_COUNT) || epoch == shared.epoch;
     let lost_end = before.is_some_and(|(before, here)| before == epoch && here.rows > counted.rows);
@@ -213,7 +218,7 @@ fn retire(shared: &Shared, store: &mut dyn Store) -> Result<(), StoreError> {
     if gone.is_empty() {
         return Ok(());
     }
-    if let Err(error) = state.log.count(&gone) {
+    if let Err(error) = state.log.part_with(&gone) {
         shared.failed(&error);
         return Ok(());
     }
