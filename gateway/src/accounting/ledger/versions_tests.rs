@@ -68,3 +68,29 @@ fn a_folder_of_a_newer_version_is_left_alone() {
     assert!(why.contains("newer glassgate"), "{why}");
     assert!(store::books(folder.path()).err().unwrap().to_string().contains("newer glassgate"));
 }
+
+#[test]
+fn a_log_that_is_cut_anywhere_and_read_twice_counts_once() {
+    for cut in (0..WAL_V1.len()).step_by(311) {
+        let folder = tempfile::tempdir().unwrap();
+        std::fs::create_dir(folder.path().join("wal")).unwrap();
+        let life = || {
+            std::fs::write(disk(folder.path()).path(0), &WAL_V1[..cut]).unwrap();
+            drop(open(folder.path()));
+            let books = store::books(folder.path()).unwrap();
+            assert_eq!(books.uneven_hours(9).unwrap(), Vec::<String>::new());
+            let mut rows = Vec::new();
+            books
+                .rows(i64::MIN, i64::MAX, &mut |row| {
+                    rows.push(row);
+                    true
+                })
+                .unwrap();
+            rows
+        };
+        let once = life();
+        let requests = wal::standing(wal::scan(&WAL_V1[..cut]).records).len();
+        assert_eq!(once.len(), requests, "cut at {cut}");
+        assert_eq!(life(), once, "cut at {cut}");
+    }
+}

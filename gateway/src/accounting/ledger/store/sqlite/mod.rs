@@ -6,6 +6,7 @@ pub mod migrate;
 pub mod read;
 
 use std::fs::File;
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -72,12 +73,16 @@ impl Store for Sqlite {
     }
 
     fn sync(&mut self) -> Result<(), StoreError> {
-        // What was committed is in the log of SQLite's own, or was synced when it left it for the file.
         let mut log = self.path.clone().into_os_string();
         log.push("-wal");
-        let synced = File::open(log).and_then(|log| log.sync_all());
+        let sync = |path: &Path| File::open(path)?.sync_all();
+        // What was committed is in SQLite's own log, or in the file if it has none.
+        let synced = match sync(Path::new(&log)) {
+            Err(error) if error.kind() == ErrorKind::NotFound => Ok(()),
+            synced => synced,
+        };
         let folder = self.path.parent().unwrap_or(Path::new("."));
-        let synced = synced.and_then(|()| File::open(folder)?.sync_all());
+        let synced = synced.and_then(|()| sync(&self.path)).and_then(|()| sync(folder));
         synced.map_err(|error| StoreError(format!("{}: {error}", self.path.display())))
     }
 
