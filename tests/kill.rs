@@ -65,11 +65,13 @@ enum Kind {
 const ROUTES: &str = r#"
 [routes.remote]
 split = { remote-model = 1 }
+durability = "power"
 [routes.shared]
 split = { remote-model = 1 }
 cache = { ttl = "10m" }
 [routes.mirrored]
 split = { glimmer-1 = 1 }
+durability = "power"
 shadow = { variant = "mirror-model", sample = 1.0 }
 [routes.rehearsed]
 split = { remote-model = 1 }
