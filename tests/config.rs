@@ -134,7 +134,7 @@ fn every_mistake_is_reported_with_file_line_and_a_suggestion() {
         (
             "gateway.toml",
             "durability = \"process\"",
-            "durability = \"power\"",
+            "durability = \"fast\"",
             &["gateway.toml:12:", "must be \"process\""],
         ),
         (

@@ -283,8 +283,14 @@ fn a_ledger_from_before_there_was_feedback_can_be_judged() {
     let answer = ask(&gateway);
     gateway.stop();
     let path = gateway.data_dir().join("ledger.sqlite");
-    Connection::open(&path).unwrap().execute_batch("DROP TABLE feedback; DROP INDEX ledger_by_foreign_trace").unwrap();
-    assert!(gateway.cli(&["feedback"]).contains("nobody has judged yet"));
+    let earlier =
+        "DROP TABLE feedback; DROP INDEX ledger_by_foreign_trace; DROP TABLE spend_hour; DROP TABLE ledger_count;
+                   ALTER TABLE ledger DROP COLUMN user_id; PRAGMA user_version = 0";
+    Connection::open(&path).unwrap().execute_batch(earlier).unwrap();
+    let early = gateway.run(&["feedback"]);
+    assert!(
+        String::from_utf8(early.stderr).unwrap().contains("the next start of `glassgate serve` brings it up to date")
+    );
     gateway.restart();
     assert_eq!(taken(&judge(&gateway, &correct(&answer, true))), "created");
 }

@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::fmt::Write;
 
-use glassgate::accounting::ledger::feedback;
+use glassgate::accounting::ledger::store::sqlite::feedback;
 use glassgate::accounting::row::{COLUMNS, Outcome, Role, UsageSource};
 use glassgate::observe::metrics::Metrics;
 use glassgate::refusal::Refusal;

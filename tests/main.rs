@@ -29,6 +29,7 @@ mod guard;
 mod hub;
 mod keys;
 mod kill;
+mod ledger;
 mod limits;
 mod oracle;
 mod panics;

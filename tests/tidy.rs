@@ -35,6 +35,7 @@ fn is_sans_io(path: &str) -> bool {
                 "accounting/settlement",
                 "accounting/row",
                 "accounting/ledger/wal",
+                "accounting/ledger/totals",
                 "api/sse",
                 "api/head",
             ],

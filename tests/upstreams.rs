@@ -24,6 +24,7 @@ fn rows(gateway: &TestGateway) -> Vec<Value> {
         let value = |index| match row.get_ref(index).unwrap() {
             rusqlite::types::ValueRef::Integer(number) => json!(number),
             rusqlite::types::ValueRef::Text(text) => json!(std::str::from_utf8(text).unwrap()),
+            rusqlite::types::ValueRef::Null => Value::Null,
             other => panic!("{other:?}"),
         };
         Ok(names.iter().enumerate().map(|(index, name)| (name.clone(), value(index))).collect::<Value>())

@@ -119,7 +119,8 @@ impl App {
             (
                 "storage",
                 config.gateway.data_dir != current.config.gateway.data_dir
-                    || config.gateway.wal_bytes_max != current.config.gateway.wal_bytes_max,
+                    || config.gateway.wal_bytes_max != current.config.gateway.wal_bytes_max
+                    || config.gateway.commit_every != current.config.gateway.commit_every,
             ),
             (
                 "models.threads, models.memory_max, models.kv_cache, models.queue_max or models.itl_target",
@@ -248,6 +249,7 @@ impl Snapshot {
                 shadow: None,
                 priority: Priority::default(),
                 timeouts: Timeouts::default(),
+                durability: config.gateway.durability,
             };
             routing.add(Entry {
                 config,

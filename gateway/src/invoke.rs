@@ -90,7 +90,8 @@ pub async fn answer(
     let flight = match found {
         Find::Hit { entry, how } => {
             // Settled at once: nothing can change what it costs.
-            ticket.settle_hit(entry.usage, entry.source, how).map_err(|_| Refusal::LedgerFull)?;
+            let pending = ticket.settle_hit(entry.usage, entry.source, how);
+            pending.durable().await.map_err(|_| Refusal::LedgerFull)?;
             exchange.note(|record| record.cache = how);
             let answer =
                 Answer { running: None, chunks: entry.replay(), prompts: plan.first.measure.told_prompts(&request) };
@@ -140,11 +141,11 @@ fn is_by_chosen(exchange: &Exchange, route: &Route) -> bool {
     exchange.record().is_some_and(|record| record.variant == route.target().variant)
 }
 
-/// Writes the terminal row, before usage leaves.
+/// Writes the terminal row and waits until it is as durable as the route asks, before usage leaves.
 ///
 /// # Errors
-/// When the row is not durable; the client must not be told otherwise.
-pub fn settle(
+/// When the row is not; the client must not be told otherwise.
+pub async fn settle(
     exchange: &mut Exchange,
     running: Option<Running>,
     end: &End,
@@ -176,7 +177,7 @@ pub fn settle(
         return exchange.receipt().get().copied().ok_or(Refusal::Internal);
     };
     let spent = Spent { usage, source: end.source, compute };
-    let settled = running.settle(outcome, spent, delivered).map_err(|_| Refusal::LedgerFull);
+    let settled = running.end(outcome, spent, delivered).durable().await.map_err(|_| Refusal::LedgerFull);
     exchange.mark(|record, now| record.marks.settled = Some(now));
     settled
 }
@@ -227,6 +228,7 @@ fn terms(exchange: &Exchange, caller: &Caller, route: &Route, plan: &Plan) -> Te
         provider_cost: NanoUsd(0),
         price_version: of(|record| record.price_version.clone()),
         config_hash: of(|record| record.config_hash.clone()),
+        user_id: caller.user().map(str::to_owned),
     };
     Terms {
         row,
@@ -237,6 +239,7 @@ fn terms(exchange: &Exchange, caller: &Caller, route: &Route, plan: &Plan) -> Te
         bound: None,
         billed_max: None,
         is_charged: true,
+        durability: route.durability(),
         // Admission holds what its limits say.
         hold: Box::new(()),
     }

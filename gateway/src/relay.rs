@@ -123,13 +123,13 @@ async fn wind_down(
                 (false, true) => Outcome::Failed,
                 (false, false) => outcome,
             };
-            let _ = invoke::settle(exchange, running, &end, Some(outcome), delivered);
+            let _ = invoke::settle(exchange, running, &end, Some(outcome), delivered).await;
         }
         // A backend that does not even stop is settled by the count we have.
         Err(_) => {
             let spent = running.as_ref().map_or(Spent::NOTHING, Running::spent_so_far);
             let end = End { how: Ended::Cancelled, usage: spent.usage, source: spent.source, engine: None };
-            let _ = invoke::settle(exchange, running, &end, Some(outcome), delivered);
+            let _ = invoke::settle(exchange, running, &end, Some(outcome), delivered).await;
         }
     }
 }
@@ -167,7 +167,7 @@ async fn whole(app: &App, session: &mut Session, exchange: &mut Exchange, reply:
     if matches!(end.how, Ended::Finished(_)) && request.op != Op::Embeddings {
         note_chunk(exchange);
     }
-    let receipt = invoke::settle(exchange, running, &end, None, false)?;
+    let receipt = invoke::settle(exchange, running, &end, None, false).await?;
     let finishes = match end.how {
         Ended::Finished(finishes) => finishes,
         Ended::Failed(refusal) => return Err(Stop::Refused(refusal)),
@@ -278,7 +278,7 @@ async fn stream(app: &App, session: &mut Session, exchange: &mut Exchange, reply
     };
     drop(chunks);
     if !matches!(end.how, Ended::Finished(_)) {
-        let settled = invoke::settle(exchange, running, &end, None, sent);
+        let settled = invoke::settle(exchange, running, &end, None, sent).await;
         let refusal = match (settled, end.how) {
             (Err(refusal), _) | (_, Ended::Failed(refusal)) => refusal,
             _ => Refusal::EngineFailed,
@@ -287,7 +287,7 @@ async fn stream(app: &App, session: &mut Session, exchange: &mut Exchange, reply
     }
     note_chunk(exchange);
 
-    let receipt = match invoke::settle(exchange, running, &end, None, sent) {
+    let receipt = match invoke::settle(exchange, running, &end, None, sent).await {
         Ok(receipt) => receipt,
         Err(refusal) => return Err(broken_off(session, exchange, sent, refusal).await),
     };
@@ -363,7 +363,7 @@ async fn client_lost(
     };
     match ended {
         Some(end) => {
-            let _ = invoke::settle(exchange, running, &end, None, true);
+            let _ = invoke::settle(exchange, running, &end, None, true).await;
         }
         None => wind_down(exchange, running, chunks, outcome, true).await,
     }

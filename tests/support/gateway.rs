@@ -114,6 +114,12 @@ impl Setup {
         TestGateway::serve(self.0)
     }
 
+    /// As `start`, by another program that is given the command, and becomes it.
+    pub fn start_under(self, program: &[&str]) -> TestGateway {
+        std::fs::write(self.0.path().join("under"), program.join("\n")).unwrap();
+        self.start()
+    }
+
     /// Adds a line to what every process on this configuration finds in its environment.
     pub fn env(&self, name: &str, value: &str) {
         let path = self.0.path().join("environment");
@@ -225,7 +231,10 @@ impl TestGateway {
         self.folder.path().join("configs").join(name)
     }
     pub fn data_dir(&self) -> PathBuf {
-        self.folder.path().join("data")
+        let folder = self.folder.path().join("data");
+        // One that has mounts of its own is looked into from outside.
+        let apart = self.folder.path().join("under").exists() && folder.join("outside").exists();
+        if apart { format!("/proc/{}/root{}", self.child.id(), folder.display()).into() } else { folder }
     }
     pub fn stderr(&self) -> String {
         std::fs::read_to_string(self.folder.path().join(format!("stderr.{}", self.life))).unwrap_or_default()
@@ -365,7 +374,15 @@ impl Drop for TestGateway {
 
 fn spawn(folder: &Path, life: u32) -> Child {
     let file = |name: &str| File::create(folder.join(format!("{name}.{life}"))).unwrap();
-    binary(folder)
+    let mut command = binary(folder);
+    if let Ok(under) = std::fs::read_to_string(folder.join("under")) {
+        let mut words = under.lines();
+        let mut wrapped = Command::new(words.next().expect("a program"));
+        wrapped.args(words).arg(command.get_program());
+        wrapped.env_remove("GLASSGATE_API_KEY");
+        command = wrapped;
+    }
+    command
         .args(["serve", "--listen", "127.0.0.1:0", "--admin", "127.0.0.1:0", "--config"])
         .arg(folder.join("configs/gateway.toml"))
         .arg("--data-dir")

@@ -20,6 +20,11 @@ pub enum Role {
 impl Role {
     pub const ALL: [Role; 4] = [Role::Primary, Role::Retry, Role::Fallback, Role::Shadow];
 
+    /// By its word.
+    pub fn parse(word: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|one| one.as_str() == word)
+    }
+
     pub fn as_str(self) -> &'static str {
         match self {
             Role::Primary => "primary",
@@ -67,6 +72,11 @@ impl Outcome {
         Outcome::Killed,
     ];
 
+    /// By its word.
+    pub fn parse(word: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|one| one.as_str() == word)
+    }
+
     pub fn as_str(self) -> &'static str {
         match self {
             Outcome::Answered => "answered",
@@ -99,6 +109,11 @@ pub enum UsageSource {
 impl UsageSource {
     pub const ALL: [UsageSource; 4] =
         [UsageSource::Counted, UsageSource::Reported, UsageSource::Estimated, UsageSource::Reserved];
+
+    /// By its word.
+    pub fn parse(word: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|one| one.as_str() == word)
+    }
 
     pub fn as_str(self) -> &'static str {
         match self {
@@ -138,13 +153,18 @@ pub struct Row {
     pub provider_cost: NanoUsd,
     pub price_version: String,
     pub config_hash: String,
+    // Every field from here on is one that older logs do not have: `#[serde(default)]`.
+    /// Whom the key asked for, as its identity says.
+    #[serde(default)]
+    pub user_id: Option<String>,
 }
 
-/// What limits have counted of the rows of one key, route and model.
+/// What limits have counted of the rows of one key, user, route and model.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Sum {
     pub tenant: String,
     pub key_id: String,
+    pub user: Option<String>,
     pub route: String,
     pub model: String,
     pub requests: u64,
@@ -154,7 +174,7 @@ pub struct Sum {
 }
 
 /// The columns in the order of the table, with their SQLite types.
-pub const COLUMNS: [(&str, &str); 27] = [
+pub const COLUMNS: [(&str, &str); 28] = [
     ("request_id", "TEXT NOT NULL"),
     ("attempt", "INTEGER NOT NULL"),
     ("role", "TEXT NOT NULL"),
@@ -182,4 +202,61 @@ pub const COLUMNS: [(&str, &str); 27] = [
     ("provider_cost_nano_usd", "INTEGER NOT NULL"),
     ("price_version", "TEXT NOT NULL"),
     ("config_hash", "TEXT NOT NULL"),
+    ("user_id", "TEXT"),
 ];
+
+/// What stands in one column.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Cell<'r> {
+    Text(&'r str),
+    Integer(i64),
+    Null,
+}
+
+impl std::fmt::Display for Cell<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Cell::Text(text) => f.write_str(text),
+            Cell::Integer(number) => write!(f, "{number}"),
+            Cell::Null => Ok(()),
+        }
+    }
+}
+
+impl Row {
+    /// What stands in each of `COLUMNS`.
+    pub fn cells(&self) -> [Cell<'_>; COLUMNS.len()] {
+        // The store's integers are signed. Nine quintillion nano-dollars are more than there is.
+        let number = |value: u64| Cell::Integer(i64::try_from(value).unwrap_or(i64::MAX));
+        [
+            Cell::Text(&self.request_id),
+            Cell::Integer(self.attempt.into()),
+            Cell::Text(self.role.as_str()),
+            Cell::Text(&self.response_id),
+            Cell::Text(&self.trace_id),
+            Cell::Integer(self.started_ns),
+            Cell::Integer(self.ended_ns),
+            Cell::Text(&self.tenant),
+            Cell::Text(&self.key_id),
+            Cell::Text(&self.route),
+            Cell::Text(&self.model),
+            Cell::Text(&self.variant),
+            Cell::Text(&self.provider),
+            Cell::Text(&self.op),
+            Cell::Integer(self.stream.into()),
+            Cell::Text(&self.cache),
+            Cell::Text(self.outcome.as_str()),
+            number(self.usage.input),
+            number(self.usage.cache_read),
+            number(self.usage.cache_write),
+            number(self.usage.output),
+            number(self.usage.reasoning),
+            Cell::Text(self.usage_source.as_str()),
+            number(self.billed.0),
+            number(self.provider_cost.0),
+            Cell::Text(&self.price_version),
+            Cell::Text(&self.config_hash),
+            self.user_id.as_deref().map_or(Cell::Null, Cell::Text),
+        ]
+    }
+}

@@ -6,7 +6,7 @@ use super::core::calendar::Period;
 use super::core::rule::{Rule, Subject, Subjects};
 use super::rules::period;
 use crate::accounting::row::Sum;
-use crate::api::limit::{Of, Per};
+use crate::api::limit::{Dimension, Of, Per};
 
 /// By rule: the period in which this process began, and what each subject had used of it.
 #[derive(Debug, Default)]
@@ -36,13 +36,14 @@ impl Before {
                 let subjects = Subjects {
                     key: spent.key_id.clone(),
                     key_name: names.get(&spent.key_id).cloned().unwrap_or_default(),
+                    user: spent.user.clone(),
                     tenant: spent.tenant.clone(),
                     route: Some(spent.route.clone()),
                     model: Some(spent.model.clone()),
                     ..Subjects::default()
                 };
-                // The ledger does not know users and addresses: what is counted by them begins anew.
-                if rule.binds(&subjects) && !rule.is_clients_choice() {
+                // The ledger does not know addresses: what is counted by them begins anew.
+                if rule.binds(&subjects) && !rule.by.contains(&Dimension::Ip) {
                     let used = used.entry(rule.subject(&subjects)).or_default();
                     *used = used.saturating_add(counted(spent, rule.of));
                 }

@@ -1,3 +1,4 @@
+use std::pin::Pin;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
@@ -8,7 +9,7 @@ use crate::accounting::core::{PicoPerToken, Usage};
 use crate::accounting::ledger::wal::tests::row;
 use crate::accounting::price::{Price, Rates};
 use crate::accounting::row::{Outcome, Row, Sum, UsageSource};
-use crate::accounting::settlement::{Costs, JournalClosed, Most, Slot, Spent};
+use crate::accounting::settlement::{Costs, Durability, Held, JournalClosed, Most, Slot, Spent};
 use crate::api::openai::ratelimit::Quota;
 use crate::auth::store::OwnLimits;
 use crate::ports::Clock;
@@ -45,9 +46,13 @@ impl Journal for Paper {
     fn open(&self, _row: &Row) -> Result<Slot, JournalClosed> {
         if self.closed.load(Ordering::Relaxed) { Err(JournalClosed) } else { Ok(Slot { segment: 0, bytes: 0 }) }
     }
-    fn close(&self, _slot: Slot, _row: Row) -> Result<(), Box<Row>> {
-        Ok(())
+    fn close(&self, _slot: Slot, _row: Row, _durability: Durability) -> Result<Option<Box<Held>>, Box<Row>> {
+        Ok(None)
     }
+    fn durable(&self, _sequence: u64) -> Pin<Box<dyn Future<Output = bool> + Send>> {
+        Box::pin(std::future::ready(true))
+    }
+    fn ship(&self, _held: Held) {}
     fn store(&self, _row: Row) {}
 }
 
@@ -107,6 +112,7 @@ impl World {
             bound: None,
             billed_max: None,
             is_charged: true,
+            durability: Durability::Process,
             hold: Box::new(()),
         }
     }

@@ -8,8 +8,8 @@ use serde::Serialize;
 
 use super::{Outcome, Place, ledger, since, text};
 use crate::accounting::core::NanoUsd;
-use crate::accounting::ledger::feedback::{Answers, Judged, Moments, answers, judged};
-use crate::accounting::ledger::sqlite::GroupBy;
+use crate::accounting::ledger::store::GroupBy;
+use crate::accounting::ledger::store::sqlite::feedback::{Answers, Judged, Moments};
 
 #[derive(Args)]
 pub struct Options {
@@ -104,10 +104,10 @@ fn student(degrees: u64) -> f64 {
 }
 
 pub fn run(place: &Place, options: &Options) -> Outcome {
-    let db = ledger(&place.data_dir()?)?;
+    let books = ledger(&place.data_dir()?)?;
     let since = since(options.hours);
-    let groups = answers(&db, options.by, since).map_err(text)?;
-    let mut judged = judged(&db, options.by, since).map_err(text)?;
+    let groups = books.answers(options.by, since).map_err(text)?;
+    let mut judged = books.judged(options.by, since).map_err(text)?;
     judged.retain(|(_, name), _| options.name.as_ref().is_none_or(|only| only == name));
     let lines: Vec<Line> = groups.iter().flat_map(|group| lines(group, &judged)).collect();
     if options.json {

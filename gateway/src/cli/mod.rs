@@ -5,6 +5,7 @@ mod client;
 mod demo;
 mod feedback;
 mod keys;
+mod ledger;
 mod models;
 mod prices;
 mod routes;
@@ -12,15 +13,15 @@ pub mod serve;
 mod spend;
 mod trace;
 mod verify;
+mod when;
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{Args, CommandFactory, Parser, Subcommand};
-use rusqlite::Connection;
 
-use crate::accounting::ledger::sqlite;
+use crate::accounting::ledger::store::{self, Books};
 use crate::config::{Config, Overrides};
 use crate::data_dir::DataDir;
 use crate::models::hub::Hub;
@@ -39,6 +40,7 @@ First steps:
   glassgate keys create alice              make a key for somebody
   glassgate routes explain --route assistant --session 42
   glassgate spend --by key                 who spent what
+  glassgate ledger verify                  whether every row is there, once, as it was written
   glassgate feedback                       which version answers better
   glassgate demo                           fill dashboards with traffic whose answers are checked
   glassgate trace REQUEST-ID               where one request's time went
@@ -117,6 +119,13 @@ enum Command {
         #[command(flatten)]
         options: spend::Options,
     },
+    /// Check the ledger, or export it
+    Ledger {
+        #[command(flatten)]
+        place: Place,
+        #[command(subcommand)]
+        command: ledger::LedgerCommand,
+    },
     /// Play the evaluation's prompts against the running gateway as real clients do, and check and judge every answer
     Demo {
         #[command(flatten)]
@@ -164,6 +173,7 @@ pub fn run() -> ExitCode {
         Command::Models { place, command } => models::run(&place, command),
         Command::Prices { place, command } => prices::run(&place, command),
         Command::Spend { place, options } => spend::run(&place, &options),
+        Command::Ledger { place, command } => ledger::run(&place, command),
         Command::Demo { place, options } => demo::run(&place, &options),
         Command::Feedback { place, options } => feedback::run(&place, &options),
         Command::Trace { place, id, json } => trace::run(&place, &id, json),
@@ -217,7 +227,7 @@ fn program() -> PathBuf {
 }
 
 /// The ledger, to be read beside a gateway that may run.
-fn ledger(data_dir: &DataDir) -> Result<Connection, String> {
+fn ledger(data_dir: &DataDir) -> Result<Box<dyn Books>, String> {
     let path = data_dir.ledger();
     if !path.exists() {
         return Err(format!(
@@ -225,7 +235,7 @@ fn ledger(data_dir: &DataDir) -> Result<Connection, String> {
             path.display()
         ));
     }
-    sqlite::open_readonly(&path).map_err(text)
+    store::books(data_dir.path()).map_err(text)
 }
 
 /// So many hours ago in Unix nanoseconds; without a number, since ever.

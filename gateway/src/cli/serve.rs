@@ -3,11 +3,12 @@
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use arc_swap::ArcSwap;
 
 use super::{Outcome, Place, keys, text};
-use crate::accounting::ledger::{Ledger, sqlite};
+use crate::accounting::ledger::{Ledger, Recovery, store};
 use crate::admission::Admission;
 use crate::admission::before::Before;
 use crate::admission::counts::Time;
@@ -31,6 +32,9 @@ use crate::observe::{Observe, ObserveShadows};
 use crate::ports::{Clock, SystemClock};
 use crate::server;
 use crate::shadow::Shadows;
+
+/// How long a start waits for what the last life left to be in the store.
+const RECOVERY_PATIENCE: Duration = Duration::from_secs(30);
 
 pub(super) fn run(place: &Place, listen: Option<SocketAddr>, admin: Option<SocketAddr>) -> Outcome {
     let overrides = Overrides { listen, admin, ..place.overrides() };
@@ -75,28 +79,20 @@ pub fn build(
     clock: Arc<dyn Clock>,
 ) -> Result<Arc<App>, String> {
     let metrics = Arc::new(Metrics::new());
-    let (ledger, recovery) =
-        Ledger::open(data_dir.path(), config.gateway.wal_bytes_max, metrics.clone()).map_err(text)?;
-    metrics.ledger_recovered("settled", recovery.shipped);
-    metrics.ledger_recovered("killed", recovery.killed.len());
-    if recovery.shipped + recovery.killed.len() > 0 {
-        tracing::warn!(settled = recovery.shipped, killed = ?recovery.killed, "the last life ended without a goodbye; its rows are recovered");
-    }
-    if recovery.damaged_bytes > 0 {
-        tracing::error!(
-            bytes = recovery.damaged_bytes,
-            "the ledger's log was damaged; its files are kept as wal/*.damaged"
-        );
-    }
-    let ledger = Arc::new(ledger);
+    let gateway = &config.gateway;
+    let ledger = Ledger::open(data_dir.path(), gateway.wal_bytes_max, gateway.commit_every, metrics.clone());
+    let ledger = Arc::new(ledger.map_err(text)?);
+    // Without the store nobody knows what has been spent of budgets.
+    let recovery = ledger.recovered(RECOVERY_PATIENCE).map_err(|why| format!("the ledger's store: {why}"))?;
+    tell_recovery(&recovery, &metrics);
     // After the recovery: a request that was cut off by a kill counts at its bound.
     let keys = keys::store(data_dir)?.list().map_err(text)?;
     let names = keys.into_iter().map(|key| (key.who.key_id.clone(), key.who.key_name.clone())).collect();
     let defaults = Defaults::default();
     let rules = defaults.iter().chain(&config.gateway.rules).map(AsRef::as_ref);
-    let before = sqlite::open_readonly(&data_dir.ledger())
-        .and_then(|db| Before::read(rules, clock.now_ns(), &names, |since| sqlite::spent_since(&db, since)))
-        .map_err(|error| format!("{}: {error}", data_dir.ledger().display()))?;
+    let before = store::books(data_dir.path())
+        .and_then(|books| Before::read(rules, clock.now_ns(), &names, |since| books.spent_since(since)))
+        .map_err(text)?;
     let time = Arc::new(Time::new(clock.clone()));
     let counts: Arc<Local> = Arc::new(Local::new(time.clone(), before));
 
@@ -152,6 +148,33 @@ pub fn build(
         reloading: parking_lot::Mutex::default(),
         rejected: parking_lot::Mutex::default(),
     }))
+}
+
+/// What the last life left, for the operator.
+fn tell_recovery(found: &Recovery, metrics: &Metrics) {
+    metrics.ledger_recovered("settled", found.shipped);
+    metrics.ledger_recovered("killed", found.killed.len());
+    if found.shipped + found.killed.len() > 0 {
+        tracing::warn!(settled = found.shipped, killed = ?found.killed, "the last life ended without a goodbye; its rows are recovered");
+    }
+    if found.damaged_bytes > 0 {
+        tracing::error!(
+            bytes = found.damaged_bytes,
+            "the ledger's log was damaged; its files are kept as wal/*.damaged"
+        );
+    }
+    if !found.missing.is_empty() {
+        tracing::error!(segments = ?found.missing, "segments of the ledger's log, or their ends, are missing; rows that were only there are lost");
+    }
+    if !found.different.is_empty() {
+        tracing::error!(requests = ?found.different, "the ledger's store says otherwise than its log; the store's rows stand");
+    }
+    if found.lost_end {
+        tracing::error!("the ledger's log has lost its end, as in a power cut; what the store has of it stands");
+    }
+    if found.is_alarming() {
+        metrics.ledger_failure();
+    }
 }
 
 /// A token for /admin, made anew at every start.

@@ -2,20 +2,30 @@
 
 use std::collections::HashMap;
 
-use clap::Args;
+use clap::{Args, ValueEnum as _};
+use jiff::Timestamp;
+use serde_json::{Map, Value, json};
 
-use super::{Outcome, Place, keys, ledger, since, text};
-use crate::accounting::core::NanoUsd;
-use crate::accounting::ledger::sqlite::{self, GroupBy};
+use super::{Outcome, Place, keys, ledger, text, when};
+use crate::accounting::ledger::store::{Books, By, Period, Spend};
 
 #[derive(Args)]
 pub struct Options {
-    /// What to sum by
-    #[arg(long, value_enum, default_value = "key")]
-    by: GroupBy,
+    /// What to sum by; several with commas, such as `tenant,day`
+    #[arg(long, value_enum, default_value = "key", value_delimiter = ',')]
+    by: Vec<By>,
     /// Only the last so many hours
-    #[arg(long, value_name = "HOURS")]
+    #[arg(long, value_name = "HOURS", conflicts_with = "since")]
     hours: Option<u32>,
+    /// Only requests that began at this time or later: 24h, 7d, 2026-11-01, 2026-11-01T14:30
+    #[arg(long, value_name = "TIME")]
+    since: Option<String>,
+    /// Only requests that began before this time
+    #[arg(long, value_name = "TIME")]
+    until: Option<String>,
+    /// The time zone of days and times, such as Europe/Berlin
+    #[arg(long, value_name = "ZONE", default_value = "UTC")]
+    zone: String,
     /// Print JSON
     #[arg(long)]
     json: bool,
@@ -23,29 +33,71 @@ pub struct Options {
 
 pub fn run(place: &Place, options: &Options) -> Outcome {
     let data_dir = place.data_dir()?;
-    let db = ledger(&data_dir)?;
-    let since = since(options.hours);
-    let mut spend = sqlite::spend(&db, options.by, since).map_err(text)?;
-    if matches!(options.by, GroupBy::Key) {
-        let names: HashMap<String, String> = keys::store(&data_dir)?
-            .list()
-            .map_err(text)?
-            .into_iter()
-            .map(|key| (key.who.key_id.clone(), key.who.key_name.clone()))
-            .collect();
-        for line in &mut spend {
-            if let Some(name) = names.get(&line.name) {
-                line.name = format!("{name} ({})", line.name);
+    let books = ledger(&data_dir)?;
+    let periods = periods(options, &*books)?;
+    let mut spend = books.spend(&options.by, &periods).map_err(text)?;
+    if let Some(at) = options.by.iter().position(|by| *by == By::Key) {
+        let keys = keys::store(&data_dir)?.list().map_err(text)?;
+        let names: HashMap<String, String> =
+            keys.into_iter().map(|key| (key.who.key_id.clone(), key.who.key_name.clone())).collect();
+        for Spend { by, .. } in &mut spend {
+            if let Some(name) = names.get(&by[at]) {
+                by[at] = format!("{name} ({})", by[at]);
             }
         }
     }
+    let heads: Vec<String> =
+        options.by.iter().filter_map(|by| Some(by.to_possible_value()?.get_name().to_owned())).collect();
     if options.json {
-        println!("{}", serde_json::to_string_pretty(&spend).map_err(text)?);
-        return Ok(());
+        let lines: Vec<Value> = spend.iter().map(|line| object(&heads, line)).collect();
+        println!("{}", serde_json::to_string_pretty(&lines).map_err(text)?);
+    } else {
+        show(&heads, &spend);
     }
+    Ok(())
+}
+
+/// The days that are asked for, or all of the time as one.
+fn periods(options: &Options, books: &dyn Books) -> Result<Vec<Period>, String> {
+    let (zone, now) = (when::zone(&options.zone)?, Timestamp::now());
+    let time = |text: &Option<String>| text.as_ref().map(|text| when::time(text, &zone, now)).transpose();
+    let hours = options.hours.map(|hours| format!("{hours}h"));
+    let (since, until) = (time(&options.since.clone().or(hours))?, time(&options.until)?);
+    if since.zip(until).is_some_and(|(since, until)| since >= until) {
+        return Err("--since is not before --until".to_owned());
+    }
+    if options.by.contains(&By::Day) {
+        let first = || Timestamp::from_second(books.first_hour().ok().flatten()?.checked_mul(3600)?).ok();
+        return when::days(since.or_else(first).unwrap_or(now), until.unwrap_or(now), &zone);
+    }
+    let (first_ns, past_ns) = (since.map_or(0, when::nanoseconds), until.map_or(i64::MAX, when::nanoseconds));
+    Ok(vec![Period { name: String::new(), first_ns, past_ns }])
+}
+
+/// A line as JSON: each group under its own word, all of them as `name`.
+fn object(heads: &[String], line: &Spend) -> Value {
+    let mut object: Map<String, Value> = heads.iter().cloned().zip(line.by.iter().cloned().map(Value::from)).collect();
+    object.insert("name".into(), line.by.join(", ").into());
+    let sums = json!({
+        "requests": line.requests,
+        "input_tokens": line.input_tokens,
+        "output_tokens": line.output_tokens,
+        "billed_nano_usd": line.billed.0,
+        "provider_cost_nano_usd": line.provider_cost.0,
+    });
+    object.extend(sums.as_object().cloned().unwrap_or_default());
+    Value::Object(object)
+}
+
+fn show(heads: &[String], spend: &[Spend]) {
+    let wide = |at: usize| spend.iter().map(|line| line.by[at].chars().count()).max().unwrap_or(0).max(12);
+    let widths: Vec<usize> = (0..heads.len()).map(wide).collect();
+    let groups = |texts: &[String]| -> String {
+        texts.iter().zip(&widths).map(|(text, width)| format!("{text:width$}  ")).collect()
+    };
     println!(
-        "{:36} {:>9} {:>13} {:>13} {:>16} {:>16}",
-        format!("{:?}", options.by).to_lowercase(),
+        "{}{:>9} {:>13} {:>13} {:>16} {:>16}",
+        groups(heads),
         "requests",
         "input tokens",
         "output tokens",
@@ -54,14 +106,13 @@ pub fn run(place: &Place, options: &Options) -> Outcome {
     );
     for line in spend {
         println!(
-            "{:36} {:>9} {:>13} {:>13} {:>16} {:>16}",
-            line.name,
+            "{}{:>9} {:>13} {:>13} {:>16} {:>16}",
+            groups(&line.by),
             line.requests,
             line.input_tokens,
             line.output_tokens,
-            NanoUsd(line.billed_nano_usd).to_string(),
-            NanoUsd(line.provider_cost_nano_usd).to_string()
+            line.billed.to_string(),
+            line.provider_cost.to_string()
         );
     }
-    Ok(())
 }

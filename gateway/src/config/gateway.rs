@@ -9,6 +9,7 @@ use super::auth::AuthConfig;
 use super::limits::{self, Limits, Written};
 use super::reader::{At, Section};
 use super::traces::{self, TraceSink};
+use crate::accounting::settlement::Durability;
 use crate::admission::core::rule::Rule;
 use crate::network::Network;
 
@@ -27,6 +28,10 @@ pub struct GatewayConfig {
     pub drain: Duration,
     pub data_dir: PathBuf,
     pub wal_bytes_max: u64,
+    /// Of routes that do not say.
+    pub durability: Durability,
+    /// How long a row that must survive a power cut waits for others, to be synced with them.
+    pub commit_every: Duration,
     pub model_roots: Vec<PathBuf>,
     pub engine: EngineConfig,
     /// How long requests may go on with a model that a reload has replaced or removed.
@@ -127,6 +132,8 @@ pub(super) fn gateway(root: Section<'_, '_>, folder: &Path, read: &mut impl FnMu
         drain: Duration::from_secs(30),
         data_dir: folder.join("../data"),
         wal_bytes_max: 64 << 20,
+        durability: Durability::Process,
+        commit_every: Duration::from_millis(2),
         model_roots: vec![folder.join("../models")],
         engine: EngineConfig {
             device: Device::Auto,
@@ -176,8 +183,11 @@ pub(super) fn gateway(root: Section<'_, '_>, folder: &Path, read: &mut impl FnMu
     config.auth = AuthConfig { trusted_proxies, ..super::auth::auth(&root, folder, read) };
     if let Some(storage) = root.section("storage") {
         config.data_dir = storage.string("data_dir").map_or(config.data_dir, |text| folder.join(text.value));
-        // Only one kind of durability exists so far; the key is here so that a file can say which it counts on.
-        storage.word("durability", &["process"]);
+        config.durability = durability(&storage).unwrap_or(config.durability);
+        config.commit_every = storage.duration_or_none("commit_every").unwrap_or(config.commit_every);
+        if config.commit_every > COMMIT_EVERY_MAX {
+            storage.problem("`storage.commit_every` is above \"1s\", and every answer of a route with power durability waits for it");
+        }
         config.wal_bytes_max = storage.bytes("wal_max", 2 << 10).map_or(config.wal_bytes_max, |n| n);
         storage.finish();
     }
@@ -226,6 +236,17 @@ pub(super) fn gateway(root: Section<'_, '_>, folder: &Path, read: &mut impl FnMu
     }
     root.finish();
     Read { config, routes, prices, written }
+}
+
+/// Answers wait for it.
+const COMMIT_EVERY_MAX: Duration = Duration::from_secs(1);
+
+/// What a section says of how durable a row must be.
+pub(super) fn durability(section: &Section<'_, '_>) -> Option<Durability> {
+    section.word("durability", &["process", "power"]).map(|word| match word {
+        "power" => Durability::Power,
+        _ => Durability::Process,
+    })
 }
 
 /// A name that every backend takes: Langfuse silently puts others under "default".

@@ -129,7 +129,7 @@ impl Config {
         let source = Source::new(&routes_path, &text);
         let table = source.parse();
         let routes::Reached { upstreams, models, routes } =
-            routes::routes(source.root(&table), folder_of(&routes_path), &gateway.model_roots);
+            routes::routes(source.root(&table), folder_of(&routes_path), &gateway.model_roots, gateway.durability);
         limits::check(&written, &routes, &models, |at, what| gateway_source.problem(at, what));
         finish(gateway_source, &mut problems);
         finish(source, &mut problems);

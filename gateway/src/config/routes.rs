@@ -9,6 +9,7 @@ use super::NAME_CHARS_MAX;
 use super::problem::did_you_mean;
 use super::reader::{At, Section};
 use super::secret::Secret;
+use crate::accounting::settlement::Durability;
 use crate::exchange::EMBEDDED;
 use crate::models::hub::{Reference, SCHEME};
 use crate::ports::Priority;
@@ -98,6 +99,8 @@ pub struct RouteConfig {
     pub shadow: Option<ShadowRule>,
     pub priority: Priority,
     pub timeouts: Timeouts,
+    /// What an answer's row has survived before the answer says what was used.
+    pub durability: Durability,
 }
 
 /// Which answers may be given again.
@@ -156,7 +159,8 @@ pub(super) struct Reached {
     pub routes: Vec<RouteConfig>,
 }
 
-pub(super) fn routes(root: Section<'_, '_>, folder: &Path, model_roots: &[PathBuf]) -> Reached {
+/// `durability`: of routes that do not say.
+pub(super) fn routes(root: Section<'_, '_>, folder: &Path, model_roots: &[PathBuf], durability: Durability) -> Reached {
     let mut upstreams = BTreeMap::new();
     for (name, section) in root.sections("upstreams") {
         check_name(&section, &name, "upstream");
@@ -209,11 +213,13 @@ pub(super) fn routes(root: Section<'_, '_>, folder: &Path, model_roots: &[PathBu
             Some(units) => units.into_iter().filter_map(|unit| sticky_unit(&section, unit)).collect(),
             None => vec![Unit::User, Unit::Key],
         };
+        let durability = super::gateway::durability(&section).unwrap_or(durability);
         let priority = section.word("priority", &Priority::WORDS).and_then(Priority::parse).unwrap_or_default();
         let timeouts = section.section("timeouts").map(timeouts).unwrap_or_default();
         section.finish();
         let fallback = fallback.into_iter().map(|name| name.value).collect();
-        routes.push(RouteConfig { name: name.value, split, sticky, fallback, cache, shadow, priority, timeouts });
+        let name = name.value;
+        routes.push(RouteConfig { name, split, sticky, fallback, cache, shadow, priority, timeouts, durability });
     }
     if routes.is_empty() && !models.values().any(|model| model.public) {
         root.problem("there is nothing that a client could call: add a `[routes.NAME]` with a `split`");

@@ -86,7 +86,7 @@ pub async fn send(
         };
         let Some((next_leg, next_role)) = next else {
             // What nobody got costs nothing.
-            let settled = failed.running.settle(failed.outcome, Spent::NOTHING, false);
+            let settled = failed.running.end(failed.outcome, Spent::NOTHING, false).durable().await;
             return Err(settled.map_or(Refusal::LedgerFull, |_| failed.refusal));
         };
         (leg, role) = (next_leg, next_role);

@@ -10,7 +10,7 @@ use http::HeaderMap;
 
 use crate::accounting::core::Usage;
 use crate::accounting::price::Prices;
-use crate::accounting::settlement::{Costs, Most};
+use crate::accounting::settlement::{Costs, Durability, Most};
 use crate::answer::Prompts;
 use crate::api::openai::embeddings;
 use crate::api::openai::request::{Op, Request};
@@ -92,6 +92,7 @@ pub struct Route {
     cache: Option<CacheRule>,
     priority: Priority,
     timeouts: Timeouts,
+    durability: Durability,
 }
 
 /// What a request will read and may write.
@@ -249,6 +250,7 @@ impl Routing {
             shadow: shadow.map(|(target, sample)| (target.clone(), sample)),
             cache: entry.config.cache,
             priority: entry.config.priority,
+            durability: entry.config.durability,
             timeouts: entry.config.timeouts,
             targets,
         })
@@ -365,6 +367,11 @@ impl Route {
     }
     pub fn timeouts(&self) -> Timeouts {
         self.timeouts
+    }
+
+    /// What an answer's row has survived before the answer says what was used.
+    pub fn durability(&self) -> Durability {
+        self.durability
     }
 
     /// The route's, or what the client says if that is lower: nobody pushes themselves forward.

@@ -11,7 +11,7 @@ use tokio::sync::Semaphore;
 
 use crate::accounting::core::Usage;
 use crate::accounting::row::{Outcome, Role, Row, UsageSource};
-use crate::accounting::settlement::{Journal, Most, Receipt, Running, Spent, Terms, Ticket};
+use crate::accounting::settlement::{Durability, Journal, Most, Receipt, Running, Spent, Terms, Ticket};
 use crate::answer::{Answer, Chunk, Chunks, End, Ended, next};
 use crate::api::openai::request::Request;
 use crate::config::{ShadowConfig, Timeouts};
@@ -333,6 +333,7 @@ fn terms(copy: &Copy, leg: &Leg, started_ns: i64) -> Terms {
         bound: None,
         billed_max: None,
         is_charged: false,
+        durability: Durability::Process,
         hold: Box::new(()),
     }
 }

@@ -1,12 +1,14 @@
 //! The bytes of the write-ahead log: framing, checksums, and what a crash leaves behind. No files, no threads.
 //!
 //! A record is `magic | length | crc32c | sequence | kind | payload`, little-endian; the checksum covers everything
-//! after it. Payloads are ledger rows as JSON, so that an operator can read a log that no program will open.
+//! after it. Payloads are JSON, so that an operator can read a log that no program will open: ledger rows, and totals of
+//! them. What was ever written is read for ever: `tests/golden/wal_v1.bin` is what the first version wrote.
 
 use std::collections::HashMap;
 
 use super::super::core::{NanoUsd, Usage};
 use super::super::row::{Outcome, Role, Row, UsageSource};
+use super::totals::Totals;
 
 const MAGIC: [u8; 4] = *b"GGw1";
 /// magic 4 + length 4 + crc 4 + sequence 8 + kind 1
@@ -24,18 +26,36 @@ pub enum Kind {
     Terminal,
 }
 
+/// The kind of a record of totals.
+const TOTALS: u8 = 3;
+
 /// Appends one framed record to `out` and returns its length in bytes.
 pub fn encode(sequence: u64, kind: Kind, row: &Row, out: &mut Vec<u8>) -> usize {
+    let kind = match kind {
+        Kind::Intent => 1,
+        Kind::Terminal => 2,
+    };
+    frame(sequence, kind, row, out)
+}
+
+/// Appends a record of totals to `out` and returns its length in bytes.
+pub fn encode_totals(sequence: u64, totals: &Totals, out: &mut Vec<u8>) -> usize {
+    frame(sequence, TOTALS, totals, out)
+}
+
+/// The most that totals of so many segments take: eleven numbers of up to 20 digits, their names, and the segments.
+pub fn totals_bytes_max(segments: usize) -> u64 {
+    400 + 21 * segments as u64
+}
+
+fn frame(sequence: u64, kind: u8, payload: &impl serde::Serialize, out: &mut Vec<u8>) -> usize {
     let start = out.len();
     out.extend_from_slice(&MAGIC);
     out.extend_from_slice(&[0; 8]);
     out.extend_from_slice(&sequence.to_le_bytes());
-    out.push(match kind {
-        Kind::Intent => 1,
-        Kind::Terminal => 2,
-    });
+    out.push(kind);
     // Writing a plain struct of strings and integers into memory has no way to fail.
-    let _ = serde_json::to_writer(&mut *out, row);
+    let _ = serde_json::to_writer(&mut *out, payload);
     let payload = (out.len() - start - HEADER_BYTES) as u32;
     out[start + 4..start + 8].copy_from_slice(&payload.to_le_bytes());
     let crc = crc32c::crc32c(&out[start + 12..]);
@@ -52,6 +72,8 @@ pub fn slot_bytes(intent_bytes: usize) -> u64 {
 #[derive(Debug, Default)]
 pub struct Scan {
     pub records: Vec<(u64, Kind, Row)>,
+    /// Totals with their places among the records.
+    pub totals: Vec<(u64, Totals)>,
     /// Bytes that are no record but are followed by one: something damaged the file.
     pub damaged_bytes: u64,
     /// Bytes at the end that were never finished: an ordinary crash.
@@ -67,7 +89,10 @@ pub fn scan(bytes: &[u8]) -> Scan {
         match decode(&bytes[at..]) {
             Some((length, record)) => {
                 found.damaged_bytes += (at - unread_since) as u64;
-                found.records.push(record);
+                match record {
+                    Record::Row(sequence, kind, row) => found.records.push((sequence, kind, row)),
+                    Record::Totals(sequence, totals) => found.totals.push((sequence, totals)),
+                }
                 at += length;
                 unread_since = at;
             }
@@ -78,7 +103,13 @@ pub fn scan(bytes: &[u8]) -> Scan {
     found
 }
 
-fn decode(bytes: &[u8]) -> Option<(usize, (u64, Kind, Row))> {
+#[allow(clippy::large_enum_variant, reason = "nearly all are rows")]
+enum Record {
+    Row(u64, Kind, Row),
+    Totals(u64, Totals),
+}
+
+fn decode(bytes: &[u8]) -> Option<(usize, Record)> {
     let header = bytes.get(..HEADER_BYTES)?;
     if header[..4] != MAGIC {
         return None;
@@ -94,31 +125,44 @@ fn decode(bytes: &[u8]) -> Option<(usize, (u64, Kind, Row))> {
         return None;
     }
     let sequence = u64::from(number(12)) | u64::from(number(16)) << 32;
-    let kind = match header[20] {
-        1 => Kind::Intent,
-        2 => Kind::Terminal,
+    let payload = &bytes[HEADER_BYTES..end];
+    let row = |kind| Some(Record::Row(sequence, kind, serde_json::from_slice(payload).ok()?));
+    let record = match header[20] {
+        1 => row(Kind::Intent)?,
+        2 => row(Kind::Terminal)?,
+        TOTALS => Record::Totals(sequence, serde_json::from_slice(payload).ok()?),
         _ => return None,
     };
-    let row = serde_json::from_slice(&bytes[HEADER_BYTES..end]).ok()?;
-    Some((end, (sequence, kind, row)))
+    Some((end, record))
 }
 
-/// The rows that stand after a crash: every terminal row, and the intent of every attempt that has none. An attempt that
-/// was being left for the next one when the process died is not owed: the next one is.
-pub fn standing(records: impl IntoIterator<Item = (u64, Kind, Row)>) -> Vec<Row> {
-    let mut order: Vec<(String, u32, Role)> = Vec::new();
-    let mut rows: HashMap<(String, u32, Role), (Kind, Row)> = HashMap::new();
-    for (_, kind, row) in records {
-        let id = (row.request_id.clone(), row.attempt, row.role);
+impl Scan {
+    /// The sequences of all records, in their order.
+    pub fn sequences(&self) -> Vec<u64> {
+        let rows = self.records.iter().map(|(sequence, _, _)| *sequence);
+        let mut all: Vec<u64> = rows.chain(self.totals.iter().map(|(sequence, _)| *sequence)).collect();
+        all.sort_unstable();
+        all
+    }
+}
+
+/// The rows that stand after a crash: every terminal row, and the intent of every attempt that has none, each with what
+/// its record was called by. An attempt that was being left for the next one when the process died is not owed: the next
+/// one is.
+pub fn standing<T>(records: impl IntoIterator<Item = (T, Kind, Row)>) -> Vec<(T, Kind, Row)> {
+    let mut order: Vec<Id> = Vec::new();
+    let mut rows: HashMap<Id, (T, Kind, Row)> = HashMap::new();
+    for (name, kind, row) in records {
+        let id = id(&row);
         match rows.get(&id) {
-            Some((Kind::Terminal, _)) => {}
-            Some((Kind::Intent, _)) if kind == Kind::Intent => {}
-            Some((Kind::Intent, _)) => {
-                rows.insert(id, (kind, row));
+            Some((_, Kind::Terminal, _)) => {}
+            Some((_, Kind::Intent, _)) if kind == Kind::Intent => {}
+            Some((_, Kind::Intent, _)) => {
+                rows.insert(id, (name, kind, row));
             }
             None => {
                 order.push(id.clone());
-                rows.insert(id, (kind, row));
+                rows.insert(id, (name, kind, row));
             }
         }
     }
@@ -130,19 +174,27 @@ pub fn standing(records: impl IntoIterator<Item = (u64, Kind, Row)>) -> Vec<Row>
     order
         .into_iter()
         .filter_map(|id| {
-            let (kind, mut row) = rows.remove(&id)?;
+            let (name, kind, mut row) = rows.remove(&id)?;
             let is_left = row.role != Role::Shadow && last.get(&row.request_id).is_some_and(|last| row.attempt < *last);
             if kind == Kind::Intent && is_left {
                 (row.outcome, row.usage, row.billed) = (Outcome::FailedOver, Usage::default(), NanoUsd(0));
                 row.usage_source = UsageSource::Counted;
             }
-            Some(row)
+            Some((name, kind, row))
         })
         .collect()
 }
 
+/// What a row is unique by.
+pub type Id = (String, u32, Role);
+
+pub fn id(row: &Row) -> Id {
+    (row.request_id.clone(), row.attempt, row.role)
+}
+
 #[cfg(test)]
 pub mod tests {
+    use super::super::totals::Sums;
     use super::*;
     use proptest::prelude::*;
 
@@ -172,6 +224,17 @@ pub mod tests {
             provider_cost: NanoUsd(0),
             price_version: "v".into(),
             config_hash: "h".into(),
+            user_id: None,
+        }
+    }
+
+    #[test]
+    fn the_largest_totals_fit_the_room_that_is_kept_for_them() {
+        for segments in [1, 1000] {
+            let most = u64::MAX;
+            let sums = Sums { rows: most, tokens: [most; 5], billed: most, provider_cost: most };
+            let totals = Totals { epoch: i64::MIN, sums, ended_below: most, segments: vec![most; segments] };
+            assert!(encode_totals(most, &totals, &mut Vec::new()) as u64 <= totals_bytes_max(segments));
         }
     }
 

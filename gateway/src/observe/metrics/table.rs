@@ -309,7 +309,7 @@ impl Metrics {
             ledger_queue: make
                 .gauge("gateway_ledger_queue_rows", "Rows that are in the log and not yet in the store")?,
             ledger_wal: make.gauge("gateway_ledger_wal_bytes", "Size of the ledger's write-ahead log")?,
-            ledger_failures: make.counter("gateway_ledger_failures_total", "Failed writes to the log or the store")?,
+            ledger_failures: make.counter("gateway_ledger_failures_total", "Failed writes to the log or the store, and losses that a start found")?,
             ledger_recovered: make.counters(
                 "gateway_ledger_recovered_rows_total",
                 &["outcome"],

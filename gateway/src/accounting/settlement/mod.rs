@@ -4,6 +4,9 @@
 //! tokens counted so far, else with its reservation, so that neither a hang-up nor a panic is free. The journal has
 //! reserved room for the last row since admission. Nothing here knows tokio, pingora or a file.
 
+mod journal;
+mod pending;
+
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
@@ -12,37 +15,9 @@ use super::price::Price;
 use super::row::{Outcome, Role, Row, UsageSource};
 use crate::ports::{Clock, Meter};
 
-/// The journal cannot take more: it is full, or its disk failed.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("the ledger cannot take more rows")]
-pub struct JournalClosed;
-
-/// Room in the journal for one terminal row. Made by `Journal::open`, given back to `Journal::close`.
-#[derive(Debug, PartialEq, Eq)]
-pub struct Slot {
-    /// Where the intent was written.
-    pub segment: u64,
-    /// Bytes held for the terminal row.
-    pub bytes: u64,
-}
-
-/// Where intents and terminal rows are written before anything depends on them.
-pub trait Journal: Send + Sync {
-    /// Writes the intent and reserves room for its end. `row` is what will stand if we never come back.
-    ///
-    /// # Errors
-    /// When there is no room for both: the request must be refused.
-    fn open(&self, row: &Row) -> Result<Slot, JournalClosed>;
-
-    /// Writes the terminal row into the reserved room.
-    ///
-    /// # Errors
-    /// The row, when the disk failed: it is not durable, so no usage may leave.
-    fn close(&self, slot: Slot, row: Row) -> Result<(), Box<Row>>;
-
-    /// Takes a row that the log would not take, for the store alone.
-    fn store(&self, row: Row);
-}
+pub use journal::{Durability, Held, Journal, JournalClosed, Slot};
+pub use pending::Pending;
+use pending::{Told, Waiting};
 
 /// What limits hold for a request until its end. Dropped, all of it is given back.
 pub trait Hold: Send {
@@ -76,6 +51,7 @@ struct Debt {
     row: Row,
     rate: Rate,
     cost_max: NanoUsd,
+    durability: Durability,
     hold: Box<dyn Hold>,
     slot: Slot,
     journal: Arc<dyn Journal>,
@@ -85,21 +61,27 @@ struct Debt {
 
 impl Debt {
     /// `delivered`: whether any of the answer has left. What nobody got is not charged if its row is in doubt.
-    fn end(mut self, outcome: Outcome, used: Spent, delivered: bool) -> Result<Receipt, JournalClosed> {
+    fn end(mut self, outcome: Outcome, used: Spent, delivered: bool) -> Pending {
         self.row.ended_ns = self.clock.now_ns().max(self.row.started_ns);
         let receipt = self.rate.fill(&mut self.row, outcome, used);
-        let (receipt, ended) = match self.journal.close(self.slot, self.row) {
-            Ok(()) => (receipt, Ok(receipt)),
+        let in_doubt = if delivered { used } else { Spent::NOTHING };
+        let Debt { rate, journal, hold, receipt: cell, .. } = self;
+        let told = Told { cell, hold };
+        match journal.close(self.slot, self.row, self.durability) {
+            Ok(None) => Pending::Told(told.tell(receipt, true)),
+            Ok(Some(held)) => Waiting { held, receipt, rate, in_doubt, journal, told }.into(),
             Err(mut row) => {
-                let used = if delivered { used } else { Spent::NOTHING };
-                let receipt = self.rate.fill(&mut row, Outcome::Failed, used);
-                self.journal.store(*row);
-                (receipt, Err(JournalClosed))
+                let receipt = rate.fill(&mut row, Outcome::Failed, in_doubt);
+                journal.store(*row);
+                Pending::Told(told.tell(receipt, false))
             }
-        };
-        let _ = self.receipt.set(receipt);
-        self.hold.settle(&receipt);
-        ended
+        }
+    }
+
+    /// As `end`, for when nobody waits for the disk.
+    fn end_now(mut self, outcome: Outcome, used: Spent, delivered: bool) -> Result<Receipt, JournalClosed> {
+        self.durability = Durability::Process;
+        self.end(outcome, used, delivered).now()
     }
 }
 
@@ -221,6 +203,7 @@ pub struct Terms {
     pub billed_max: Option<NanoUsd>,
     /// False for work that nobody asked for, such as shadows.
     pub is_charged: bool,
+    pub durability: Durability,
     pub hold: Box<dyn Hold>,
 }
 
@@ -250,12 +233,13 @@ impl Ticket {
         clock: Arc<dyn Clock>,
         receipt: Arc<OnceLock<Receipt>>,
     ) -> Result<Ticket, JournalClosed> {
-        let Terms { mut row, price, costs, reservation, most, bound: _, billed_max, is_charged, hold } = terms;
+        let Terms { mut row, price, costs, reservation, most, bound: _, billed_max, is_charged, durability, hold } =
+            terms;
         let cost_max = billed_max.unwrap_or(most.cost);
         let rate = Rate { price, costs, is_charged, billed_max };
         rate.intend(&mut row, reservation);
         let slot = journal.open(&row)?;
-        Ok(Ticket(Some(Debt { row, rate, cost_max, hold, slot, journal, clock, receipt })))
+        Ok(Ticket(Some(Debt { row, rate, cost_max, durability, hold, slot, journal, clock, receipt })))
     }
 
     /// The most that this request can cost its caller.
@@ -264,11 +248,8 @@ impl Ticket {
     }
 
     /// Answered without any work: the usage is told as it was first produced, and costs nobody anything.
-    ///
-    /// # Errors
-    /// When the row is not durable.
-    pub fn settle_hit(mut self, usage: Usage, source: UsageSource, cache: &str) -> Result<Receipt, JournalClosed> {
-        let Some(mut debt) = self.0.take() else { return Err(JournalClosed) };
+    pub fn settle_hit(mut self, usage: Usage, source: UsageSource, cache: &str) -> Pending {
+        let Some(mut debt) = self.0.take() else { return Pending::Told(Err(JournalClosed)) };
         cache.clone_into(&mut debt.row.cache);
         (debt.rate.is_charged, debt.rate.costs) = (false, Costs::Nothing);
         debt.end(Outcome::Answered, Spent { usage, source, compute: Duration::ZERO }, false)
@@ -292,7 +273,7 @@ fn release(debt: Debt) {
     // A panic before any work still ends as `panicked`, so that the row tells the same story as the log.
     let outcome = if std::thread::panicking() { Outcome::Panicked } else { Outcome::Released };
     // A drop has nobody to tell about a failed disk; the journal itself stops admitting.
-    let _ = debt.end(outcome, Spent::NOTHING, false);
+    let _ = debt.end_now(outcome, Spent::NOTHING, false);
 }
 
 /// Work under way. It must be settled; dropped, it settles itself.
@@ -344,27 +325,34 @@ impl Running {
         let slot = match debt.journal.open(&row) {
             Ok(slot) => slot,
             Err(closed) => {
-                let _ = debt.end(Outcome::Failed, Spent::NOTHING, false);
+                let _ = debt.end_now(Outcome::Failed, Spent::NOTHING, false);
                 return Err(closed);
             }
         };
         debt.row.ended_ns = row.started_ns;
         debt.rate.fill(&mut debt.row, Outcome::FailedOver, Spent::NOTHING);
         let failed = std::mem::replace(&mut debt.row, row);
-        if let Err(failed) = debt.journal.close(std::mem::replace(&mut debt.slot, slot), failed) {
+        // Nobody is told of it.
+        let ended = debt.journal.close(std::mem::replace(&mut debt.slot, slot), failed, Durability::Process);
+        if let Err(failed) = ended {
             debt.journal.store(*failed);
         }
         debt.rate = rate;
         Ok(Running { debt: Some(debt), meter: None })
     }
 
-    /// Writes the terminal row. Only after this may bytes that carry usage leave. `delivered`: whether any of the answer
-    /// has left already.
+    /// Writes the terminal row. Only when it is durable may bytes that carry usage leave. `delivered`: whether any of the
+    /// answer has left already.
+    pub fn end(mut self, outcome: Outcome, spent: Spent, delivered: bool) -> Pending {
+        self.debt.take().map_or(Pending::Told(Err(JournalClosed)), |debt| debt.end(outcome, spent, delivered))
+    }
+
+    /// As `end`, for work that nobody is told of.
     ///
     /// # Errors
-    /// When the row is not durable: the answer must not pretend that it is.
+    /// When the row is not even written.
     pub fn settle(mut self, outcome: Outcome, spent: Spent, delivered: bool) -> Result<Receipt, JournalClosed> {
-        self.debt.take().map_or(Err(JournalClosed), |debt| debt.end(outcome, spent, delivered))
+        self.debt.take().map_or(Err(JournalClosed), |debt| debt.end_now(outcome, spent, delivered))
     }
 
     /// The backend would not take it: nothing was produced, nothing is owed.
@@ -380,7 +368,7 @@ impl Drop for Running {
         let Some(debt) = self.debt.take() else { return };
         let outcome = if std::thread::panicking() { Outcome::Panicked } else { Outcome::Aborted };
         let used = self.counted(&debt);
-        let _ = debt.end(outcome, used, true);
+        let _ = debt.end_now(outcome, used, true);
     }
 }
 

@@ -4,6 +4,7 @@
 
 use std::collections::HashMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::pin::Pin;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
@@ -28,7 +29,10 @@ struct PaperState {
     reserved: u64,
     sequence: u64,
     broken: bool,
+    /// Syncs fail from now on.
+    unsyncable: bool,
     stored: Vec<Row>,
+    shipped: Vec<Row>,
 }
 
 impl Journal for Paper {
@@ -47,7 +51,7 @@ impl Journal for Paper {
         Ok(Slot { segment: 0, bytes: slot })
     }
 
-    fn close(&self, slot: Slot, row: Row) -> Result<(), Box<Row>> {
+    fn close(&self, slot: Slot, row: Row, durability: Durability) -> Result<Option<Box<Held>>, Box<Row>> {
         let mut state = self.inner.lock().unwrap();
         state.reserved -= slot.bytes;
         if state.broken {
@@ -58,12 +62,31 @@ impl Journal for Paper {
         state.sequence += 1;
         assert!(length as u64 <= slot.bytes, "a terminal row outgrew its slot");
         assert!(state.bytes.len() as u64 + state.reserved <= self.bytes_max, "the bound does not hold");
-        Ok(())
+        match durability {
+            Durability::Power => Ok(Some(Box::new(Held { segment: 0, sequence, row }))),
+            Durability::Process => {
+                state.shipped.push(row);
+                Ok(None)
+            }
+        }
+    }
+
+    fn ship(&self, held: Held) {
+        self.inner.lock().unwrap().shipped.push(held.row);
+    }
+
+    fn durable(&self, _sequence: u64) -> Pin<Box<dyn Future<Output = bool> + Send>> {
+        Box::pin(std::future::ready(!self.inner.lock().unwrap().unsyncable))
     }
 
     fn store(&self, row: Row) {
         self.inner.lock().unwrap().stored.push(row);
     }
+}
+
+/// The rows that stand in a log that is cut off here.
+fn standing(bytes: &[u8]) -> Vec<Row> {
+    wal::standing(wal::scan(bytes).records).into_iter().map(|(_, _, row)| row).collect()
 }
 
 struct Tick(AtomicU64);
@@ -151,6 +174,7 @@ fn terms(id: &str, hold: Box<dyn Hold>) -> Terms {
         bound: None,
         billed_max: None,
         is_charged: true,
+        durability: Durability::Process,
         hold,
     }
 }
@@ -270,7 +294,7 @@ proptest! {
         }
         // kill -9: what still runs never gets to settle.
         let bytes = paper.inner.lock().unwrap().bytes.clone();
-        let rows = wal::standing(wal::scan(&bytes).records);
+        let rows = standing(&bytes);
         let (left, rows): (Vec<Row>, Vec<Row>) =
             rows.into_iter().partition(|row| row.outcome == Outcome::FailedOver);
         prop_assert_eq!(left.len(), fates.iter().map(|fate| attempts(*fate)).sum::<usize>());
@@ -318,7 +342,7 @@ proptest! {
         let bytes = paper.inner.lock().unwrap().bytes.clone();
         let at = (bytes.len() as f64 * cut) as usize;
         let mut rows: HashMap<String, Row> = HashMap::new();
-        for row in wal::standing(wal::scan(&bytes[..at]).records) {
+        for row in standing(&bytes[..at]) {
             if row.outcome != Outcome::FailedOver {
                 let id = row.request_id.clone();
                 prop_assert!(rows.insert(id, row).is_none(), "two rows end one request");
@@ -353,7 +377,7 @@ proptest! {
             prop_assert!(running.settle(Outcome::Answered, spent(u64::MAX), true).is_ok());
         }
         let bytes = paper.inner.lock().unwrap().bytes.clone();
-        let rows = wal::standing(wal::scan(&bytes).records);
+        let rows = standing(&bytes);
         prop_assert_eq!(rows.iter().filter(|row| row.outcome == Outcome::Answered).count(), count);
     }
 }
@@ -376,4 +400,41 @@ fn a_disk_that_fails_is_said_and_what_nobody_got_is_not_charged() {
         assert_eq!((receipt.outcome, receipt.usage), (Outcome::Failed, owed));
         assert_eq!((stored.outcome, stored.usage, stored.billed), (Outcome::Failed, owed, price().cost(&owed)));
     }
+}
+
+#[test]
+fn a_row_that_must_survive_a_power_cut_is_told_and_shipped_once_it_would() {
+    for (unsyncable, delivered) in [(false, true), (true, false), (true, true)] {
+        let paper = Arc::new(Paper { bytes_max: 1 << 20, ..Paper::default() });
+        let receipt = Arc::new(OnceLock::new());
+        let terms = Terms { durability: Durability::Power, ..terms("r", Box::new(())) };
+        let clock: Arc<dyn Clock> = Arc::new(Tick(AtomicU64::new(1)));
+        let running = Ticket::admit(terms, paper.clone(), clock, receipt.clone()).expect("room").start();
+        paper.inner.lock().unwrap().unsyncable = unsyncable;
+        let pending = running.end(Outcome::Answered, spent(3), delivered);
+        assert!(receipt.get().is_none() && paper.inner.lock().unwrap().shipped.is_empty(), "told too early");
+        let mut durable = std::pin::pin!(pending.durable());
+        let mut context = std::task::Context::from_waker(std::task::Waker::noop());
+        let std::task::Poll::Ready(told) = durable.as_mut().poll(&mut context) else { panic!("paper syncs at once") };
+        let receipt = receipt.get().expect("the record has its receipt");
+        let owed = if !unsyncable || delivered { Usage::tokens(PROMPT, 3) } else { Usage::default() };
+        let outcome = if unsyncable { Outcome::Failed } else { Outcome::Answered };
+        assert_eq!(told.is_ok(), !unsyncable);
+        assert_eq!((receipt.outcome, receipt.usage, receipt.billed), (outcome, owed, price().cost(&owed)));
+        let shipped = &paper.inner.lock().unwrap().shipped;
+        assert_eq!(shipped.len(), 1);
+        assert_eq!((shipped[0].outcome, shipped[0].usage), (outcome, owed));
+    }
+}
+
+#[test]
+fn whoever_does_not_wait_for_the_disk_leaves_the_row_as_it_was_written() {
+    let paper = Arc::new(Paper { bytes_max: 1 << 20, ..Paper::default() });
+    let receipt = Arc::new(OnceLock::new());
+    let terms = Terms { durability: Durability::Power, ..terms("r", Box::new(())) };
+    let clock: Arc<dyn Clock> = Arc::new(Tick(AtomicU64::new(1)));
+    let running = Ticket::admit(terms, paper.clone(), clock, receipt.clone()).expect("room").start();
+    drop(running.end(Outcome::Answered, spent(3), true).durable());
+    assert_eq!(receipt.get().expect("told").outcome, Outcome::Answered);
+    assert_eq!(paper.inner.lock().unwrap().shipped.len(), 1);
 }

@@ -8,8 +8,8 @@ use std::collections::BTreeMap;
 
 use rusqlite::{Connection, OptionalExtension, Transaction, params};
 
-use super::super::feedback::{Answered, Change, Judgement, NAMES_MAX, Of, Score, Verdict};
-use super::sqlite::GroupBy;
+use super::super::GroupBy;
+use crate::accounting::feedback::{Answered, Change, Judgement, NAMES_MAX, Of, Score, Verdict};
 
 /// The hexadecimal digits that a trace of our own shares with its request's id.
 const SHARED_DIGITS: usize = 16;
@@ -29,17 +29,6 @@ pub const COLUMNS: [(&str, &str); 9] = [
     ("created_ns", "INTEGER NOT NULL"),
     ("updated_ns", "INTEGER NOT NULL"),
 ];
-
-/// Makes the table, and the index of the traces that are not ours.
-pub fn create(db: &Connection) -> rusqlite::Result<()> {
-    let columns: Vec<String> = COLUMNS.iter().map(|(name, kind)| format!("{name} {kind}")).collect();
-    db.execute_batch(&format!(
-        "CREATE TABLE IF NOT EXISTS feedback ({}, PRIMARY KEY (request_id, name, key_id)) WITHOUT ROWID;
-         CREATE INDEX IF NOT EXISTS ledger_by_foreign_trace ON ledger (tenant, trace_id) WHERE {} AND {IS_ANSWER};",
-        columns.join(", "),
-        foreign_trace()
-    ))
-}
 
 fn foreign_trace() -> String {
     format!("substr(trace_id, 1, {SHARED_DIGITS}) <> substr(request_id, 1, {SHARED_DIGITS})")
@@ -89,7 +78,7 @@ fn by_trace(db: &Connection, id: &str, tenant: &str) -> rusqlite::Result<Vec<Ans
 
 /// Answers of our own traces and of foreign ones, which none is both. At most two, as more would say no more: whoever has
 /// one trace for everything must not make us read it all.
-pub(super) fn trace_query() -> String {
+pub fn trace_query() -> String {
     let foreign = foreign_trace();
     // `g` comes after every hexadecimal digit.
     format!(
@@ -233,10 +222,6 @@ impl Moments {
 /// What was said of answers that began at `since_ns` or later, by group and name.
 pub fn judged(db: &Connection, by: GroupBy, since_ns: i64) -> rusqlite::Result<BTreeMap<(String, String), Judged>> {
     let mut judged: BTreeMap<_, Judged> = BTreeMap::new();
-    // A ledger of a version that knew no judgements.
-    if !db.table_exists(None, "feedback")? {
-        return Ok(judged);
-    }
     let mut query = db.prepare(&format!(
         "SELECT ledger.{column}, name, number, label, kind
          FROM feedback JOIN ledger USING (request_id) WHERE started_ns >= ? AND {IS_ANSWER}",

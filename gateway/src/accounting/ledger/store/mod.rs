@@ -1,0 +1,195 @@
+//! Where rows are kept for good, and asked for. SQLite is one file beside this one and a line in `opener` and in `books`.
+
+pub mod sqlite;
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use super::super::core::NanoUsd;
+use super::super::feedback::{Judgement, Verdict};
+use super::super::row::{Row, Sum};
+use super::totals::Sums;
+use sqlite::feedback::{Answers, Judged};
+
+/// Why a store did not do what it was asked to.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+pub struct StoreError(pub String);
+
+/// What became of a row that was shipped.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Fate {
+    New,
+    /// It was there already, the very same.
+    There,
+    /// It was there already and says something else. It stays as it is.
+    Different,
+}
+
+/// What became of a batch.
+#[derive(Debug, Default)]
+pub struct Shipped {
+    /// In the order of the rows.
+    pub fates: Vec<Fate>,
+    /// In the order of the judgements.
+    pub verdicts: Vec<Verdict>,
+}
+
+/// A store as the log sees it. Every call blocks, and either does all or nothing.
+pub trait Store: Send {
+    /// Takes rows, their hourly sums, and then judgements, in one transaction: a judgement finds every row that came before
+    /// it, and a row that was there already is counted once.
+    ///
+    /// # Errors
+    /// When it cannot be written.
+    fn ship(&mut self, rows: &[&Row], judgements: &[&Judgement]) -> Result<Shipped, StoreError>;
+
+    /// Makes all that was shipped survive a power cut.
+    ///
+    /// # Errors
+    /// When it cannot.
+    fn sync(&mut self) -> Result<(), StoreError>;
+
+    /// The count of the log that it belongs to, and what came since that began.
+    ///
+    /// # Errors
+    /// When it cannot be read.
+    fn counts(&mut self) -> Result<Option<(i64, Sums)>, StoreError>;
+
+    /// The log's count `epoch` begins with what is here now.
+    ///
+    /// # Errors
+    /// When it cannot be written.
+    fn count_from(&mut self, epoch: i64) -> Result<(), StoreError>;
+}
+
+/// Opens the store for writing; asked again and again until it can.
+pub type Opener = Box<dyn Fn() -> Result<Box<dyn Store>, StoreError> + Send>;
+
+/// The store of a data folder.
+pub fn opener(data_dir: &Path) -> Opener {
+    let path = data_dir.join("ledger.sqlite");
+    Box::new(move || Ok(Box::new(sqlite::Sqlite::open(&path)?)))
+}
+
+/// The store of a data folder, to be asked.
+///
+/// # Errors
+/// When there is none, or it was written by another version.
+pub fn books(data_dir: &Path) -> Result<Box<dyn Books>, StoreError> {
+    Ok(Box::new(sqlite::read::SqliteBooks::open(&data_dir.join("ledger.sqlite"))?))
+}
+
+/// What spending can be summed by. A closed set, so that no caller's text becomes SQL.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub enum By {
+    Key,
+    Tenant,
+    User,
+    Route,
+    Model,
+    Variant,
+    Outcome,
+    /// By the periods that are asked for.
+    Day,
+}
+
+impl By {
+    /// Its column in the table of rows and in that of hours.
+    fn column(self) -> &'static str {
+        match self {
+            By::Key => "key_id",
+            By::Tenant => "tenant",
+            By::User => "user_id",
+            By::Route => "route",
+            By::Model => "model",
+            By::Variant => "variant",
+            By::Outcome => "outcome",
+            By::Day => "period",
+        }
+    }
+}
+
+/// A span of time with a name. `past_ns` is the first nanosecond that is not in it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Period {
+    pub name: String,
+    pub first_ns: i64,
+    pub past_ns: i64,
+}
+
+/// What one group spent.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Spend {
+    /// As asked for, in that order.
+    pub by: Vec<String>,
+    pub requests: u64,
+    pub input_tokens: u64,
+    pub output_tokens: u64,
+    pub billed: NanoUsd,
+    pub provider_cost: NanoUsd,
+}
+
+/// What feedback can be grouped by.
+#[derive(Clone, Copy, Debug, clap::ValueEnum)]
+pub enum GroupBy {
+    Key,
+    Tenant,
+    Route,
+    Model,
+    Variant,
+    Outcome,
+}
+
+impl GroupBy {
+    pub fn column(self) -> &'static str {
+        match self {
+            GroupBy::Key => "key_id",
+            GroupBy::Tenant => "tenant",
+            GroupBy::Route => "route",
+            GroupBy::Model => "model",
+            GroupBy::Variant => "variant",
+            GroupBy::Outcome => "outcome",
+        }
+    }
+}
+
+/// A store as people see it: one moment of it, for as long as it is held. The gateway may be writing meanwhile.
+pub trait Books {
+    /// What limits have counted of requests that began at `since_ns` or later. What came from a cache was nobody's tokens,
+    /// and what was released nobody's request.
+    ///
+    /// # Errors
+    /// As all of these: when it cannot be read.
+    fn spent_since(&self, since_ns: i64) -> Result<Vec<Sum>, StoreError>;
+
+    /// Spending in each period, the dearest first; where days are asked for, by them.
+    fn spend(&self, by: &[By], periods: &[Period]) -> Result<Vec<Spend>, StoreError>;
+
+    /// The hour of the first row, since the Unix epoch.
+    fn first_hour(&self) -> Result<Option<i64>, StoreError>;
+
+    /// Rows that began in a span of time, by when they began, until `each` wants no more.
+    fn rows(&self, first_ns: i64, past_ns: i64, each: &mut dyn FnMut(Row) -> bool) -> Result<(), StoreError>;
+
+    /// One row by what it is unique by.
+    fn row(&self, id: &super::wal::Id) -> Result<Option<Row>, StoreError>;
+
+    /// What rows of requests that began at `since_ns` or later sum up to.
+    fn sums_since(&self, since_ns: i64) -> Result<Sums, StoreError>;
+
+    /// The count of the log, and what was here when it began.
+    fn counted_from(&self) -> Result<Option<(i64, Sums)>, StoreError>;
+
+    /// Groups whose hourly sums are not their rows', in words.
+    fn uneven_hours(&self, most: usize) -> Result<Vec<String>, StoreError>;
+
+    /// Requests that do not have exactly one row that ends them.
+    fn requests_without_one_end(&self, most: usize) -> Result<Vec<String>, StoreError>;
+
+    /// What became of requests since `since_ns`, by group.
+    fn answers(&self, by: GroupBy, since_ns: i64) -> Result<Vec<Answers>, StoreError>;
+
+    /// What was said of answers that began at `since_ns` or later, by group and name.
+    fn judged(&self, by: GroupBy, since_ns: i64) -> Result<BTreeMap<(String, String), Judged>, StoreError>;
+}

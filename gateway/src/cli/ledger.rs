@@ -1,0 +1,142 @@
+//! `glassgate ledger`: is it whole, and all of it for other tools.
+
+use std::io::{BufWriter, Write};
+use std::path::PathBuf;
+
+use clap::{Subcommand, ValueEnum};
+use jiff::Timestamp;
+use serde_json::{Map, Value};
+
+use super::{Outcome, Place, client, ledger, text, when};
+use crate::accounting::ledger::disk::RealDisk;
+use crate::accounting::ledger::store;
+use crate::accounting::ledger::verify::{Scrape, verify};
+use crate::accounting::row::{COLUMNS, Cell, Row};
+use crate::data_dir::DataDir;
+
+#[derive(Subcommand)]
+pub enum LedgerCommand {
+    /// Hold log, rows, hourly sums and metrics against each other; fails and says where they differ
+    Verify {
+        /// The last metrics of a gateway that has ended, as it told them at /metrics: the ledger must hold as much
+        #[arg(long, value_name = "FILE")]
+        metrics: Option<PathBuf>,
+    },
+    /// Write all rows to stdout, by when they began
+    Export {
+        #[arg(long, value_enum, default_value = "csv")]
+        format: Format,
+        /// Only requests that began at this time or later: 24h, 7d, 2026-11-01, 2026-11-01T14:30
+        #[arg(long, value_name = "TIME")]
+        since: Option<String>,
+        /// Only requests that began before this time
+        #[arg(long, value_name = "TIME")]
+        until: Option<String>,
+        /// The time zone of these times, such as Europe/Berlin
+        #[arg(long, value_name = "ZONE", default_value = "UTC")]
+        zone: String,
+    },
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Format {
+    /// RFC 4180, with the columns' names
+    Csv,
+    /// One JSON object a line
+    Ndjson,
+}
+
+pub fn run(place: &Place, command: LedgerCommand) -> Outcome {
+    let data_dir = place.data_dir()?;
+    match command {
+        LedgerCommand::Verify { metrics } => verify_it(&data_dir, metrics),
+        LedgerCommand::Export { format, since, until, zone } => {
+            let (zone, now) = (when::zone(&zone)?, Timestamp::now());
+            let time = |text: Option<String>| text.map(|text| when::time(&text, &zone, now)).transpose();
+            let first = time(since)?.map_or(i64::MIN, when::nanoseconds);
+            let past = time(until)?.map_or(i64::MAX, when::nanoseconds);
+            export(&data_dir, format, first, past)
+        }
+    }
+}
+
+fn verify_it(data_dir: &DataDir, metrics: Option<PathBuf>) -> Outcome {
+    // Before anything else is read: what they tell the ledger must hold by then.
+    let told = match &metrics {
+        Some(path) => Some(std::fs::read_to_string(path).map_err(|error| format!("{}: {error}", path.display()))?),
+        None => client::get(data_dir, "/metrics").ok().and_then(|(_, body)| String::from_utf8(body).ok()),
+    };
+    let scrape = told.map(|text| Scrape::parse(&text)).transpose()?;
+    // Says it in words where there is none.
+    drop(ledger(data_dir)?);
+    let disk = RealDisk::new(data_dir.path().join("wal"));
+    let legs = verify(&disk, || store::books(data_dir.path()), scrape).map_err(text)?;
+    for leg in &legs {
+        println!("{}  {}: {}", if leg.is_whole() { "ok " } else { "BAD" }, leg.name, leg.told);
+        leg.differences.iter().for_each(|difference| println!("       {difference}"));
+    }
+    if scrape.is_none() {
+        println!("--   metrics: nobody to ask; give the last ones that the gateway told with --metrics FILE");
+    }
+    let bad = legs.iter().filter(|leg| !leg.is_whole()).count();
+    if bad == 0 { Ok(()) } else { Err(format!("the ledger is not whole: {bad} of {} checks differ", legs.len())) }
+}
+
+fn export(data_dir: &DataDir, format: Format, first_ns: i64, past_ns: i64) -> Outcome {
+    let books = ledger(data_dir)?;
+    let mut out = BufWriter::new(std::io::stdout().lock());
+    let mut written = Ok(());
+    if format == Format::Csv {
+        written = writeln!(out, "{}", COLUMNS.map(|(name, _)| name).join(","));
+    }
+    let rows = books.rows(first_ns, past_ns, &mut |row| {
+        if written.is_ok() {
+            written = writeln!(out, "{}", line(format, &row));
+        }
+        written.is_ok()
+    });
+    match written.and_then(|()| out.flush()) {
+        // Whoever reads has enough.
+        Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => Ok(()),
+        written => written.map_err(text).and(rows.map_err(text)),
+    }
+}
+
+fn line(format: Format, row: &Row) -> String {
+    let cells = row.cells();
+    match format {
+        Format::Csv => cells.map(|cell| quoted(&cell.to_string())).join(","),
+        Format::Ndjson => {
+            let value = |cell: Cell<'_>| match cell {
+                Cell::Text(text) => Value::from(text),
+                Cell::Integer(number) => Value::from(number),
+                Cell::Null => Value::Null,
+            };
+            let named = COLUMNS.iter().map(|(name, _)| (*name).to_owned());
+            Value::Object(named.zip(cells.map(value)).collect::<Map<_, _>>()).to_string()
+        }
+    }
+}
+
+/// A field of a CSV file: in quotes where it has to be.
+fn quoted(field: &str) -> String {
+    if field.contains(['"', ',', '\n', '\r']) {
+        format!("\"{}\"", field.replace('"', "\"\""))
+    } else {
+        field.to_owned()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_field_that_would_break_a_line_of_csv_is_quoted() {
+        for (field, written) in
+            [("plain", "plain"), ("a,b", "\"a,b\""), ("say \"x\"", "\"say \"\"x\"\"\""), ("a\nb", "\"a\nb\"")]
+        {
+            assert_eq!(quoted(field), written);
+        }
+    }
+}
