@@ -46,7 +46,7 @@ fn rows_are_exported_with_their_columns_in_both_formats() {
     let csv = gateway.cli(&["ledger", "export"]);
     let mut lines = csv.lines().map(|line| line.split(',').collect::<Vec<_>>());
     let head = lines.next().unwrap();
-    assert_eq!((head[0], head.len(), lines.clone().count()), ("request_id", 28, 2));
+    assert_eq!((head[0], head.len(), lines.clone().count()), ("request_id", 29, 2));
     let json = gateway.cli(&["ledger", "export", "--format", "ndjson", "--since", "1h"]);
     let rows: Vec<Value> = json.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
     assert_eq!(rows.len(), 2);

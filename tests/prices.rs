@@ -53,13 +53,31 @@ fn a_long_prompt_is_billed_by_its_tier_and_every_request_its_fee() {
 #[test]
 fn a_price_holds_from_its_day_on() {
     let setup = priced(
-        "input = 1\n[[models.glimmer-1.change]]\nfrom = \"2020-01-01\"\ninput = 3\n[[models.glimmer-1.change]]\nfrom = \"2120-01-01T00:00:00+02:00\"\ninput = 9",
+        "input = 1\n[[models.glimmer-1.change]]\nfrom = \"2020-01-01\"\ninput = 3\noutput = 0\n[[models.glimmer-1.change]]\nfrom = \"2120-01-01T00:00:00+02:00\"\ninput = 9",
     );
     let shown: Value = serde_json::from_slice(&setup.run(&["prices", "show", "--json"]).stdout).unwrap();
     assert_eq!(shown["models"]["glimmer-1"]["input"], "3");
     assert_eq!(shown["models"]["glimmer-1"]["later"][0]["input"], "9");
     let rows = billed_each(setup, &["2+2?"]);
     assert_eq!(rows[0].2, rows[0].0 * 3_000);
+}
+
+#[test]
+fn a_model_without_a_price_is_free_and_its_rows_say_so() {
+    let setup = Setup::shipped();
+    setup.replace("routes.toml", "glimmer-1 = 90, glimmer-2 = 10", "glimmer-2 = 1");
+    let path = setup.path("prices.toml");
+    let text = std::fs::read_to_string(&path).unwrap();
+    std::fs::write(&path, text.split("[models.glimmer-2]").next().unwrap()).unwrap();
+    let gateway = setup.start();
+    assert_eq!(gateway.post(&chat_with("2+2?", json!({}))).status, 200);
+    eventually("every row", || (gateway.metric("gateway_ledger_queue_rows", &[]) == 0.0).then_some(()));
+    let db = rusqlite::Connection::open(gateway.data_dir().join("ledger.sqlite")).unwrap();
+    let row = db.query_row("SELECT model, unpriced, output_tokens > 0, billed_nano_usd FROM ledger", [], |row| {
+        Ok((row.get(0)?, row.get(1)?, row.get(2)?, row.get(3)?))
+    });
+    let (model, unpriced, used, billed): (String, bool, bool, i64) = row.unwrap();
+    assert_eq!((model.as_str(), unpriced, used, billed), ("glimmer-2", true, true, 0));
 }
 
 /// Reserved at the dearest of what a prompt and an answer can become, so that no budget is overshot.

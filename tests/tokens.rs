@@ -77,7 +77,7 @@ fn a_token_of_a_trusted_issuer_is_as_good_as_a_key_and_is_written_nowhere() {
     let line: Value = serde_json::from_str(&line).unwrap();
     assert_eq!(
         (&line["tenant"], &line["key_id"], &line["key_name"]),
-        (&json!("acme"), &json!("jwt:corp"), &json!("corp"))
+        (&json!("acme"), &json!("jwt:corp/acme"), &json!("corp"))
     );
     let row = ledger(&gateway).into_iter().find(|row| row.request_id == id).expect("a row");
     assert_eq!(row.tenant, "acme");

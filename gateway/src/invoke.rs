@@ -229,6 +229,7 @@ fn terms(exchange: &Exchange, caller: &Caller, route: &Route, plan: &Plan) -> Te
         price_version: of(|record| record.price_version.clone()),
         config_hash: of(|record| record.config_hash.clone()),
         user_id: caller.user().map(str::to_owned),
+        unpriced: false,
     };
     Terms {
         row,

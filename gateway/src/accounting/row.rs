@@ -157,6 +157,9 @@ pub struct Row {
     /// Whom the key asked for, as its identity says.
     #[serde(default)]
     pub user_id: Option<String>,
+    /// It used tokens of a model that nobody gave a price: what is billed says nothing.
+    #[serde(default)]
+    pub unpriced: bool,
 }
 
 /// What limits have counted of the rows of one key, user, route and model.
@@ -174,7 +177,7 @@ pub struct Sum {
 }
 
 /// The columns in the order of the table, with their SQLite types.
-pub const COLUMNS: [(&str, &str); 28] = [
+pub const COLUMNS: [(&str, &str); 29] = [
     ("request_id", "TEXT NOT NULL"),
     ("attempt", "INTEGER NOT NULL"),
     ("role", "TEXT NOT NULL"),
@@ -203,6 +206,7 @@ pub const COLUMNS: [(&str, &str); 28] = [
     ("price_version", "TEXT NOT NULL"),
     ("config_hash", "TEXT NOT NULL"),
     ("user_id", "TEXT"),
+    ("unpriced", "INTEGER NOT NULL"),
 ];
 
 /// What stands in one column.
@@ -257,6 +261,7 @@ impl Row {
             Cell::Text(&self.price_version),
             Cell::Text(&self.config_hash),
             self.user_id.as_deref().map_or(Cell::Null, Cell::Text),
+            Cell::Integer(self.unpriced.into()),
         ]
     }
 }

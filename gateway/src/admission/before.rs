@@ -8,9 +8,9 @@ use super::rules::period;
 use crate::accounting::row::Sum;
 use crate::api::limit::{Dimension, Of, Per};
 
-/// By rule: the period in which this process began, and what each subject had used of it.
+/// By the rule's name: what it counted, the period in which this process began, and what each subject had used of it.
 #[derive(Debug, Default)]
-pub struct Before(HashMap<String, (Period, HashMap<Subject, u64>)>);
+pub struct Before(HashMap<String, (Rule, Period, HashMap<Subject, u64>)>);
 
 impl Before {
     /// Asks `since` for what was spent from a moment on, once for each day and month that a rule has.
@@ -25,6 +25,9 @@ impl Before {
     ) -> Result<Before, E> {
         let mut sums: HashMap<i64, Vec<Sum>> = HashMap::new();
         let mut before = Before::default();
+        // Who has a token goes by the name of its issuer.
+        let issuer = |id: &str| id.strip_prefix("jwt:").and_then(|id| id.split('/').next()).map(str::to_owned);
+        let name = |id: &String| names.get(id).cloned().or_else(|| issuer(id)).unwrap_or_default();
         for rule in rules.filter(|rule| rule.per.is_some_and(Per::is_calendar)) {
             let period = period(rule, now_ns);
             let spent = match sums.entry(period.start_ns) {
@@ -35,7 +38,7 @@ impl Before {
             for spent in spent {
                 let subjects = Subjects {
                     key: spent.key_id.clone(),
-                    key_name: names.get(&spent.key_id).cloned().unwrap_or_default(),
+                    key_name: name(&spent.key_id),
                     user: spent.user.clone(),
                     tenant: spent.tenant.clone(),
                     route: Some(spent.route.clone()),
@@ -48,7 +51,7 @@ impl Before {
                     *used = used.saturating_add(counted(spent, rule.of));
                 }
             }
-            before.0.insert(rule.name.clone(), (period, used));
+            before.0.insert(rule.name.clone(), (rule.clone(), period, used));
         }
         Ok(before)
     }
@@ -56,8 +59,12 @@ impl Before {
     /// The first period that a new counter knows, and what was used of it. A clock that shows an earlier one than at the
     /// start is wrong.
     pub fn first(&self, rule: &Rule, subject: Subject, at: Period) -> (Period, u64) {
-        match self.0.get(&rule.name).filter(|(period, _)| at.start_ns <= period.start_ns) {
-            Some((period, used)) => {
+        match self
+            .0
+            .get(&rule.name)
+            .filter(|(then, period, _)| then.counts_like(rule) && at.start_ns <= period.start_ns)
+        {
+            Some((_, period, used)) => {
                 (Period { now_ns: at.now_ns, ..*period }, used.get(&subject).copied().unwrap_or_default())
             }
             None => (at, 0),

@@ -13,9 +13,9 @@ use parking_lot::Mutex;
 use tokio::sync::Notify;
 use tokio::time::{Instant, sleep_until};
 
-use super::core::Wait;
 use super::core::order::{Order, Place};
 use super::core::rule::Subject;
+use super::core::{Short, Wait};
 use super::counts::{Ask, Counts, Denied, Grant};
 
 /// A counter's name among all.
@@ -75,15 +75,14 @@ impl Queue {
             return Err(refused(denied, None));
         }
         let Some(waiting) = self.join(&asks[at], key) else {
-            // There is no room in the line: as if there were none.
-            return match counts.reserve(asks).await {
-                Ok(grant) => Ok((grant, None)),
-                Err(denied) => Err(refused(denied, None)),
-            };
+            // There is no room in the line, and who went past it would go past all that wait there.
+            let short = || Short { state: counts.state(&asks[at]), wait: Wait::ForOthers };
+            return Err(refused(denied.unwrap_or_else(|| Denied { ask: at, short: short() }), None));
         };
         let deadline = began + wait;
-        let mut retry = deadline;
         loop {
+            // Who is not next has nothing to try: they are called.
+            let mut retry = deadline;
             let is_over = Instant::now() >= deadline;
             if waiting.is_next() || is_over {
                 match counts.reserve(asks).await {

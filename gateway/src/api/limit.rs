@@ -103,9 +103,9 @@ impl Dimension {
         !matches!(self, Dimension::Route | Dimension::Model)
     }
 
-    /// Whether clients can make up new ones.
+    /// Whether there are as many as clients, or tokens of an issuer, make up.
     pub fn is_clients_choice(self) -> bool {
-        matches!(self, Dimension::User | Dimension::Ip)
+        matches!(self, Dimension::User | Dimension::Tenant | Dimension::Ip)
     }
 }
 

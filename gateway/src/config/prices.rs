@@ -48,6 +48,14 @@ fn changes(section: &Section<'_, '_>, device_hour: NanoUsd) -> Vec<(i64, Price)>
     let mut changes: Vec<(i64, Price)> = Vec::new();
     for change in section.list("change") {
         let (from, price) = (change.string("from"), price(&change, device_hour));
+        for bucket in ["input", "output"] {
+            if section.has(bucket) && !change.has(bucket) {
+                change.problem(format!(
+                    "`{}.{bucket}` is missing: a change is complete in itself (0 for free)",
+                    change.name()
+                ));
+            }
+        }
         match from.and_then(|from| instant(&from.value)) {
             None => change.problem(format!(
                 "`{}.from` must say since when these prices hold: \"2026-12-01\" (0:00 UTC) or \"2026-12-01T09:00:00+01:00\"",

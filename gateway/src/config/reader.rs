@@ -95,6 +95,11 @@ impl<'s, 't> Section<'s, 't> {
         self.source.problem(self.at, what);
     }
 
+    /// Whether a key is there, whatever it says.
+    pub fn has(&self, key: &str) -> bool {
+        self.table.contains_key(key)
+    }
+
     pub fn problem_at(&self, at: usize, what: impl Into<String>) {
         self.source.problem(at, what);
     }

@@ -175,7 +175,8 @@ fn conclude(shared: &Shared, store: &mut dyn Store) -> Result<(), StoreError> {
     let lost_end = before.is_some_and(|(before, here)| before == epoch && here.rows > counted.rows);
     let goes_on = same && !lost_end && before.is_some_and(|(before, _)| before == epoch);
     if !goes_on {
-        store.count_from(shared.epoch)?;
+        // What was cut off is counted once: until the log says for good that it was, nobody counts.
+        store.count_from(if is_cut_off { NO_COUNT } else { shared.epoch })?;
     }
     if !belongs {
         tracing::error!("the ledger's log and its store do not belong together: one of them was replaced");
@@ -188,13 +189,20 @@ fn conclude(shared: &Shared, store: &mut dyn Store) -> Result<(), StoreError> {
     log.sums = match goes_on {
         true => log.sums.plus(cut_off),
         // The store had all of the last life when this count began.
-        false => log.sums.since(counted_before),
+        false => log.sums.since(&std::mem::take(counted_before)),
     };
     log.epoch = if goes_on { epoch } else { shared.epoch };
     if let Err(error) = log.recount() {
         // Without it the next start would count what was recovered again.
         log.broken = true;
         shared.failed(&error);
+    }
+    if !goes_on && is_cut_off {
+        drop(state);
+        if shared.sync() {
+            store.count_from(shared.epoch)?;
+        }
+        state = shared.lock();
     }
     state.is_concluded = true;
     state.down = None;

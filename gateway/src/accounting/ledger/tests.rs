@@ -369,3 +369,20 @@ fn a_sync_that_failed_is_the_end_of_the_log_and_whoever_waited_is_told() {
     assert_eq!(recovery, Recovery { different: vec!["doubtful".into()], ..Recovery::default() });
     assert_eq!(rows(folder.path()).len(), 2);
 }
+
+/// SQLite removes its log when the last one closes the file, and finds out by locks which any close of the file gives up.
+#[test]
+fn a_stranger_who_reads_the_ledger_beside_it_takes_nothing_from_it() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("ledger.sqlite");
+    let mut store = (store::opener(folder.path()))().unwrap();
+    store.ship(&[&settled("before")], &[]).unwrap();
+    store.sync().unwrap();
+    // Another process: SQLite knows of all connections in its own.
+    let script = "import sqlite3, sys; db = sqlite3.connect(sys.argv[1]); db.execute('SELECT 1 FROM ledger').fetchall(); db.close()";
+    let status = std::process::Command::new("python3").args(["-c", script]).arg(&path).status();
+    assert!(status.expect("python3, which the tests' setup installs").success());
+    store.ship(&[&settled("after")], &[]).unwrap();
+    store.sync().expect("SQLite's log is where it was");
+    assert_eq!(rows(folder.path()).len(), 2, "a copy of what is on the disk has both");
+}

@@ -225,6 +225,7 @@ pub mod tests {
             price_version: "v".into(),
             config_hash: "h".into(),
             user_id: None,
+            unpriced: false,
         }
     }
 

@@ -101,6 +101,7 @@ impl Rate {
         row.usage_source = used.source;
         let price = self.price.cost(&used.usage);
         row.billed = self.billed(price);
+        row.unpriced = self.price.is_missing && used.usage.total() > 0;
         row.provider_cost = match self.costs {
             Costs::DeviceTime => self.price.device_cost(used.compute),
             Costs::Tokens => price,
@@ -125,6 +126,7 @@ impl Rate {
         row.usage = reservation;
         row.usage_source = UsageSource::Reserved;
         row.billed = self.billed(self.price.most(&reservation));
+        row.unpriced = self.price.is_missing;
         row.provider_cost = NanoUsd(0);
     }
 

@@ -196,15 +196,19 @@ impl<'t> Token<'t> {
             let is_name = !text.is_empty() && text.len() <= most && !text.chars().any(char::is_control);
             if is_name { Ok(text.to_owned()) } else { Err(TokenFlaw::Claims) }
         };
-        let tenant = match &rules.claims.tenant {
-            Tenant::Fixed(tenant) => tenant.clone(),
-            Tenant::At(at) => text(at, NAME_BYTES_MAX)?,
+        // Tenants never share what is counted by key.
+        let (tenant, key_id) = match &rules.claims.tenant {
+            Tenant::Fixed(tenant) => (tenant.clone(), format!("jwt:{}", rules.name)),
+            Tenant::At(at) => {
+                let tenant = text(at, NAME_BYTES_MAX)?;
+                (tenant.clone(), format!("jwt:{}/{tenant}", rules.name))
+            }
         };
         let tier = rules.claims.tier.as_ref().filter(|at| self.claims.pointer(at).is_some());
         let scopes = rules.claims.scopes.as_ref().map(|at| scopes(self.claims.pointer(at)));
         Ok(Identity {
             tenant,
-            key_id: format!("jwt:{}", rules.name),
+            key_id,
             key_name: rules.name.clone(),
             user: Some(text(&rules.claims.user, USER_BYTES_MAX)?),
             tier: tier.map(|at| text(at, NAME_BYTES_MAX)).transpose()?,

@@ -326,7 +326,7 @@ fn a_good_token_says_who_its_bearer_is_and_what_they_may() {
     let identity = ask(&issuers, &rs256(HEADER, &with(json!({})))).unwrap();
     let expected = Identity {
         tenant: "acme".into(),
-        key_id: "jwt:rs".into(),
+        key_id: "jwt:rs/acme".into(),
         key_name: "rs".into(),
         user: Some("alice".into()),
         tier: Some("gold".into()),

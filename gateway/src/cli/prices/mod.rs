@@ -274,7 +274,7 @@ mod tests {
             "id": "gemini-2.5-pro",
             "cost": {
                 "input": 1.25, "output": 10, "cache_read": 0.31, "input_audio": 1,
-                "context_over_200k": {"input": 2.5, "output": 15, "cache_read": 0.625},
+                "context_over_200k": {"input": 2.5, "output": 15, "cache_read": 0.625, "input_audio": 2},
             },
             "limit": {"context": 1_048_576},
         }}}});
@@ -284,7 +284,8 @@ mod tests {
             "# google/gemini-2.5-pro\n[models.\"a.b\"]\ncache_read = 0.31\ninput = 1.25\noutput = 10\n\
              [[models.\"a.b\".tier]]\nabove = 200000\ncache_read = 0.625\ninput = 2.5\noutput = 15\n\n"
         );
-        assert_eq!(skipped, ["google/gemini-2.5-pro: input_audio is not imported"]);
+        let not = |key| format!("google/gemini-2.5-pro: {key} is not imported");
+        assert_eq!(skipped, [not("input_audio"), not("context_over_200k.input_audio")]);
     }
 
     #[test]

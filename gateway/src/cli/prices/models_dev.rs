@@ -30,8 +30,13 @@ pub(super) fn listed(list: &Map<String, Value>, name: &str) -> Option<Listed> {
                 listed.rates.extend(usd.as_f64().map(|usd| (bucket, usd)));
             }
             (None, Value::Object(tier)) if key == TIER.0 => {
-                let rates = tier.iter().filter_map(|(key, usd)| Some((bucket(key)?, usd.as_f64()?)));
-                listed.tiers.insert(TIER.1, rates.collect());
+                let rates = listed.tiers.entry(TIER.1).or_default();
+                for (within, usd) in tier {
+                    match bucket(within).zip(usd.as_f64()) {
+                        Some((bucket, usd)) => drop(rates.insert(bucket, usd)),
+                        None => listed.skipped.push(format!("{key}.{within}")),
+                    }
+                }
             }
             _ => listed.skipped.push(key.clone()),
         }

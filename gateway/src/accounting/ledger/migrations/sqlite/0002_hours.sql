@@ -1,5 +1,6 @@
--- Who a key asked for; sums by the hour, kept in the transaction that brings the rows; and what the log counts from.
+-- Who a key asked for; what had no price; sums by the hour, kept in the transaction that brings the rows; and what the log counts from.
 ALTER TABLE ledger ADD COLUMN user_id TEXT;
+ALTER TABLE ledger ADD COLUMN unpriced INTEGER NOT NULL DEFAULT 0;
 
 CREATE TABLE spend_hour (
     hour INTEGER NOT NULL, -- since the Unix epoch

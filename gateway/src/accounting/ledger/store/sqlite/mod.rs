@@ -6,7 +6,6 @@ pub mod migrate;
 pub mod read;
 
 use std::fs::File;
-use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -17,6 +16,12 @@ use super::super::super::row::{COLUMNS, Cell, Row};
 use super::super::totals::Sums;
 use super::{Fate, Shipped, Store, StoreError};
 use hours::Hours;
+
+impl From<std::io::Error> for StoreError {
+    fn from(error: std::io::Error) -> StoreError {
+        StoreError(error.to_string())
+    }
+}
 
 impl From<rusqlite::Error> for StoreError {
     fn from(error: rusqlite::Error) -> StoreError {
@@ -39,6 +44,9 @@ pub struct Sqlite {
     db: Connection,
     path: PathBuf,
     hours: Hours,
+    /// To sync it by, and the last to be dropped: closing any descriptor of the file gives up the locks that `db` has on it
+    /// (POSIX), and then another process that closes the ledger removes what SQLite has not yet merged.
+    file: File,
 }
 
 impl Sqlite {
@@ -53,10 +61,10 @@ impl Sqlite {
             // NORMAL survives kill -9. What must survive a power cut is synced before the log forgets it.
             db.execute_batch("PRAGMA journal_mode = WAL; PRAGMA synchronous = NORMAL;")?;
             migrate::up(&mut db)?;
-            Ok(db)
+            Ok((File::open(path)?, db))
         };
-        let db = open().map_err(|error: StoreError| StoreError(format!("{}: {error}", path.display())))?;
-        Ok(Sqlite { db, path: path.to_owned(), hours: Hours::default() })
+        let (file, db) = open().map_err(|error: StoreError| StoreError(format!("{}: {error}", path.display())))?;
+        Ok(Sqlite { db, path: path.to_owned(), hours: Hours::default(), file })
     }
 }
 
@@ -76,13 +84,10 @@ impl Store for Sqlite {
         let mut log = self.path.clone().into_os_string();
         log.push("-wal");
         let sync = |path: &Path| File::open(path)?.sync_all();
-        // What was committed is in SQLite's own log, or in the file if it has none.
-        let synced = match sync(Path::new(&log)) {
-            Err(error) if error.kind() == ErrorKind::NotFound => Ok(()),
-            synced => synced,
-        };
+        // What was committed is in SQLite's own log, which is there as long as somebody has the ledger open.
+        let synced = sync(Path::new(&log));
         let folder = self.path.parent().unwrap_or(Path::new("."));
-        let synced = synced.and_then(|()| sync(&self.path)).and_then(|()| sync(folder));
+        let synced = synced.and_then(|()| self.file.sync_all()).and_then(|()| sync(folder));
         synced.map_err(|error| StoreError(format!("{}: {error}", self.path.display())))
     }
 

@@ -79,6 +79,7 @@ fn read_row(row: &rusqlite::Row<'_>) -> rusqlite::Result<Row> {
         price_version: row.get(25)?,
         config_hash: row.get(26)?,
         user_id: row.get(27)?,
+        unpriced: row.get(28)?,
     })
 }
 
