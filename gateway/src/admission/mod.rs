@@ -185,7 +185,7 @@ impl Admission {
         counted.map_err(|short| told(short.wait).unwrap_or(MINUTE))
     }
 
-    /// Entries are made for keys that proved themselves, so there are never more than there are keys.
+    /// Entries are made for who proved themselves, so there are never more than keys, and tenants of trusted issuers.
     fn key(&self, caller: &Caller, limits: &Limits) -> Arc<Key> {
         let id = caller.key_id();
         if let Some(key) = self.keys.read().get(id) {

@@ -6,19 +6,8 @@ use super::*;
 use crate::api::limit::{Dimension, Per};
 
 fn rule(name: &str, of: Of, per: Option<Per>, limit: u64, by: &[Dimension]) -> Rule {
-    Rule {
-        name: name.to_owned(),
-        limit,
-        of,
-        per,
-        by: by.to_vec(),
-        only: Vec::new(),
-        zone: TimeZone::UTC,
-        mode: Mode::Hard,
-        exact: false,
-        strict: false,
-        wait: Duration::ZERO,
-    }
+    let plain = Defaults::default().per_day().as_ref().clone();
+    Rule { name: name.to_owned(), limit, of, per, by: by.to_vec(), ..plain }
 }
 
 #[test]

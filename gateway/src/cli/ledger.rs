@@ -26,15 +26,8 @@ pub enum LedgerCommand {
     Export {
         #[arg(long, value_enum, default_value = "csv")]
         format: Format,
-        /// Only requests that began at this time or later: 24h, 7d, 2026-11-01, 2026-11-01T14:30
-        #[arg(long, value_name = "TIME")]
-        since: Option<String>,
-        /// Only requests that began before this time
-        #[arg(long, value_name = "TIME")]
-        until: Option<String>,
-        /// The time zone of these times, such as Europe/Berlin
-        #[arg(long, value_name = "ZONE", default_value = "UTC")]
-        zone: String,
+        #[command(flatten)]
+        asked: when::Between,
     },
 }
 
@@ -50,11 +43,10 @@ pub fn run(place: &Place, command: LedgerCommand) -> Outcome {
     let data_dir = place.data_dir()?;
     match command {
         LedgerCommand::Verify { metrics } => verify_it(&data_dir, metrics),
-        LedgerCommand::Export { format, since, until, zone } => {
-            let (zone, now) = (when::zone(&zone)?, Timestamp::now());
-            let time = |text: Option<String>| text.map(|text| when::time(&text, &zone, now)).transpose();
-            let first = time(since)?.map_or(i64::MIN, when::nanoseconds);
-            let past = time(until)?.map_or(i64::MAX, when::nanoseconds);
+        LedgerCommand::Export { format, asked } => {
+            let when::Times { since, until, .. } = asked.read(Timestamp::now())?;
+            let first = since.map_or(i64::MIN, when::nanoseconds);
+            let past = until.map_or(i64::MAX, when::nanoseconds);
             export(&data_dir, format, first, past)
         }
     }

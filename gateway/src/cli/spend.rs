@@ -17,15 +17,8 @@ pub struct Options {
     /// Only the last so many hours
     #[arg(long, value_name = "HOURS", conflicts_with = "since")]
     hours: Option<u32>,
-    /// Only requests that began at this time or later: 24h, 7d, 2026-11-01, 2026-11-01T14:30
-    #[arg(long, value_name = "TIME")]
-    since: Option<String>,
-    /// Only requests that began before this time
-    #[arg(long, value_name = "TIME")]
-    until: Option<String>,
-    /// The time zone of days and times, such as Europe/Berlin
-    #[arg(long, value_name = "ZONE", default_value = "UTC")]
-    zone: String,
+    #[command(flatten)]
+    asked: when::Between,
     /// Print JSON
     #[arg(long)]
     json: bool,
@@ -59,13 +52,10 @@ pub fn run(place: &Place, options: &Options) -> Outcome {
 
 /// The days that are asked for, or all of the time as one.
 fn periods(options: &Options, books: &dyn Books) -> Result<Vec<Period>, String> {
-    let (zone, now) = (when::zone(&options.zone)?, Timestamp::now());
-    let time = |text: &Option<String>| text.as_ref().map(|text| when::time(text, &zone, now)).transpose();
+    let now = Timestamp::now();
     let hours = options.hours.map(|hours| format!("{hours}h"));
-    let (since, until) = (time(&options.since.clone().or(hours))?, time(&options.until)?);
-    if since.zip(until).is_some_and(|(since, until)| since >= until) {
-        return Err("--since is not before --until".to_owned());
-    }
+    let asked = when::Between { since: options.asked.since.clone().or(hours), ..options.asked.clone() };
+    let when::Times { since, until, zone } = asked.read(now)?;
     if options.by.contains(&By::Day) {
         let first = || Timestamp::from_second(books.first_hour().ok().flatten()?.checked_mul(3600)?).ok();
         return when::days(since.or_else(first).unwrap_or(now), until.unwrap_or(now), &zone);

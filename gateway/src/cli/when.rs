@@ -1,5 +1,6 @@
 //! Times as people type them.
 
+use clap::Args;
 use jiff::civil::DateTime;
 use jiff::tz::TimeZone;
 use jiff::{Span, Timestamp, ToSpan, Zoned};
@@ -8,6 +9,41 @@ use crate::accounting::ledger::store::Period;
 
 /// Days in one table: ten years and their leap days.
 const DAYS_MAX: usize = 3_653;
+
+/// A span of time that a command is asked for.
+#[derive(Args, Clone)]
+pub struct Between {
+    /// Only requests that began at this time or later: 24h, 7d, 2026-11-01, 2026-11-01T14:30
+    #[arg(long, value_name = "TIME")]
+    pub since: Option<String>,
+    /// Only requests that began before this time
+    #[arg(long, value_name = "TIME")]
+    pub until: Option<String>,
+    /// The time zone of days and times, such as Europe/Berlin
+    #[arg(long, value_name = "ZONE", default_value = "UTC")]
+    pub zone: String,
+}
+
+/// The same, understood.
+pub struct Times {
+    pub since: Option<Timestamp>,
+    pub until: Option<Timestamp>,
+    pub zone: TimeZone,
+}
+
+impl Between {
+    /// # Errors
+    /// What is no time or no zone, and a span that ends before it begins.
+    pub fn read(&self, now: Timestamp) -> Result<Times, String> {
+        let zone = zone(&self.zone)?;
+        let read = |text: &Option<String>| text.as_ref().map(|text| time(text, &zone, now)).transpose();
+        let (since, until) = (read(&self.since)?, read(&self.until)?);
+        if since.zip(until).is_some_and(|(since, until)| since >= until) {
+            return Err("--since is not before --until".to_owned());
+        }
+        Ok(Times { since, until, zone })
+    }
+}
 
 /// A zone by its name in the tz database, such as `Europe/Berlin`.
 pub fn zone(name: &str) -> Result<TimeZone, String> {
@@ -93,6 +129,12 @@ mod tests {
         for bad in ["", "h", "-1h", "yesterday", "2026-13-01", "99999999999d", "é"] {
             assert!(time(bad, &berlin, now).is_err(), "{bad}");
         }
+        let asked = |since: &str, until: &str| {
+            let [since, until] = [since, until].map(|text| Some(text.to_owned()));
+            Between { since, until, zone: "UTC".into() }.read(now)
+        };
+        assert!(asked("2026-11-01", "2026-11-02").is_ok());
+        assert!(asked("2026-11-02", "2026-11-02").is_err_and(|why| why.contains("--since is not before --until")));
         assert!(zone("Mars/Olympus").unwrap_err().contains("Europe/Berlin"));
     }
 
