@@ -7,7 +7,7 @@ use http::{HeaderName, Uri};
 
 use super::reader::{At, Section};
 use crate::auth::jwt::core::{Claims, Rules, Tenant};
-use crate::auth::jwt::keys::{Algorithm, Key, SECRET_BYTES_MIN};
+use crate::auth::jwt::keys::{self, Algorithm, Key, SECRET_BYTES_MIN};
 use crate::network::Network;
 
 /// Issuers; each may have a thread that follows its keys.
@@ -127,7 +127,7 @@ fn keys(section: &Section<'_, '_>, folder: &Path, read: &mut impl FnMut(PathBuf)
                 section.problem_at(text.at, format!("`auth.jwt.secret` must have at least {SECRET_BYTES_MIN} bytes"));
                 return None;
             }
-            Some(JwtKeys::Fixed(Key::Secret(secret.expose().as_bytes().to_vec())))
+            Some(JwtKeys::Fixed(Key::secret(secret.expose().as_bytes())))
         }
         _ => {
             section.problem("an issuer has exactly one of `jwks`, `pem` and `secret`");
@@ -156,12 +156,13 @@ fn algorithms(section: &Section<'_, '_>, keys: Option<&JwtKeys>) -> Vec<Algorith
         section.problem("`auth.jwt.algorithms` is missing, such as [\"RS256\"]: a token must not choose for itself");
         return Vec::new();
     };
-    let known = Algorithm::ALL.map(Algorithm::as_str).join(", ");
+    let known: Vec<String> = keys::algorithms().map(|algorithm| format!("{algorithm:?}")).collect();
+    let known = known.join(", ");
     let parse = |word: At<String>| {
-        let algorithm = Algorithm::parse(&word.value);
+        let algorithm: Option<Algorithm> = word.value.parse().ok();
         let fits = |algorithm: &Algorithm| match keys {
             Some(JwtKeys::Fixed(key)) => key.fits(*algorithm),
-            Some(JwtKeys::At(_)) => !algorithm.is_shared(),
+            Some(JwtKeys::At(_)) => !keys::is_shared(*algorithm),
             None => true,
         };
         if algorithm.is_none() {

@@ -59,6 +59,8 @@ pub(super) struct Segment {
     pub(super) unshipped: u64,
     /// Evidence, to be kept.
     pub(super) damaged: bool,
+    /// The log has said that it goes, so nothing that is written from now on may say that it is there.
+    pub(super) leaving: bool,
 }
 
 impl Segment {
@@ -141,9 +143,9 @@ impl Log {
         Ok(())
     }
 
-    /// Writes what has been counted so far, and which segments there are but for `gone`.
-    pub(super) fn count(&mut self, gone: &[u64]) -> io::Result<()> {
-        self.encode_totals(gone);
+    /// Writes what has been counted so far, and which segments there are.
+    pub(super) fn count(&mut self) -> io::Result<()> {
+        self.encode_totals();
         self.append().map(drop)
     }
 
@@ -152,11 +154,12 @@ impl Log {
         if self.room() < self.reserved + self.head_bytes() {
             self.begin(self.reserved + self.head_bytes())?;
         }
-        self.count(&[])
+        self.count()
     }
 
-    fn encode_totals(&mut self, gone: &[u64]) {
-        let segments = self.segments.keys().copied().filter(|number| !gone.contains(number)).collect();
+    fn encode_totals(&mut self) {
+        let staying = self.segments.iter().filter(|(_, segment)| !segment.leaving);
+        let segments = staying.map(|(number, _)| *number).collect();
         self.buffer.clear();
         let (sums, ended_below) = (self.sums, self.ended_below);
         let totals = Totals { epoch: self.epoch, sums, ended_below, segments };
@@ -179,7 +182,7 @@ impl Log {
         };
         if self.room() < needed || (is_full(self) && is_done(self)) {
             self.begin(needed * 2 + self.head_bytes()).map_err(Refused::Failed)?;
-            self.count(&[]).map_err(Refused::Failed)?;
+            self.count().map_err(Refused::Failed)?;
             // The totals come before it.
             self.encode(wal::Kind::Intent, row);
         }
@@ -269,7 +272,12 @@ impl Log {
     /// Writes that these segments will go. What is in them need not be synced any more.
     pub(super) fn part_with(&mut self, gone: &[u64]) -> io::Result<()> {
         self.syncs.behind.retain(|(number, _)| !gone.contains(number));
-        self.count(gone)
+        for number in gone {
+            if let Some(segment) = self.segments.get_mut(number) {
+                segment.leaving = true;
+            }
+        }
+        self.count()
     }
 
     /// Removes segments that the log has said will go.

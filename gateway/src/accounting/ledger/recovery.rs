@@ -151,6 +151,6 @@ pub(super) fn recover(disk: Arc<dyn Disk>, bytes_max: u64, epoch: i64) -> io::Re
         rows.push(Left { segment, row, is_cut_off });
     }
     log.begin(log.head_bytes())?;
-    log.count(&[])?;
+    log.count()?;
     Ok(Recovered { log, rows, found: Recovery { damaged_bytes, missing, ..Recovery::default() } })
 }

@@ -287,6 +287,25 @@ fn a_segment_that_is_gone_is_missed() {
 }
 
 #[test]
+fn a_segment_that_leaves_while_another_begins_is_not_missed() {
+    let folder = tempfile::tempdir().unwrap();
+    let wal = folder.path().join("wal");
+    std::fs::create_dir(&wal).unwrap();
+    let disk: Arc<dyn Disk> = Arc::new(RealDisk::new(wal));
+    let mut log = recovery::recover(disk.clone(), 64 << 20, 7).unwrap().log;
+    log.begin(4_000).unwrap();
+    log.count().unwrap();
+    let gone = log.retirable();
+    assert_eq!(gone, [0]);
+    log.part_with(&gone).unwrap();
+    // The shipper syncs what it has just said. Meanwhile requests fill the segment.
+    log.begin(4_000).unwrap();
+    log.count().unwrap();
+    log.remove(&gone);
+    assert_eq!(recovery::Reading::of(&*disk).unwrap().missing, [0_u64; 0]);
+}
+
+#[test]
 fn a_row_that_must_survive_a_power_cut_is_confirmed_by_the_disk_and_then_shipped() {
     let folder = tempfile::tempdir().unwrap();
     let (ledger, _) = open(folder.path());

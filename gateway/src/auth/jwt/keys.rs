@@ -1,90 +1,39 @@
-//! Keys that tokens are signed with, and the algorithms that they are for. The arithmetic is ring's.
+//! Keys that tokens are signed with, and the algorithms that they are for. Their formats are jsonwebtoken's.
 
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
-use ring::hmac;
-use ring::signature::{self, RsaPublicKeyComponents, UnparsedPublicKey};
+pub use jsonwebtoken::Algorithm;
+use jsonwebtoken::jwk::{AlgorithmParameters, EllipticCurve, Jwk, KeyOperations, PublicKeyUse};
+use jsonwebtoken::{AlgorithmFamily, DecodingKey, DecodingKeyKind};
 use serde::Deserialize;
+use simple_asn1::ASN1Block;
 
 /// Keys in one set; an issuer has a handful.
 const KEYS_MAX: usize = 64;
 /// A shared secret is as strong as its hash (RFC 7518 3.2), or can be guessed from one token.
 pub const SECRET_BYTES_MIN: usize = 32;
+/// What ring takes: less can be factored, more costs whoever asks us to verify nothing, and us much.
+const RSA_BITS: std::ops::RangeInclusive<usize> = 2048..=8192;
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Algorithm {
-    Hs256,
-    Hs384,
-    Hs512,
-    Rs256,
-    Rs384,
-    Rs512,
-    Ps256,
-    Ps384,
-    Ps512,
-    Es256,
-    Es384,
-    EdDsa,
+/// Points as `4 ‖ x ‖ y`.
+const P256_BYTES: usize = 65;
+const P384_BYTES: usize = 97;
+const ED25519_BYTES: usize = 32;
+
+/// All that tokens can be signed with. `none` is none of them.
+pub fn algorithms() -> impl Iterator<Item = Algorithm> {
+    use AlgorithmFamily::{Ec, Ed, Hmac, Rsa};
+    [Hmac, Rsa, Ec, Ed].into_iter().flat_map(|family| family.algorithms().to_vec())
 }
 
-impl Algorithm {
-    pub const ALL: [Algorithm; 12] = [
-        Algorithm::Hs256,
-        Algorithm::Hs384,
-        Algorithm::Hs512,
-        Algorithm::Rs256,
-        Algorithm::Rs384,
-        Algorithm::Rs512,
-        Algorithm::Ps256,
-        Algorithm::Ps384,
-        Algorithm::Ps512,
-        Algorithm::Es256,
-        Algorithm::Es384,
-        Algorithm::EdDsa,
-    ];
-
-    /// As tokens write it, to the letter. `none` is none of them.
-    pub fn parse(word: &str) -> Option<Algorithm> {
-        Algorithm::ALL.into_iter().find(|algorithm| algorithm.as_str() == word)
-    }
-
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Algorithm::Hs256 => "HS256",
-            Algorithm::Hs384 => "HS384",
-            Algorithm::Hs512 => "HS512",
-            Algorithm::Rs256 => "RS256",
-            Algorithm::Rs384 => "RS384",
-            Algorithm::Rs512 => "RS512",
-            Algorithm::Ps256 => "PS256",
-            Algorithm::Ps384 => "PS384",
-            Algorithm::Ps512 => "PS512",
-            Algorithm::Es256 => "ES256",
-            Algorithm::Es384 => "ES384",
-            Algorithm::EdDsa => "EdDSA",
-        }
-    }
-
-    /// Whether both sides share one secret. Such a key is never published.
-    pub fn is_shared(self) -> bool {
-        matches!(self, Algorithm::Hs256 | Algorithm::Hs384 | Algorithm::Hs512)
-    }
+/// Whether both sides share one secret. Such a key is never published.
+pub fn is_shared(algorithm: Algorithm) -> bool {
+    algorithm.family() == AlgorithmFamily::Hmac
 }
 
-/// A key, with nothing of it shown.
-#[derive(Clone, PartialEq, Eq)]
-pub enum Key {
-    Secret(Vec<u8>),
-    /// Modulus and exponent, big-endian, without leading zeros.
-    Rsa {
-        n: Vec<u8>,
-        e: Vec<u8>,
-    },
-    /// Points as `4 ‖ x ‖ y`.
-    P256(Vec<u8>),
-    P384(Vec<u8>),
-    Ed25519(Vec<u8>),
-}
+/// A key that is strong enough, with nothing of it shown.
+#[derive(Clone)]
+pub struct Key(pub(super) DecodingKey);
 
 impl std::fmt::Debug for Key {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
@@ -92,133 +41,100 @@ impl std::fmt::Debug for Key {
     }
 }
 
+impl PartialEq for Key {
+    fn eq(&self, other: &Key) -> bool {
+        use DecodingKeyKind::{RsaModulusExponent, SecretOrDer};
+        self.0.family() == other.0.family()
+            && match (self.0.kind(), other.0.kind()) {
+                (SecretOrDer(one), SecretOrDer(other)) => one == other,
+                (RsaModulusExponent { n, e }, RsaModulusExponent { n: other_n, e: other_e }) => {
+                    (n, e) == (other_n, other_e)
+                }
+                _ => false,
+            }
+    }
+}
+
+impl Eq for Key {}
+
 impl Key {
-    /// Whether this kind of key is what the algorithm works with: no token can have a public key taken for a secret.
-    pub fn fits(&self, algorithm: Algorithm) -> bool {
-        match self {
-            Key::Secret(_) => algorithm.is_shared(),
-            Key::Rsa { .. } => matches!(
-                algorithm,
-                Algorithm::Rs256
-                    | Algorithm::Rs384
-                    | Algorithm::Rs512
-                    | Algorithm::Ps256
-                    | Algorithm::Ps384
-                    | Algorithm::Ps512
-            ),
-            Key::P256(_) => algorithm == Algorithm::Es256,
-            Key::P384(_) => algorithm == Algorithm::Es384,
-            Key::Ed25519(_) => algorithm == Algorithm::EdDsa,
-        }
+    pub fn secret(secret: &[u8]) -> Key {
+        Key(DecodingKey::from_secret(secret))
     }
 
-    /// Whether this key has signed `message`.
-    pub fn has_signed(&self, algorithm: Algorithm, message: &[u8], signature: &[u8]) -> bool {
-        let checked = match self {
-            Key::Secret(secret) => {
-                let hash = match algorithm {
-                    Algorithm::Hs256 => hmac::HMAC_SHA256,
-                    Algorithm::Hs384 => hmac::HMAC_SHA384,
-                    Algorithm::Hs512 => hmac::HMAC_SHA512,
-                    _ => return false,
-                };
-                hmac::verify(&hmac::Key::new(hash, secret), message, signature)
-            }
-            Key::Rsa { n, e } => {
-                let scheme = match algorithm {
-                    Algorithm::Rs256 => &signature::RSA_PKCS1_2048_8192_SHA256,
-                    Algorithm::Rs384 => &signature::RSA_PKCS1_2048_8192_SHA384,
-                    Algorithm::Rs512 => &signature::RSA_PKCS1_2048_8192_SHA512,
-                    Algorithm::Ps256 => &signature::RSA_PSS_2048_8192_SHA256,
-                    Algorithm::Ps384 => &signature::RSA_PSS_2048_8192_SHA384,
-                    Algorithm::Ps512 => &signature::RSA_PSS_2048_8192_SHA512,
-                    _ => return false,
-                };
-                RsaPublicKeyComponents { n, e }.verify(scheme, message, signature)
-            }
-            _ if !self.fits(algorithm) => return false,
-            Key::P256(point) => {
-                UnparsedPublicKey::new(&signature::ECDSA_P256_SHA256_FIXED, point).verify(message, signature)
-            }
-            Key::P384(point) => {
-                UnparsedPublicKey::new(&signature::ECDSA_P384_SHA384_FIXED, point).verify(message, signature)
-            }
-            Key::Ed25519(point) => UnparsedPublicKey::new(&signature::ED25519, point).verify(message, signature),
-        };
-        checked.is_ok()
+    /// Modulus and exponent, big-endian. `None` if it is too weak, or too large.
+    pub fn rsa(n: &[u8], e: &[u8]) -> Option<Key> {
+        let number = |bytes: &[u8]| bytes.iter().copied().skip_while(|byte| *byte == 0).collect::<Vec<u8>>();
+        let (n, e) = (number(n), number(e));
+        let bits = n.len() * 8 - n.first()?.leading_zeros() as usize;
+        RSA_BITS.contains(&bits).then(|| Key(DecodingKey::from_rsa_raw_components(&n, &e)))
     }
 
-    /// Reads a `PUBLIC KEY` in PEM: RSA from 2048 bits on, P-256, P-384 or Ed25519.
+    /// A point of P-256 or P-384.
+    pub fn ec(point: &[u8]) -> Option<Key> {
+        let is_point = matches!(point.len(), P256_BYTES | P384_BYTES) && point.first() == Some(&4);
+        is_point.then(|| Key(DecodingKey::from_ec_der(point)))
+    }
+
+    pub fn ed25519(point: &[u8]) -> Option<Key> {
+        (point.len() == ED25519_BYTES).then(|| Key(DecodingKey::from_ed_der(point)))
+    }
+
+    /// Reads a public key in PEM.
     ///
     /// # Errors
     /// What must be there instead.
     pub fn from_pem(text: &str) -> Result<Key, &'static str> {
-        use rustls::pki_types::SubjectPublicKeyInfoDer;
-        use rustls::pki_types::pem::PemObject;
-        let der = SubjectPublicKeyInfoDer::from_pem_slice(text.as_bytes())
-            .map_err(|_| "must hold a public key in PEM, which begins with -----BEGIN PUBLIC KEY-----")?;
-        from_spki(&der).ok_or("must hold an RSA key from 2048 bits on, or one of P-256, P-384 or Ed25519")
+        let pem = text.as_bytes();
+        let rsa = || from_rsa_der(DecodingKey::from_rsa_pem(pem).ok()?.try_get_as_bytes().ok()?);
+        let ec = || Key::ec(DecodingKey::from_ec_pem(pem).ok()?.try_get_as_bytes().ok()?);
+        let ed = || Key::ed25519(DecodingKey::from_ed_pem(pem).ok()?.try_get_as_bytes().ok()?);
+        rsa().or_else(ec).or_else(ed).ok_or(
+            "must hold a public key in PEM, which begins with -----BEGIN PUBLIC KEY-----: RSA from 2048 bits on, P-256, P-384 or Ed25519",
+        )
+    }
+
+    fn from_jwk(jwk: &Jwk) -> Option<Key> {
+        let bytes = |text: &str| URL_SAFE_NO_PAD.decode(text).ok();
+        let key = match &jwk.algorithm {
+            AlgorithmParameters::RSA(key) => Key::rsa(&bytes(&key.n)?, &bytes(&key.e)?)?,
+            AlgorithmParameters::EllipticCurve(key) => {
+                let (x, y) = (bytes(&key.x)?, bytes(&key.y)?);
+                let point = [&[4_u8][..], &x, &y].concat();
+                let on_curve = match key.curve {
+                    EllipticCurve::P256 => P256_BYTES,
+                    EllipticCurve::P384 => P384_BYTES,
+                    _ => return None,
+                };
+                Key::ec(&point).filter(|_| x.len() == y.len() && point.len() == on_curve)?
+            }
+            AlgorithmParameters::OctetKeyPair(key) => {
+                Key::ed25519(&bytes(&key.x)?).filter(|_| key.curve == EllipticCurve::Ed25519)?
+            }
+            // A published secret among them: everybody has read it, so it is nobody's.
+            _ => return None,
+        };
+        Some(key)
+    }
+
+    /// Whether this kind of key is what the algorithm works with: no token can have a public key taken for a secret.
+    pub fn fits(&self, algorithm: Algorithm) -> bool {
+        let is_as_long = |length| self.0.try_get_as_bytes().is_ok_and(|point| point.len() == length);
+        self.0.family() == algorithm.family()
+            && match algorithm {
+                Algorithm::ES256 => is_as_long(P256_BYTES),
+                Algorithm::ES384 => is_as_long(P384_BYTES),
+                _ => true,
+            }
     }
 }
 
-const OID_RSA: &[u8] = &[0x2a, 0x86, 0x48, 0x86, 0xf7, 0x0d, 0x01, 0x01, 0x01];
-const OID_EC: &[u8] = &[0x2a, 0x86, 0x48, 0xce, 0x3d, 0x02, 0x01];
-const OID_P256: &[u8] = &[0x2a, 0x86, 0x48, 0xce, 0x3d, 0x03, 0x01, 0x07];
-const OID_P384: &[u8] = &[0x2b, 0x81, 0x04, 0x00, 0x22];
-const OID_ED25519: &[u8] = &[0x2b, 0x65, 0x70];
-
-const INTEGER: u8 = 0x02;
-const BIT_STRING: u8 = 0x03;
-const OID: u8 = 0x06;
-const SEQUENCE: u8 = 0x30;
-
-/// `SubjectPublicKeyInfo` (RFC 5280 4.1): which kind of key, and its bits.
-fn from_spki(der: &[u8]) -> Option<Key> {
-    let (info, _) = element(SEQUENCE, der)?;
-    let (kind, rest) = element(SEQUENCE, info)?;
-    let (bits, _) = element(BIT_STRING, rest)?;
-    let (unused, bits) = bits.split_first()?;
-    let (oid, parameters) = element(OID, kind)?;
-    let key = match oid {
-        OID_RSA => {
-            let (numbers, _) = element(SEQUENCE, bits)?;
-            let (n, rest) = element(INTEGER, numbers)?;
-            let (e, _) = element(INTEGER, rest)?;
-            rsa(n, e)?
-        }
-        OID_EC => match element(OID, parameters)?.0 {
-            OID_P256 => Key::P256(point(bits, 65)?),
-            OID_P384 => Key::P384(point(bits, 97)?),
-            _ => return None,
-        },
-        OID_ED25519 => Key::Ed25519((bits.len() == 32).then(|| bits.to_vec())?),
-        _ => return None,
-    };
-    (*unused == 0).then_some(key)
-}
-
-/// One DER element of this kind: what is in it, and what comes after it.
-fn element(tag: u8, der: &[u8]) -> Option<(&[u8], &[u8])> {
-    let (&found, rest) = der.split_first()?;
-    let (&first, rest) = rest.split_first()?;
-    let (length, rest) = match first {
-        0..=0x7f => (usize::from(first), rest),
-        0x81 => (usize::from(*rest.first()?), rest.get(1..)?),
-        0x82 => (usize::from(u16::from_be_bytes([*rest.first()?, *rest.get(1)?])), rest.get(2..)?),
-        _ => return None,
-    };
-    (found == tag).then(|| rest.split_at_checked(length))?
-}
-
-fn point(bytes: &[u8], length: usize) -> Option<Vec<u8>> {
-    (bytes.len() == length && bytes.first() == Some(&4)).then(|| bytes.to_vec())
-}
-
-fn rsa(n: &[u8], e: &[u8]) -> Option<Key> {
-    let number = |bytes: &[u8]| bytes.iter().copied().skip_while(|byte| *byte == 0).collect::<Vec<u8>>();
-    let (n, e) = (number(n), number(e));
-    let bits = n.len() * 8 - n.first()?.leading_zeros() as usize;
-    (2048..=8192).contains(&bits).then_some(Key::Rsa { n, e })
+/// `RSAPublicKey` (RFC 8017 A.1.1): two numbers and nothing else.
+fn from_rsa_der(der: &[u8]) -> Option<Key> {
+    let blocks = simple_asn1::from_der(der).ok()?;
+    let [ASN1Block::Sequence(_, numbers)] = blocks.as_slice() else { return None };
+    let [ASN1Block::Integer(_, n), ASN1Block::Integer(_, e)] = numbers.as_slice() else { return None };
+    Key::rsa(&n.to_signed_bytes_be(), &e.to_signed_bytes_be())
 }
 
 /// A key of a published set, with what it says of itself.
@@ -230,23 +146,7 @@ pub struct Named {
     pub key: Key,
 }
 
-/// The members of a JWK (RFC 7517) that we read.
-#[derive(Deserialize)]
-struct Jwk {
-    kty: String,
-    kid: Option<String>,
-    #[serde(rename = "use")]
-    usage: Option<String>,
-    alg: Option<String>,
-    crv: Option<String>,
-    n: Option<String>,
-    e: Option<String>,
-    x: Option<String>,
-    y: Option<String>,
-}
-
-/// Reads a JWK set. Keys that are not for signatures, or of a kind that we do not know, are left out; a shared secret is
-/// never published, so one that is there is nobody's.
+/// Reads a JWK set (RFC 7517). Keys that are not for signatures, or of a kind that we do not know, are left out.
 ///
 /// # Errors
 /// What is wrong with the set as a whole.
@@ -264,27 +164,16 @@ pub fn parse_set(json: &[u8]) -> Result<Vec<Named>, String> {
 }
 
 fn named(jwk: Jwk) -> Option<Named> {
-    if jwk.usage.is_some_and(|usage| usage != "sig") {
-        return None;
-    }
-    let bytes = |text: &Option<String>| URL_SAFE_NO_PAD.decode(text.as_ref()?).ok();
-    let on_curve = |length: usize| {
-        let (x, y) = (bytes(&jwk.x)?, bytes(&jwk.y)?);
-        point(&[&[4_u8][..], x.as_slice(), y.as_slice()].concat(), 1 + 2 * length).filter(|_| x.len() == length)
-    };
-    let key = match (jwk.kty.as_str(), jwk.crv.as_deref()) {
-        ("RSA", _) => rsa(&bytes(&jwk.n)?, &bytes(&jwk.e)?)?,
-        ("EC", Some("P-256")) => Key::P256(on_curve(32)?),
-        ("EC", Some("P-384")) => Key::P384(on_curve(48)?),
-        ("OKP", Some("Ed25519")) => Key::Ed25519(bytes(&jwk.x).filter(|x| x.len() == 32)?),
-        _ => return None,
-    };
+    let is_to_verify = |operations: &Vec<KeyOperations>| operations.contains(&KeyOperations::Verify);
+    let is_for_signatures = jwk.common.public_key_use.as_ref().is_none_or(|usage| *usage == PublicKeyUse::Signature)
+        && jwk.common.key_operations.as_ref().is_none_or(is_to_verify);
+    let key = Key::from_jwk(&jwk).filter(|_| is_for_signatures)?;
     // One that is for something else is not for us.
-    let algorithm = match &jwk.alg {
-        Some(word) => Some(Algorithm::parse(word).filter(|algorithm| key.fits(*algorithm))?),
+    let algorithm = match jwk.common.key_algorithm {
+        Some(named) => Some(Algorithm::try_from(named).ok().filter(|algorithm| key.fits(*algorithm))?),
         None => None,
     };
-    Some(Named { id: jwk.kid, algorithm, key })
+    Some(Named { id: jwk.common.key_id, algorithm, key })
 }
 
 /// What the cache knows a token by: all of it, so that two that differ anywhere share nothing.

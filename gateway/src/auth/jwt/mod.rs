@@ -3,6 +3,7 @@
 pub mod core;
 pub mod jwks;
 pub mod keys;
+mod verify;
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
