@@ -303,3 +303,38 @@ fn a_rule_that_cannot_be_meant_is_refused_with_its_line() {
     let reference = std::fs::read_to_string(root().join("configs/reference.toml")).unwrap();
     assert!(reference.contains("[[limits.rules]]"));
 }
+
+#[test]
+fn who_stands_in_is_bound_by_the_limits_of_their_own_model_and_who_failed_used_none() {
+    let upstream = Upstream::start();
+    let setup = Setup::upstream(&upstream, "fallback = [\"glimmer-2\"]");
+    let by_model = |name: &str, model: &str, limit: u32| {
+        format!(
+            "[[limits.rules]]\nname = \"{name}\"\nlimit = {limit}\nof = \"requests\"\nper = \"day\"\n\
+             only = {{ model = \"{model}\" }}\n"
+        )
+    };
+    append(&setup.path("gateway.toml"), &by_model("the-remote", "remote-model", 2));
+    append(&setup.path("gateway.toml"), &by_model("the-stand-in", "glimmer-2", 2));
+    let gateway = setup.start();
+    let asked = || gateway.post(&remote(json!({"max_tokens": 4})));
+
+    upstream.always(Script::Raw(response("503 Service Unavailable", &[("retry-after", "0")], "")));
+    for _ in 0..2 {
+        let response = asked();
+        assert_eq!((response.status, response.header("x-glassgate-model")), (200, Some("glimmer-2")));
+    }
+    let failed = asked();
+    assert_eq!(failed.status, 502, "the stand-in has no room, so what the first one said stands: {}", failed.json());
+    upstream.always(Script::Answer(crate::support::upstream::words("Hello.")));
+    let answered = eventually("the cool-down", || {
+        let response = asked();
+        (response.status == 200).then_some(response)
+    });
+    assert_eq!(
+        answered.header("x-glassgate-model"),
+        Some("remote-model"),
+        "what others answered is not counted for it"
+    );
+    assert_eq!(limit(&asked())["rule"], "the-remote");
+}

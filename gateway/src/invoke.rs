@@ -104,7 +104,7 @@ pub async fn answer(
         Find::Alone => None,
     };
     let mirror = row.and_then(|row| mirror(app, snapshot, &route, &request, &row, exchange));
-    let asked = Asked { caller: &caller, request: &request, priority, plan };
+    let asked = Asked { caller: &caller, request: &request, priority, plan, admission: &app.admission, door: &door };
     let sent = failover::send(&snapshot.backends, ticket.start(), asked, &mut waits, inbound, exchange).await;
     let answer = match (sent, flight) {
         (Ok(answer), Some(flight)) if is_by_chosen(exchange, &route) => {

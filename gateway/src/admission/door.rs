@@ -45,9 +45,19 @@ impl Door {
 
     /// What is asked of every rule that binds the request and fits `which`, of a request that began at `began_ns`.
     pub(super) fn asks(&self, began_ns: i64, which: impl Fn(&Rule) -> Option<u64>) -> Vec<Ask> {
+        self.asks_for(&self.subjects, began_ns, which)
+    }
+
+    /// As `asks`, for a request of others.
+    pub(super) fn asks_for(
+        &self,
+        subjects: &Subjects,
+        began_ns: i64,
+        which: impl Fn(&Rule) -> Option<u64>,
+    ) -> Vec<Ask> {
         let (now, now_ns) = (self.time.now(), self.time.clock.now_ns());
-        let binding = self.bound.iter().filter(|bound| bound.rule.binds(&self.subjects));
-        let ask = |bound: &Bound| Some(bound.ask(&self.subjects, which(&bound.rule)?, now, began_ns, now_ns));
+        let binding = self.bound.iter().filter(|bound| bound.rule.binds(subjects));
+        let ask = |bound: &Bound| Some(bound.ask(subjects, which(&bound.rule)?, now, began_ns, now_ns));
         binding.filter_map(ask).collect()
     }
 }

@@ -13,22 +13,31 @@ use crate::api::limit::Of;
 /// What a request has reserved. Dropped, all of it is given back.
 pub(super) struct Held {
     grant: Option<Box<dyn Grant>>,
+    /// Whom rules by model count it for.
+    model: String,
     most: Most,
     watch: Arc<Watch>,
     queue: Arc<Queue>,
 }
 
 impl Held {
-    pub(super) fn new(grant: Box<dyn Grant>, most: Most, watch: Arc<Watch>, queue: Arc<Queue>) -> Held {
+    pub(super) fn new(
+        grant: Box<dyn Grant>,
+        model: &str,
+        most: Most,
+        watch: Arc<Watch>,
+        queue: Arc<Queue>,
+    ) -> Box<Held> {
         watch.metrics.reserved(signed(most.tokens), signed(most.cost.0));
-        Held { grant: Some(grant), most, watch, queue }
+        Box::new(Held { grant: Some(grant), model: model.to_owned(), most, watch, queue })
     }
 }
 
 impl Hold for Held {
-    fn settle(mut self: Box<Self>, receipt: &Receipt) {
+    fn settle(mut self: Box<Self>, receipt: &Receipt, model: &str) {
         if let Some(grant) = self.grant.take() {
-            grant.settle(&|rule| used(rule.of, receipt));
+            let is_anothers = self.model != model;
+            grant.settle(&|rule| if is_anothers && rule.is_by_model() { 0 } else { used(rule.of, receipt) });
         }
         if receipt.unbilled > NanoUsd(0) {
             tracing::warn!(usd = %receipt.unbilled, "a server reports more than a strict budget had reserved; it is not billed");

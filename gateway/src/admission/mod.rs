@@ -33,7 +33,7 @@ use self::held::{Held, amount};
 use self::queue::{Queue, Refused};
 use self::rules::{Bound, Defaults};
 use crate::accounting::core::NanoUsd;
-use crate::accounting::settlement::{Journal, Receipt, Terms, Ticket};
+use crate::accounting::settlement::{Hold, Journal, Most, Receipt, Terms, Ticket};
 use crate::api::limit::{Of, Reached, scope};
 use crate::auth::Caller;
 use crate::config::Limits;
@@ -244,8 +244,10 @@ impl Admission {
                 (refusal, _) => refusal,
             })?;
         door.waited = waited;
-        let hold = Box::new(Held::new(grant, most, self.watch.clone(), self.queue.clone()));
-        if asks.iter().any(|ask| ask.rule.strict && ask.rule.of == Of::Usd) {
+        let hold = Held::new(grant, &terms.row.model, most, self.watch.clone(), self.queue.clone());
+        // Also where it binds a model that may stand in.
+        let may_bind = |rule: &Rule| rule.is_by_model() || rule.binds(&door.subjects);
+        if door.bound.iter().any(|Bound { rule, .. }| rule.strict && rule.of == Of::Usd && may_bind(rule)) {
             terms.billed_max = Some(bound.cost);
         }
         let clock = self.watch.time.clock.clone();
@@ -258,6 +260,30 @@ impl Admission {
         }
         door.warning = self.warning(&asks);
         Ok(ticket)
+    }
+
+    /// Leave to ask a model that stands in for the one that was admitted: what rules by model hold for it. Nobody waits
+    /// for that, as others may stand in. `None` if no rule tells models apart. `most`: what it can use, strictly or likely.
+    ///
+    /// # Errors
+    /// `Limited`.
+    pub async fn stand_in(
+        &self,
+        door: &Door,
+        model: &str,
+        began_ns: i64,
+        most: impl Fn(bool) -> Most,
+    ) -> Result<Option<Box<dyn Hold>>, Refusal> {
+        let subjects = Subjects { model: Some(model.to_owned()), ..door.subjects.clone() };
+        let asks =
+            door.asks_for(&subjects, began_ns, |rule| rule.is_by_model().then(|| amount(rule.of, most(rule.strict))));
+        if asks.is_empty() {
+            return Ok(None);
+        }
+        let grant = self.counts.reserve(&asks).await.map_err(|denied| self.refusal(door, &asks, denied))?;
+        asks.iter().for_each(|ask| self.watch.decided(&ask.rule, true));
+        // What it could use at the most is held, and shown, since admission.
+        Ok(Some(Held::new(grant, model, Most::default(), self.watch.clone(), self.queue.clone())))
     }
 
     /// The first rule whose limit is passed although it lets in, counted and in words.

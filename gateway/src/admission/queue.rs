@@ -179,3 +179,7 @@ impl Drop for Waiting<'_> {
         self.line.call_next();
     }
 }
+
+#[cfg(test)]
+#[path = "queue_tests.rs"]
+mod tests;

@@ -1,11 +1,13 @@
 //! Attempts in order, until one has something to say. Nothing has been sent to the client meanwhile, so nothing shows.
 
+use std::collections::VecDeque;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
 use super::{Backends, Call, NotStarted, Urgency};
 use crate::accounting::row::{Outcome, Role, UsageSource};
 use crate::accounting::settlement::{Attempt as Next, Running, Spent};
+use crate::admission::{Admission, Door};
 use crate::answer::{Answer, Chunk, Chunks, End, Ended, next};
 use crate::api::openai::request::Request;
 use crate::auth::Caller;
@@ -21,6 +23,9 @@ pub struct Asked<'a> {
     pub request: &'a Request,
     pub priority: Priority,
     pub plan: Plan,
+    /// Who says whether a model may stand in that was not admitted.
+    pub admission: &'a Admission,
+    pub door: &'a Door,
 }
 
 /// Why an attempt gave nothing.
@@ -50,14 +55,16 @@ pub async fn send(
     inbound: &mut impl Inbound,
     exchange: &mut Exchange,
 ) -> Result<Answer, Refusal> {
-    let Asked { caller, request, priority, plan: Plan { first: mut leg, mut fallback } } = asked;
+    let Asked { caller, request, priority, plan: Plan { first: mut leg, fallback }, admission, door } = asked;
     let (mut role, mut has_retried) = (Role::Primary, false);
     let began_ns = exchange.record().map_or(0, |record| record.started_ns);
+    let admitted = vec![leg.target.model.clone()];
+    let mut stand_ins = StandIns { fallback, admitted, admission, door, request, began_ns };
     // Whoever waited for somebody else's answer has not waited for this one.
     waits.again();
     loop {
         let attempt = note_began(exchange, role, &leg);
-        waits.is_shared = !fallback.is_empty();
+        waits.is_shared = !stand_ins.fallback.is_empty();
         let call = Call {
             request,
             tenant: caller.tenant(),
@@ -70,7 +77,7 @@ pub async fn send(
             queue: Some(waits.queue()),
             is_fresh: role == Role::Retry,
         };
-        let failed = match try_leg(backends, running, &leg, &call, waits, inbound, exchange).await {
+        let mut failed = match try_leg(backends, running, &leg, &call, waits, inbound, exchange).await {
             Ok(answer) => return Ok(answer),
             Err(failed) => failed,
         };
@@ -80,7 +87,7 @@ pub async fn send(
             has_retried = true;
             Some((leg.clone(), Role::Retry))
         } else if failed.refusal.may_fail_over() && !waits.is_over() {
-            fallback.pop_front().map(|leg| (leg, Role::Fallback))
+            stand_ins.next(&mut failed.running).await.map(|leg| (leg, Role::Fallback))
         } else {
             None
         };
@@ -92,6 +99,42 @@ pub async fn send(
         (leg, role) = (next_leg, next_role);
         running = failed.running.fail_over(terms(&leg, role, began_ns)).map_err(|_| Refusal::LedgerFull)?;
         waits.again();
+    }
+}
+
+/// Those who stand in, in order.
+struct StandIns<'a> {
+    fallback: VecDeque<Leg>,
+    /// Models whose limits hold what they ask for.
+    admitted: Vec<String>,
+    admission: &'a Admission,
+    door: &'a Door,
+    request: &'a Request,
+    began_ns: i64,
+}
+
+impl StandIns<'_> {
+    /// The next whose model has room in its limits. A model that has none is left out, as one that is down would be.
+    async fn next(&mut self, running: &mut Running) -> Option<Leg> {
+        while let Some(leg) = self.fallback.pop_front() {
+            let model = &leg.target.model;
+            if self.admitted.contains(model) {
+                return Some(leg);
+            }
+            let most = |strict| match strict {
+                true => leg.bound(self.request, self.began_ns),
+                false => leg.most(self.began_ns),
+            };
+            match self.admission.stand_in(self.door, model, self.began_ns, most).await {
+                Ok(hold) => {
+                    self.admitted.push(model.clone());
+                    hold.into_iter().for_each(|hold| running.holds_too(hold));
+                    return Some(leg);
+                }
+                Err(refusal) => tracing::info!(model, reason = refusal.describe().code, "a stand-in is not asked"),
+            }
+        }
+        None
     }
 }
 

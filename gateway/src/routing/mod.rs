@@ -133,12 +133,12 @@ pub struct Leg {
 
 impl Leg {
     /// The most that it can take of a request that began then.
-    fn most(&self, started_ns: i64) -> Most {
+    pub fn most(&self, started_ns: i64) -> Most {
         Most::of(&self.measure.reservation(), self.target.prices.at(started_ns))
     }
 
     /// The most that can be, also where the prompt is only estimated.
-    fn bound(&self, request: &Request, started_ns: i64) -> Most {
+    pub fn bound(&self, request: &Request, started_ns: i64) -> Most {
         let mut usage = self.measure.reservation();
         if let Reads::Elsewhere { context } = self.target.reads {
             let most = estimate::prompt_tokens_bound(&request.body);

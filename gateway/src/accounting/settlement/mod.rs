@@ -21,13 +21,13 @@ use pending::{Told, Waiting};
 
 /// What limits hold for a request until its end. Dropped, all of it is given back.
 pub trait Hold: Send {
-    /// Keeps what was used and gives the rest back.
-    fn settle(self: Box<Self>, receipt: &Receipt);
+    /// Keeps what was used and gives the rest back. `model`: whose answer it is, or who was asked last.
+    fn settle(self: Box<Self>, receipt: &Receipt, model: &str);
 }
 
 /// Nothing is held.
 impl Hold for () {
-    fn settle(self: Box<Self>, _receipt: &Receipt) {}
+    fn settle(self: Box<Self>, _receipt: &Receipt, _model: &str) {}
 }
 
 /// How a request was settled. The record, the span, the log line and the metrics all read it. What is told again from
@@ -52,7 +52,7 @@ struct Debt {
     rate: Rate,
     cost_max: NanoUsd,
     durability: Durability,
-    hold: Box<dyn Hold>,
+    holds: Vec<Box<dyn Hold>>,
     slot: Slot,
     journal: Arc<dyn Journal>,
     clock: Arc<dyn Clock>,
@@ -65,8 +65,8 @@ impl Debt {
         self.row.ended_ns = self.clock.now_ns().max(self.row.started_ns);
         let receipt = self.rate.fill(&mut self.row, outcome, used);
         let in_doubt = if delivered { used } else { Spent::NOTHING };
-        let Debt { rate, journal, hold, receipt: cell, .. } = self;
-        let told = Told { cell, hold };
+        let Debt { rate, journal, holds, receipt: cell, .. } = self;
+        let told = Told { cell, holds, model: self.row.model.clone() };
         match journal.close(self.slot, self.row, self.durability) {
             Ok(None) => Pending::Told(told.tell(receipt, true)),
             Ok(Some(held)) => Waiting { held, receipt, rate, in_doubt, journal, told }.into(),
@@ -241,7 +241,8 @@ impl Ticket {
         let rate = Rate { price, costs, is_charged, billed_max };
         rate.intend(&mut row, reservation);
         let slot = journal.open(&row)?;
-        Ok(Ticket(Some(Debt { row, rate, cost_max, durability, hold, slot, journal, clock, receipt })))
+        let holds = vec![hold];
+        Ok(Ticket(Some(Debt { row, rate, cost_max, durability, holds, slot, journal, clock, receipt })))
     }
 
     /// The most that this request can cost its caller.
@@ -304,6 +305,13 @@ impl Running {
             None => (reserved, UsageSource::Reserved),
         };
         Spent { usage, source, compute: Duration::ZERO }
+    }
+
+    /// Holds this as well until the end: what limits of the next attempt's model ask for.
+    pub fn holds_too(&mut self, hold: Box<dyn Hold>) {
+        if let Some(debt) = &mut self.debt {
+            debt.holds.push(hold);
+        }
     }
 
     /// This attempt gave nothing: it ends without a charge, and the next one is owed instead. Its intent is written

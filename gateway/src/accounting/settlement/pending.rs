@@ -8,13 +8,15 @@ use super::{Held, Hold, Journal, JournalClosed, Rate, Receipt, Spent};
 /// Whoever has to know how a request was settled.
 pub(super) struct Told {
     pub(super) cell: Arc<OnceLock<Receipt>>,
-    pub(super) hold: Box<dyn Hold>,
+    pub(super) holds: Vec<Box<dyn Hold>>,
+    /// Whose answer it is, or who was asked last.
+    pub(super) model: String,
 }
 
 impl Told {
     pub(super) fn tell(self, receipt: Receipt, is_kept: bool) -> Result<Receipt, JournalClosed> {
         let _ = self.cell.set(receipt);
-        self.hold.settle(&receipt);
+        self.holds.into_iter().for_each(|hold| hold.settle(&receipt, &self.model));
         if is_kept { Ok(receipt) } else { Err(JournalClosed) }
     }
 }

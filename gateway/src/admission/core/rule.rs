@@ -100,6 +100,11 @@ impl Rule {
         self.by.iter().chain(self.only.iter().map(|(dimension, _)| dimension)).all(|one| one.is_known_at_door())
     }
 
+    /// Whether models are counted apart: one that stands in for another then has limits of its own.
+    pub fn is_by_model(&self) -> bool {
+        self.by.iter().chain(self.only.iter().map(|(dimension, _)| dimension)).any(|one| *one == Dimension::Model)
+    }
+
     /// Whether there may be as many subjects as clients like.
     pub fn is_clients_choice(&self) -> bool {
         self.by.iter().any(|dimension| dimension.is_clients_choice())
