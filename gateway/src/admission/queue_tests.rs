@@ -53,7 +53,7 @@ async fn only_who_is_next_asks_again_and_only_when_there_may_be_room() {
     let [one, two, three] = waiting;
     let (one, two, three) = tokio::join!(one, two, three);
     for taken in [one, two, three] {
-        let refused = taken.err().expect("there is never room");
+        let Err(refused) = taken else { panic!("there is never room") };
         assert_eq!(refused.waited, Some(Duration::from_secs(2)));
     }
     // The first asks when it comes; whoever is next asks every 100 ms of 2 s; each asks once more when its time is over.
@@ -76,7 +76,7 @@ async fn a_line_that_is_full_is_no_way_past_those_who_wait_in_it() {
     }
     let before = full.0.load(Ordering::Relaxed);
     for key in ["a", "c"] {
-        let refused = come(key).expect("is told at once").err().expect("there is no place");
+        let refused = come(key).expect("is told at once").expect_err("there is no place");
         assert_eq!((refused.waited, refused.denied.short.wait), (None, Wait::ForOthers), "{key}");
     }
     assert_eq!(full.0.load(Ordering::Relaxed), before, "and asked for no room that others wait for");
