@@ -67,7 +67,7 @@ fn until_unready(gateway: &TestGateway) {
 #[test]
 fn no_sigterm_cuts_a_stream_that_can_finish() {
     for round in 0..SIGTERMS {
-        let mut gateway = going("0s", "20s");
+        let mut gateway = going("0s", "60s");
         let mut streams = begun(&gateway, STREAMS, TOKENS);
         // Another moment of their lives each time.
         for stream in &mut streams {
