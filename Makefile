@@ -31,11 +31,12 @@ test-long: ## What takes long: 1,000 kills instead of 20, goldens computed anew 
 	@tools/setup.sh long
 	$(CARGO_TARGET_DIR)/long/bin/python runtime/tests/families/make.py
 	GLASSGATE_KILLS=1000 GLASSGATE_CLIENTS=$(CARGO_TARGET_DIR)/clients cargo nextest run --profile long --locked -p glassgate --test e2e -E 'test(kill)'
+	cargo nextest run --locked -p glassgate --run-ignored only -E 'test(does_not_show_in_time)'
 	GLASSGATE_LONG=$(CARGO_TARGET_DIR)/long cargo nextest run --locked -p glassgate-runtime --run-ignored only -E 'test(minilm)'
 
 bench: ## Measure speed and cost as ratios, in an hour; writes tests/bench/results (BENCH="engine speed" for a part)
 	@tools/setup.sh bench
-	cargo build --locked --profile dist -p glassgate --bins --example bare
+	cargo build --locked --profile dist -p glassgate --bins --examples
 	cargo run --locked --profile dist -p glassgate --example bench -- $(BENCH)
 
 cuda: ## Build the binary with the CUDA device; needs no GPU (run it on a machine that has one)

@@ -14,13 +14,14 @@ use tokio::net::TcpStream;
 use super::origin::Manner;
 
 const GOOD: &[u8] = b"HTTP/1.1 200 ";
+const UNKNOWN: &[u8] = b"HTTP/1.1 401 ";
 /// What every event with text has.
 const TEXT: &[u8] = b"\"delta\":{\"content\":\"";
 /// As large as a short conversation.
 const BODY_BYTES: usize = 1 << 10;
 
 /// Stands in a request where each one gets a number of its own, of as many digits.
-const NUMBER: &str = "########";
+pub const NUMBER: &str = "########";
 
 /// No two requests of this process have the same.
 static NUMBERS: AtomicUsize = AtomicUsize::new(0);
@@ -29,13 +30,20 @@ static NUMBERS: AtomicUsize = AtomicUsize::new(0);
 pub struct Request {
     bytes: Vec<u8>,
     number_at: Option<usize>,
+    /// How what is answered must begin.
+    answer: &'static [u8],
 }
 
 impl Request {
     /// The same for another path than that of chats.
     pub fn to_path(&self, path: &str) -> Request {
         let text = String::from_utf8(self.bytes.clone()).unwrap().replacen("/v1/chat/completions", path, 1);
-        Request { number_at: memmem::find(text.as_bytes(), NUMBER.as_bytes()), bytes: text.into_bytes() }
+        Request { number_at: memmem::find(text.as_bytes(), NUMBER.as_bytes()), bytes: text.into_bytes(), ..*self }
+    }
+
+    /// The same, to be refused for its key.
+    pub fn unknown(self) -> Request {
+        Request { answer: UNKNOWN, ..self }
     }
 
     pub fn next(&self) -> Cow<'_, [u8]> {
@@ -74,7 +82,7 @@ pub fn post(body: &str, key: &str) -> Request {
         body.len()
     )
     .into_bytes();
-    Request { number_at: memmem::find(&bytes, NUMBER.as_bytes()), bytes }
+    Request { number_at: memmem::find(&bytes, NUMBER.as_bytes()), bytes, answer: GOOD }
 }
 
 /// So many answers for so many clients at once. Says how often something arrived.
@@ -87,7 +95,7 @@ pub async fn ask(address: SocketAddr, request: &Arc<Request>, clients: usize, an
                 let mut client = Client::connect(address).await;
                 let mut reads = 0;
                 while left.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |left| left.checked_sub(1)).is_ok() {
-                    reads += client.ask(&request.next()).await;
+                    reads += client.ask(&request).await;
                 }
                 reads
             })
@@ -113,9 +121,9 @@ impl Client {
     }
 
     /// Sends a request and reads its answer to the end.
-    pub async fn ask(&mut self, request: &[u8]) -> usize {
+    pub async fn ask(&mut self, request: &Request) -> usize {
         self.got.clear();
-        self.stream.write_all(request).await.unwrap();
+        self.stream.write_all(&request.next()).await.unwrap();
         let mut reads = 0;
         let (mut head, mut length) = (0, None);
         loop {
@@ -124,7 +132,7 @@ impl Client {
             if head == 0 {
                 let Some(end) = memmem::find(&self.got, b"\r\n\r\n") else { continue };
                 head = end + 4;
-                self.check();
+                self.check(request.answer);
                 length = content_length(&self.got[..head]);
             }
             let is_whole = match length {
@@ -144,7 +152,7 @@ impl Client {
         let (mut events, mut seen) = (Vec::new(), 0);
         while !self.got.ends_with(b"\r\n0\r\n\r\n") {
             self.read().await;
-            self.check();
+            self.check(GOOD);
             let now = Instant::now();
             // One that is cut in two counts once all of its name is there.
             let new = memmem::find_iter(&self.got[seen..], TEXT).count();
@@ -161,13 +169,13 @@ impl Client {
         self.stream.write_all(&request.next()).await.unwrap();
         while memmem::find(&self.got, b"data: ").is_none() {
             self.read().await;
-            self.check();
+            self.check(GOOD);
         }
     }
 
     /// Who is refused would wait for ever for an answer.
-    fn check(&self) {
-        let is_good = self.got.starts_with(GOOD) || GOOD.starts_with(&self.got);
+    fn check(&self, answer: &[u8]) {
+        let is_good = self.got.starts_with(answer) || answer.starts_with(&self.got);
         assert!(is_good, "an answer that was not asked for: {}", String::from_utf8_lossy(&self.got));
     }
 

@@ -2,11 +2,13 @@
 //!
 //! Absolute figures depend on the machine and its mood; each ratio is formed within a round, and median, minimum and
 //! maximum over the rounds are printed and written to `tests/bench/results/`. An argument (`embeddings`, `engine`, `serving`,
-//! `upstream`) runs that section alone, and one after `engine` (`speed`, `memory`, `prefix`, `clients`) that part of it.
+//! `callers`, `governed`, `upstream`) runs that section alone, and one after `engine` (`speed`, `memory`, `prefix`, `clients`) that part of it.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a benchmark that cannot go on should stop")]
 
+mod callers;
 mod embeddings;
 mod engine;
+mod governed;
 mod latency;
 mod load;
 mod origin;
@@ -14,6 +16,7 @@ mod process;
 mod python;
 mod report;
 mod serving;
+mod subject;
 mod upstream;
 
 use std::path::Path;
@@ -21,7 +24,7 @@ use std::time::Duration;
 
 /// Whatever hangs, it ends.
 const PATIENCE: Duration = Duration::from_secs(2 * 3600);
-const SECTIONS: [&str; 4] = ["embeddings", "engine", "serving", "upstream"];
+const SECTIONS: [&str; 6] = ["embeddings", "engine", "serving", "callers", "governed", "upstream"];
 
 fn main() {
     std::thread::spawn(|| {
@@ -44,7 +47,13 @@ fn main() {
     if is_asked("serving") {
         serving::run(root);
     }
-    // Last: it pins this process.
+    // Last: they pin this process.
+    if is_asked("callers") {
+        callers::run(root);
+    }
+    if is_asked("governed") {
+        governed::run(root);
+    }
     if is_asked("upstream") {
         upstream::run(root);
     }

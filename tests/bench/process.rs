@@ -29,13 +29,20 @@ impl Process {
     /// The gateway beside this program, on a free port, with the `gateway.toml` that is in the folder. The second value is
     /// a key.
     pub fn gateway(folder: tempfile::TempDir) -> (Process, String) {
-        let data_dir = folder.path().join("data");
         let mut command = Command::new(beside("glassgate"));
-        command
-            .args(["serve", "--listen", "127.0.0.1:0", "--admin", "127.0.0.1:0", "--config"])
-            .arg(folder.path().join("configs/gateway.toml"))
-            .arg("--data-dir")
-            .arg(&data_dir);
+        command.arg("serve");
+        Process::serve(command, folder)
+    }
+
+    /// The gateway without limits and ledger.
+    pub fn ungoverned(folder: tempfile::TempDir) -> (Process, String) {
+        Process::serve(Command::new(beside("examples/ungoverned")), folder)
+    }
+
+    fn serve(mut command: Command, folder: tempfile::TempDir) -> (Process, String) {
+        let data_dir = folder.path().join("data");
+        command.args(["--listen", "127.0.0.1:0", "--admin", "127.0.0.1:0", "--config"]);
+        command.arg(folder.path().join("configs/gateway.toml")).arg("--data-dir").arg(&data_dir);
         let process = Process::start(command, folder, || {
             let run: Value = serde_json::from_slice(&std::fs::read(data_dir.join("run.json")).ok()?).ok()?;
             Some(run["data"].as_str()?.parse().unwrap())

@@ -15,6 +15,7 @@ use std::time::Instant;
 
 use arc_swap::ArcSwap;
 use http::HeaderMap;
+use subtle::ConstantTimeEq as _;
 
 use crate::config::{AuthConfig, JwtConfig};
 use crate::network::is_in;
@@ -121,8 +122,10 @@ impl Auth {
         // An unknown id is compared with nothing real, so that its answer takes as long as a wrong secret's; a key that was
         // never rotated likewise.
         let previous = key.and_then(|key| key.previous);
-        let is_current = presented.matches(&self.pepper, &key.map_or([0; 32], |key| key.hash));
-        let is_previous = presented.matches(&self.pepper, &previous.map_or([0; 32], |(hash, _)| hash));
+        let hash = presented.hash(&self.pepper);
+        let is = |stored: [u8; 32]| bool::from(hash.ct_eq(&stored));
+        let is_current = is(key.map_or([0; 32], |key| key.hash));
+        let is_previous = is(previous.map_or([0; 32], |(hash, _)| hash));
         let Some(key) = key.filter(|_| is_current || is_previous) else { return Err(Refusal::UnknownKey) };
         let now = self.clock.now_ns();
         let ended = |end: Option<i64>| end.is_some_and(|end| end <= now);

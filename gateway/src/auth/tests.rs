@@ -146,3 +146,45 @@ fn a_change_to_a_key_counts_within_a_second() {
     world.store.change(&id, |row| row.revoked_ns = Some(1)).unwrap();
     soon("revoked_api_key");
 }
+
+/// Welch's t of the time that two wrong secrets take, of which one is right up to its last letter. Above 4.5 there is
+/// something to be learnt from time. (Goodwill, Jun, Jaffe, Rohatgi: A testing methodology for side channel resistance
+/// validation, 2011.)
+#[test]
+#[ignore = "measures time: make test-long"]
+fn how_much_of_a_secret_is_right_does_not_show_in_time() {
+    const SAMPLES: usize = 1_000_000;
+    let (world, token) = World::with(|_| ());
+    let (most, last) = token.split_at(token.len() - 1);
+    let nearly = format!("{most}{}", if last == "a" { 'b' } else { 'a' });
+    let id = ApiKey::parse(&token).unwrap().id().to_owned();
+    let not_at_all = format!("gg-{id}-{}", token[token.len() - 40..].chars().rev().collect::<String>());
+    let wrong = [nearly, not_at_all];
+    let mut took: [Vec<f64>; 2] = Default::default();
+    let mut choice = 1_u64;
+    for _ in 0..SAMPLES {
+        // xorshift: neither of the two always comes second.
+        choice ^= choice << 13;
+        choice ^= choice >> 7;
+        choice ^= choice << 17;
+        let which = usize::from(choice & 1 == 1);
+        let key = ApiKey::parse(&wrong[which]).unwrap();
+        let began = Instant::now();
+        let outcome = std::hint::black_box(&world.auth).key(std::hint::black_box(&key));
+        took[which].push(began.elapsed().as_nanos() as f64);
+        assert!(outcome.is_err());
+    }
+    // Whoever was interrupted says nothing of the work.
+    let mut all = took.concat();
+    all.sort_by(f64::total_cmp);
+    let most = all[all.len() * 9 / 10];
+    let [(n1, m1, v1), (n2, m2, v2)] = took.map(|mut took| {
+        took.retain(|ns| *ns <= most);
+        let n = took.len() as f64;
+        let mean = took.iter().sum::<f64>() / n;
+        (n, mean, took.iter().map(|ns| (ns - mean).powi(2)).sum::<f64>() / (n - 1.0))
+    });
+    let t = (m1 - m2) / (v1 / n1 + v2 / n2).sqrt();
+    println!("t = {t:.2}: {m1:.1} ns beside {m2:.1} ns");
+    assert!(t.abs() < 4.5, "t = {t:.2}: {m1:.1} ns beside {m2:.1} ns");
+}

@@ -185,7 +185,10 @@ fn admin_token(data_dir: &DataDir) -> Result<String, String> {
 }
 
 /// The first start makes a key, so that the first curl works. Returns it as long as its file is there.
-fn quickstart(data_dir: &DataDir) -> Result<Option<String>, String> {
+///
+/// # Errors
+/// When the folder cannot be written, in words for the operator.
+pub fn quickstart(data_dir: &DataDir) -> Result<Option<String>, String> {
     let path: PathBuf = data_dir.quickstart_key();
     if keys::store(data_dir)?.list().map_err(text)?.is_empty() {
         // The file first: a key that nobody was shown would be no use.

@@ -65,7 +65,7 @@ async fn ask(address: SocketAddr, (prompt, tokens): (u32, u32)) {
                       "temperature": 0, "cache_prompt": false});
     let mut client = Client::connect(address).await;
     let request = post(&body.to_string(), "none").to_path("/completion");
-    client.ask(&request.next()).await;
+    client.ask(&request).await;
 }
 
 pub struct Mistral(Script);

@@ -1,0 +1,70 @@
+//! The work of knowing a key, for whoever counts instructions.
+//!
+//! `known_key FOLDER make COUNT` makes a store of so many keys; `known_key FOLDER ask COUNT` asks so often whose the last
+//! of them is.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a benchmark that cannot go on should stop")]
+
+use std::net::IpAddr;
+use std::path::Path;
+use std::sync::Arc;
+
+use glassgate::auth::api_key::{ApiKey, Pepper, generate};
+use glassgate::auth::store::{KeyRow, KeyStore};
+use glassgate::auth::{Auth, Identity};
+use glassgate::config::AuthConfig;
+use glassgate::observe::metrics::Metrics;
+use glassgate::ports::SystemClock;
+
+fn main() {
+    let args: Vec<String> = std::env::args().skip(1).collect();
+    let [folder, what, count] = &args[..] else { panic!("FOLDER make|ask COUNT") };
+    let (folder, count) = (Path::new(folder), count.parse().unwrap());
+    let pepper = Pepper::load(&folder.join("pepper")).unwrap();
+    match what.as_str() {
+        "make" => make(folder, &pepper, count),
+        "ask" => ask(folder, pepper, count),
+        other => panic!("make or ask, not {other}"),
+    }
+}
+
+fn make(folder: &Path, pepper: &Pepper, count: usize) {
+    let store = KeyStore::open(&folder.join("keys.sqlite")).unwrap();
+    for number in 0..count {
+        let token = generate().unwrap();
+        let key = ApiKey::parse(&token).unwrap();
+        let who = Identity {
+            tenant: "default".to_owned(),
+            key_id: key.id().to_owned(),
+            key_name: format!("key-{number}"),
+            ..Identity::default()
+        };
+        let row = KeyRow {
+            who: Arc::new(who),
+            hash: key.hash(pepper),
+            previous: None,
+            created_ns: 0,
+            expires_ns: None,
+            disabled_ns: None,
+            revoked_ns: None,
+            metadata: Default::default(),
+        };
+        assert!(store.add(&row).unwrap());
+        std::fs::write(folder.join("token"), &token).unwrap();
+    }
+}
+
+fn ask(folder: &Path, pepper: Pepper, count: usize) {
+    let token = std::fs::read_to_string(folder.join("token")).unwrap();
+    let metrics = Arc::new(Metrics::new());
+    let auth = Auth::open(&folder.join("keys.sqlite"), pepper, Arc::new(SystemClock), metrics).unwrap();
+    let mut headers = http::HeaderMap::new();
+    headers.insert(http::header::AUTHORIZATION, format!("Bearer {token}").parse().unwrap());
+    let (config, ip) = (AuthConfig::default(), IpAddr::from([127, 0, 0, 1]));
+    let executor = tokio::runtime::Builder::new_current_thread().build().unwrap();
+    executor.block_on(async {
+        for _ in 0..count {
+            let known = auth.identify(&config, &headers, ip).await;
+            assert!(known.is_ok(), "{:?}", known.err());
+        }
+    });
+}
