@@ -68,7 +68,9 @@ impl<L> Default for Shard<L> {
 }
 
 pub struct Local<L = Mutex<Counter>> {
-    families: RwLock<HashMap<String, Arc<Family<L>>>>,
+    /// By the rules' names. One that counts something else since an edit has a family of its own: requests that began
+    /// before the edit may still ask the other.
+    families: RwLock<HashMap<String, Vec<Arc<Family<L>>>>>,
     numbers: AtomicU64,
     time: Arc<Time>,
     before: Before,
@@ -82,17 +84,18 @@ impl<L: Locked> Local<L> {
 
     /// A rule that counts something else than the one of its name before begins anew.
     fn family(&self, rule: &Arc<Rule>) -> Arc<Family<L>> {
-        let fits = |family: &Arc<Family<L>>| Arc::ptr_eq(&family.rule, rule) || family.rule.counts_like(rule);
-        if let Some(family) = self.families.read().get(&rule.name).filter(|family| fits(family)) {
+        let fits = |family: &&Arc<Family<L>>| Arc::ptr_eq(&family.rule, rule) || family.rule.counts_like(rule);
+        if let Some(family) = self.families.read().get(&rule.name).and_then(|named| named.iter().find(fits)) {
             return family.clone();
         }
         let mut families = self.families.write();
-        if let Some(family) = families.get(&rule.name).filter(|family| fits(family)) {
+        let named = families.entry(rule.name.clone()).or_default();
+        if let Some(family) = named.iter().find(fits) {
             return family.clone();
         }
         let subjects_max = if rule.is_clients_choice() { self.subjects_max / SHARDS } else { usize::MAX };
         let family = Arc::new(Family { rule: rule.clone(), shards: Default::default(), subjects_max });
-        families.insert(rule.name.clone(), family.clone());
+        named.push(family.clone());
         family
     }
 

@@ -120,6 +120,19 @@ fn a_strict_budget_reserves_the_bound_and_bills_no_more_than_it() {
 }
 
 #[test]
+fn a_rule_that_was_edited_counts_on_beside_requests_that_began_before_the_edit() {
+    let mut world = World::new(LIMITS, &[rule("edited", Of::Tokens, Some(Per::Minute), 100, &[])], &[]);
+    let mut before = world.knock(&alice()).unwrap();
+    // By tenant now: that is another count.
+    world.rules = vec![Arc::new(rule("edited", Of::Tokens, Some(Per::Minute), 100, &[Dimension::Tenant]))];
+    let mut after = world.knock(&alice()).unwrap();
+    world.admit(&mut after, 80).unwrap().start().settle(Outcome::Answered, spent(80), true).unwrap();
+    world.admit(&mut before, 30).unwrap().start().settle(Outcome::Answered, spent(30), true).unwrap();
+    assert_eq!(figures(world.admit(&mut after, 21).err()), ("edited".into(), 100, 80, 0, 21));
+    assert_eq!(figures(world.admit(&mut before, 71).err()), ("edited".into(), 100, 30, 0, 71));
+}
+
+#[test]
 fn a_hundred_thousand_racing_reservations_overshoot_a_strict_budget_by_nothing() {
     const BUDGET: u64 = 1_000_000;
     let time = Arc::new(Time::new(Arc::new(Hands(Mutex::new((20_000 * DAY, Instant::now()))))));
