@@ -36,7 +36,7 @@ test-long: ## What takes long: 1,000 kills instead of 20, goldens computed anew 
 
 bench: ## Measure speed and cost as ratios, in an hour; writes tests/bench/results (BENCH="engine speed" for a part)
 	@tools/setup.sh bench
-	cargo build --locked --profile dist -p glassgate --bins --examples
+	cargo build --locked --profile dist -p glassgate --bins --example bare
 	cargo run --locked --profile dist -p glassgate --example bench -- $(BENCH)
 
 cuda: ## Build the binary with the CUDA device; needs no GPU (run it on a machine that has one)

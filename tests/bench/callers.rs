@@ -8,7 +8,7 @@ use serde_json::{Map, Value, json};
 
 use super::load::{self, NUMBER};
 use super::origin::{self, Manner};
-use super::process::beside;
+use super::process::ourselves;
 use super::report::{Rounds, publish, said};
 use super::subject::{Subject, pin, raise_files};
 
@@ -28,7 +28,7 @@ pub fn run(root: &Path) {
     let place = if place.is_dir() { place.to_owned() } else { std::env::temp_dir() };
     let folders = KEYS.map(|count| {
         let folder = tempfile::tempdir_in(&place).unwrap();
-        known_key(&mut Command::new(beside("examples/known_key")), folder.path(), "make", count);
+        known_key(&mut Command::new(ourselves()), folder.path(), "make", count);
         folder
     });
     let mut rounds = Rounds::default();
@@ -57,7 +57,7 @@ pub fn run(root: &Path) {
 }
 
 fn known_key(command: &mut Command, folder: &Path, what: &str, count: usize) -> String {
-    let output = command.arg(folder).arg(what).arg(count.to_string()).output().unwrap();
+    let output = command.arg("known-key").arg(folder).arg(what).arg(count.to_string()).output().unwrap();
     let said = String::from_utf8_lossy(&output.stderr).into_owned();
     assert!(output.status.success(), "{said}");
     said
@@ -66,7 +66,7 @@ fn known_key(command: &mut Command, folder: &Path, what: &str, count: usize) -> 
 fn instructions(folder: &Path, asked: usize) -> f64 {
     let mut command = Command::new("valgrind");
     command.args(["--tool=cachegrind", "--cache-sim=no", "--cachegrind-out-file=/dev/null"]);
-    let said = known_key(command.arg(beside("examples/known_key")), folder, "ask", asked);
+    let said = known_key(command.arg(ourselves()), folder, "ask", asked);
     let line = said.lines().find(|line| line.contains("I refs") || line.contains("I   refs"));
     let line = line.unwrap_or_else(|| panic!("cachegrind counts nothing: {said}"));
     line.rsplit(' ').next().unwrap().replace(',', "").parse().unwrap()

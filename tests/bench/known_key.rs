@@ -1,8 +1,7 @@
 //! The work of knowing a key, for whoever counts instructions.
 //!
-//! `known_key FOLDER make COUNT` makes a store of so many keys; `known_key FOLDER ask COUNT` asks so often whose the last
+//! `known-key FOLDER make COUNT` makes a store of so many keys; `known-key FOLDER ask COUNT` asks so often whose the last
 //! of them is.
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a benchmark that cannot go on should stop")]
 
 use std::net::IpAddr;
 use std::path::Path;
@@ -15,8 +14,8 @@ use glassgate::config::AuthConfig;
 use glassgate::observe::metrics::Metrics;
 use glassgate::ports::SystemClock;
 
-fn main() {
-    let args: Vec<String> = std::env::args().skip(1).collect();
+pub fn run() {
+    let args: Vec<String> = std::env::args().skip(2).collect();
     let [folder, what, count] = &args[..] else { panic!("FOLDER make|ask COUNT") };
     let (folder, count) = (Path::new(folder), count.parse().unwrap());
     let pepper = Pepper::load(&folder.join("pepper")).unwrap();

@@ -36,7 +36,9 @@ impl Process {
 
     /// The gateway without limits and ledger.
     pub fn ungoverned(folder: tempfile::TempDir) -> (Process, String) {
-        Process::serve(Command::new(beside("examples/ungoverned")), folder)
+        let mut command = Command::new(ourselves());
+        command.arg("ungoverned");
+        Process::serve(command, folder)
     }
 
     fn serve(mut command: Command, folder: tempfile::TempDir) -> (Process, String) {
@@ -187,7 +189,11 @@ pub fn peer(name: &str) -> PathBuf {
 
 /// From the folder of the profile that this program was built with.
 pub fn beside(name: &str) -> PathBuf {
-    std::env::current_exe().unwrap().parent().unwrap().parent().unwrap().join(name)
+    ourselves().parent().unwrap().parent().unwrap().join(name)
+}
+
+pub fn ourselves() -> PathBuf {
+    std::env::current_exe().unwrap()
 }
 
 /// For those who cannot tell which port they were given.

@@ -1,6 +1,5 @@
 //! What governing is held against: the gateway with limits that count nothing and a journal that forgets, otherwise built
 //! and set up as it is.
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a benchmark that cannot go on should stop")]
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -20,11 +19,10 @@ use glassgate::data_dir::{DataDir, Run};
 use glassgate::ports::SystemClock;
 use glassgate::{cli, server};
 
-#[global_allocator]
-static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
-
 #[derive(Parser)]
 struct Args {
+    /// The word that brought us here.
+    _ungoverned: String,
     #[arg(long)]
     listen: SocketAddr,
     #[arg(long)]
@@ -72,7 +70,8 @@ impl Journal for Forgets {
     fn store(&self, _row: Row) {}
 }
 
-fn main() {
+/// Serves until a signal.
+pub fn serve() {
     let args = Args::parse();
     let overrides = Overrides {
         listen: Some(args.listen),
