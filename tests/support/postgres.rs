@@ -25,11 +25,25 @@ impl Postgres {
 
     /// With these settings, as in its configuration.
     pub fn start_with(settings: &[&str]) -> Postgres {
-        let folder = tempfile::tempdir().expect("a temporary folder");
-        let (path, programs) = (folder.path().to_owned(), programs());
-        if is_root() {
-            succeed(Command::new("chown").arg(ACCOUNT).arg(&path));
+        Postgres::start_in(folder(), settings)
+    }
+
+    /// With TLS, under this certificate and its key, in PEM.
+    pub fn start_tls(certificate: &str, key: &str) -> Postgres {
+        let folder = folder();
+        let paths = ["cert.pem", "key.pem"].map(|name| folder.path().join(name));
+        for (path, text) in paths.iter().zip([certificate, key]) {
+            std::fs::write(path, text).unwrap();
+            succeed(Command::new("chmod").arg("600").arg(path));
+            give(path);
         }
+        let [cert, key] = paths.map(|path| path.display().to_string());
+        let settings = ["ssl=on", &format!("ssl_cert_file={cert}"), &format!("ssl_key_file={key}")];
+        Postgres::start_in(folder, &settings)
+    }
+
+    fn start_in(folder: TempDir, settings: &[&str]) -> Postgres {
+        let (path, programs) = (folder.path().to_owned(), programs());
         let data = path.join("data");
         let mut initdb = as_account(&programs.join("initdb"));
         succeed(
@@ -65,6 +79,19 @@ impl Postgres {
         let output = psql.args(["-X", "-A", "-t", "-v", "ON_ERROR_STOP=1", "-c", sql, &self.url()]).output().unwrap();
         assert!(output.status.success(), "{sql}: {}", String::from_utf8_lossy(&output.stderr));
         String::from_utf8(output.stdout).unwrap().trim_end().to_owned()
+    }
+}
+
+fn folder() -> TempDir {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    give(folder.path());
+    folder
+}
+
+/// To whom it runs as.
+fn give(path: &Path) {
+    if is_root() {
+        succeed(Command::new("chown").arg(ACCOUNT).arg(path));
     }
 }
 

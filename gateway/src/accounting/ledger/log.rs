@@ -24,6 +24,8 @@ pub(super) struct Log {
     /// Room promised to the ends of running requests.
     reserved: u64,
     sequence: u64,
+    /// Its name in a store that it shares with others.
+    pub(super) id: i64,
     pub(super) epoch: i64,
     pub(super) sums: Sums,
     pub(super) ended_below: u64,
@@ -100,6 +102,7 @@ impl Log {
             segments: old,
             reserved: 0,
             sequence,
+            id: 0,
             epoch: 0,
             sums: Sums::default(),
             ended_below: 0,
@@ -159,7 +162,7 @@ impl Log {
         let segments = self.segments.keys().copied().filter(|number| !gone.contains(number)).collect();
         self.buffer.clear();
         let (sums, ended_below) = (self.sums, self.ended_below);
-        let totals = Totals { epoch: self.epoch, sums, ended_below, segments };
+        let totals = Totals { log: self.id, epoch: self.epoch, sums, ended_below, segments };
         wal::encode_totals(self.sequence, &totals, &mut self.buffer);
     }
 

@@ -113,6 +113,11 @@ impl Reading {
             .collect()
     }
 
+    /// Which log this is.
+    pub fn log(&self) -> i64 {
+        self.totals.as_ref().map_or(0, |(_, totals)| totals.log)
+    }
+
     pub fn damaged_bytes(&self) -> u64 {
         self.segments.values().map(|segment| segment.damaged_bytes).sum()
     }
@@ -141,6 +146,11 @@ pub(super) fn recover(disk: Arc<dyn Disk>, bytes_max: u64, epoch: i64) -> io::Re
     let counted = reading.sums().filter(|_| damaged_bytes == 0 && missing.is_empty());
 
     let mut log = Log::new(disk, bytes_max, old, next);
+    log.id = match reading.log() {
+        // Never negative: a store's integers are signed.
+        0 => (uuid::Uuid::new_v4().as_u64_pair().1 >> 1).cast_signed(),
+        id => id,
+    };
     (log.epoch, log.sums) = counted.unwrap_or((epoch, Sums::default()));
     log.ended_below = reading.totals.as_ref().map_or(0, |(_, totals)| totals.ended_below);
     let mut rows = Vec::new();

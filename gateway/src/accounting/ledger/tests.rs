@@ -19,7 +19,7 @@ pub(super) fn open(folder: &Path) -> (Ledger, Recovery) {
 }
 
 pub(super) fn start(folder: &Path, bytes_max: u64, metrics: &Arc<Metrics>) -> Ledger {
-    Ledger::open(folder, bytes_max, EVERY, metrics.clone()).expect("the ledger opens")
+    Ledger::open(folder, &Database::of(folder), bytes_max, EVERY, metrics.clone()).expect("the ledger opens")
 }
 
 pub(super) fn disk(folder: &Path) -> RealDisk {
@@ -229,7 +229,7 @@ fn one_trace_for_everything_is_found_to_be_ambiguous_without_reading_it_all() {
     drop(open(folder.path()));
     let db = rusqlite::Connection::open(folder.path().join("ledger.sqlite")).unwrap();
     let steps: Vec<String> = db
-        .prepare(&format!("EXPLAIN QUERY PLAN {}", store::sqlite::feedback::trace_query()))
+        .prepare(&format!("EXPLAIN QUERY PLAN {}", store::feedback::by_trace()))
         .unwrap()
         .query_map(["", "", ""], |row| row.get(3))
         .unwrap()
@@ -349,7 +349,7 @@ fn a_sync_that_failed_is_the_end_of_the_log_and_whoever_waited_is_told() {
     let failing = Arc::new(Forgetful(disk(folder.path()), 0.into()));
     let metrics = Arc::new(Metrics::new());
     let shared = Arc::new(Shared::recover(failing, 64 << 20, 1, metrics.clone()).unwrap());
-    let ledger = Ledger::start(shared, store::opener(folder.path()), EVERY).unwrap();
+    let ledger = Ledger::start(shared, Database::of(folder.path()).opener(1), EVERY).unwrap();
     ledger.recovered(LONG).unwrap();
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     let slot = ledger.open(&row("doubtful")).unwrap();
@@ -375,7 +375,7 @@ fn a_sync_that_failed_is_the_end_of_the_log_and_whoever_waited_is_told() {
 fn a_stranger_who_reads_the_ledger_beside_it_takes_nothing_from_it() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("ledger.sqlite");
-    let mut store = (store::opener(folder.path()))().unwrap();
+    let mut store = (Database::of(folder.path()).opener(1))().unwrap();
     store.ship(&[&settled("before")], &[]).unwrap();
     store.sync().unwrap();
     // Another process: SQLite knows of all connections in its own.

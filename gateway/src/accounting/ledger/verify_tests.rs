@@ -20,7 +20,8 @@ fn lived() -> tempfile::TempDir {
     let folder = tempfile::tempdir().unwrap();
     let open = || {
         let metrics = Arc::new(Metrics::new());
-        let ledger = Ledger::open(folder.path(), 16_000, Duration::ZERO, metrics).unwrap();
+        let ledger =
+            Ledger::open(folder.path(), &Database::of(folder.path()), 16_000, Duration::ZERO, metrics).unwrap();
         ledger.recovered(Duration::from_secs(60)).unwrap();
         ledger
     };
@@ -44,7 +45,7 @@ fn lived() -> tempfile::TempDir {
 
 fn look(folder: &Path, scrape: Option<Scrape>) -> Vec<Leg> {
     let disk = RealDisk::new(folder.join("wal"));
-    verify(&disk, || store::books(folder), scrape).unwrap()
+    verify(&disk, || Database::of(folder).books(), scrape).unwrap()
 }
 
 /// The legs that differ, with what they say.

@@ -43,9 +43,9 @@ pub fn encode_totals(sequence: u64, totals: &Totals, out: &mut Vec<u8>) -> usize
     frame(sequence, TOTALS, totals, out)
 }
 
-/// The most that totals of so many segments take: eleven numbers of up to 20 digits, their names, and the segments.
+/// The most that totals of so many segments take: twelve numbers of up to 20 digits, their names, and the segments.
 pub fn totals_bytes_max(segments: usize) -> u64 {
-    400 + 21 * segments as u64
+    430 + 21 * segments as u64
 }
 
 fn frame(sequence: u64, kind: u8, payload: &impl serde::Serialize, out: &mut Vec<u8>) -> usize {
@@ -234,7 +234,8 @@ pub mod tests {
         for segments in [1, 1000] {
             let most = u64::MAX;
             let sums = Sums { rows: most, tokens: [most; 5], billed: most, provider_cost: most };
-            let totals = Totals { epoch: i64::MIN, sums, ended_below: most, segments: vec![most; segments] };
+            let totals =
+                Totals { log: i64::MIN, epoch: i64::MIN, sums, ended_below: most, segments: vec![most; segments] };
             assert!(encode_totals(most, &totals, &mut Vec::new()) as u64 <= totals_bytes_max(segments));
         }
     }
