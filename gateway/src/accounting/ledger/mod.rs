@@ -204,7 +204,7 @@ impl Ledger {
 
     /// False once a write to the log has failed: new requests are refused.
     pub fn is_healthy(&self) -> bool {
-        !self.shared.lock().log.broken
+        !self.shared.lock().log.is_broken()
     }
 
     /// Writes down what somebody says of an answer. The verdict comes when it is durable; `None` if too many wait already.

@@ -122,7 +122,7 @@ fn ship(shared: &Shared, store: &mut dyn Store) -> Result<usize, StoreError> {
             segment.unshipped = segment.unshipped.saturating_sub(1);
         }
     }
-    let broken = state.log.broken;
+    let broken = state.log.is_broken();
     if state.is_recovering() {
         state.recovering -= taken;
         batch.iter().zip(&shipped.fates).for_each(|(unshipped, fate)| state.note(unshipped, *fate));
@@ -194,7 +194,7 @@ fn conclude(shared: &Shared, store: &mut dyn Store) -> Result<(), StoreError> {
     log.epoch = if goes_on { epoch } else { shared.epoch };
     if let Err(error) = log.recount() {
         // Without it the next start would count what was recovered again.
-        log.broken = true;
+        log.break_off();
         shared.failed(&error);
     }
     if !goes_on && is_cut_off {

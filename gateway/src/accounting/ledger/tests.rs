@@ -354,20 +354,31 @@ fn a_sync_that_failed_is_the_end_of_the_log_and_whoever_waited_is_told() {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     let slot = ledger.open(&row("doubtful")).unwrap();
     let running = ledger.open(&row("running")).unwrap();
-    let mut held = ledger.close(slot, settled("doubtful"), Durability::Power).unwrap().unwrap();
+    let held = ledger.close(slot, settled("doubtful"), Durability::Power).unwrap().unwrap();
     assert!(!runtime.block_on(ledger.durable(held.sequence)), "the disk did not confirm it");
     assert!(!ledger.is_healthy() && ledger.open(&row("late")).is_err(), "nobody is let in any more");
-    held.row.outcome = Outcome::Failed;
-    ledger.ship(*held);
-    // Whoever is in cannot be written any more; the store takes it.
+    let failed = Row { outcome: Outcome::Failed, ..held.row.clone() };
+    ledger.amend(Some(*held), failed);
+    // Whoever is in cannot end where the log was; there is a place for that, too.
     let row = ledger.close(running, settled("running"), Durability::Power).unwrap_err();
-    ledger.store(*row);
+    ledger.amend(None, *row);
     ledger.shut_down();
-    assert_eq!(rows(folder.path()), [("doubtful".into(), "failed".into()), ("running".into(), "answered".into())]);
-    // The log says otherwise of what it had written; the next start says so, and the store's word stands.
-    let (_ledger, recovery) = open(folder.path());
-    assert_eq!(recovery, Recovery { different: vec!["doubtful".into()], ..Recovery::default() });
-    assert_eq!(rows(folder.path()).len(), 2);
+    let ended = [("doubtful".into(), "failed".into()), ("running".into(), "answered".into())];
+    assert_eq!(rows(folder.path()), ended);
+    // A kill before anything was shipped leaves the same: log and store say one thing.
+    let store = folder.path().join("ledger.sqlite");
+    for is_kept in [false, true] {
+        if !is_kept {
+            std::fs::remove_file(&store).unwrap();
+        }
+        let (ledger, recovery) = open(folder.path());
+        let shipped = if is_kept { 0 } else { 2 };
+        assert_eq!(recovery, Recovery { shipped, ..Recovery::default() });
+        ledger.shut_down();
+        assert_eq!(rows(folder.path()), ended);
+        let legs = verify::verify(&disk(folder.path()), || Database::of(folder.path()).books(), None).unwrap();
+        assert!(legs.iter().all(verify::Leg::is_whole), "{legs:?}");
+    }
 }
 
 /// SQLite removes its log when the last one closes the file, and finds out by locks which any close of the file gives up.
