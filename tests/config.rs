@@ -138,6 +138,24 @@ fn every_mistake_is_reported_with_file_line_and_a_suggestion() {
             &["gateway.toml:12:", "must be \"process\""],
         ),
         (
+            "gateway.toml",
+            "durability = \"process\"",
+            "database = \"postgres://gg:pepper@db.example/ledger\"",
+            &["gateway.toml:12:", "`storage.database` holds a password", "env:DATABASE_URL"],
+        ),
+        (
+            "gateway.toml",
+            "durability = \"process\"",
+            "database = \"ledger.sqlite\"",
+            &["gateway.toml:12:", "`storage.database`", "postgres://user@host:5432/database"],
+        ),
+        (
+            "gateway.toml",
+            "durability = \"process\"",
+            "database_ca = \"ca.pem\"",
+            &["gateway.toml:12:", "`storage.database_ca`", "there is none"],
+        ),
+        (
             "routes.toml",
             "glimmer-1 = 90, glimmer-2 = 10",
             "glimmer-1 = -90, glimmer-2 = 10",

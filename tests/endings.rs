@@ -55,7 +55,7 @@ fn a_whole_answer_that_is_not_ready_in_time_is_a_504_that_costs_nothing() {
 #[test]
 fn a_full_ledger_refuses_new_requests_and_the_running_ones_end_well() {
     let setup = Setup::shipped();
-    setup.replace("gateway.toml", "durability = \"process\"", "durability = \"process\"\nwal_max = \"2KiB\"");
+    setup.replace("gateway.toml", "durability = \"process\"", "durability = \"process\"\nwal_max = \"3KiB\"");
     let gateway = setup.start();
     // One request's intent and the room for its end fill the log.
     let mut running = gateway.open(&gateway.chat_bytes(&long(600), &[]));

@@ -7,6 +7,8 @@ use std::time::Duration;
 use http::Uri;
 use hyper_rustls::{HttpsConnector, HttpsConnectorBuilder};
 use hyper_util::client::legacy::connect::HttpConnector;
+use rustls::pki_types::CertificateDer;
+use rustls::pki_types::pem::PemObject;
 
 pub type Connector = HttpsConnector<HttpConnector>;
 
@@ -19,19 +21,35 @@ pub fn connector(to: &Uri, connect_max: Duration) -> Result<Connector, String> {
     connector.enforce_http(false);
     connector.set_nodelay(true);
     connector.set_connect_timeout(Some(connect_max));
-    let tls = tls(to.scheme_str() == Some("https"))?;
+    let roots = if to.scheme_str() == Some("https") { roots()? } else { rustls::RootCertStore::empty() };
+    let tls = tls(roots)?;
     Ok(HttpsConnectorBuilder::new().with_tls_config(tls).https_or_http().enable_http1().wrap_connector(connector))
 }
 
-fn tls(wanted: bool) -> Result<rustls::ClientConfig, String> {
+/// Whom this machine trusts.
+///
+/// # Errors
+/// When it trusts nobody.
+pub fn roots() -> Result<rustls::RootCertStore, String> {
     let mut roots = rustls::RootCertStore::empty();
-    if wanted {
-        let found = rustls_native_certs::load_native_certs();
-        roots.add_parsable_certificates(found.certs);
-        if roots.is_empty() {
-            return Err("no root certificates were found; install ca-certificates or set SSL_CERT_FILE".into());
-        }
+    roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
+    match roots.is_empty() {
+        true => Err("no root certificates were found; install ca-certificates or set SSL_CERT_FILE".into()),
+        false => Ok(roots),
     }
+}
+
+/// Certificates in PEM, to be trusted; `None` without any.
+pub fn roots_in(pem: &str) -> Option<rustls::RootCertStore> {
+    let found: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(pem.as_bytes()).collect();
+    let mut roots = rustls::RootCertStore::empty();
+    roots.add_parsable_certificates(found.ok()?);
+    (!roots.is_empty()).then_some(roots)
+}
+
+/// # Errors
+/// None that can happen: the versions are those that the provider knows.
+pub fn tls(roots: rustls::RootCertStore) -> Result<rustls::ClientConfig, String> {
     let provider = Arc::new(rustls::crypto::ring::default_provider());
     let config = rustls::ClientConfig::builder_with_provider(provider)
         .with_safe_default_protocol_versions()

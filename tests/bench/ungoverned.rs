@@ -67,7 +67,7 @@ impl Journal for Forgets {
         Box::pin(std::future::ready(true))
     }
     fn ship(&self, _held: Held) {}
-    fn store(&self, _row: Row) {}
+    fn amend(&self, _held: Option<Held>, _row: Row) {}
 }
 
 /// Serves until a signal.

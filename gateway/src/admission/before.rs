@@ -56,6 +56,12 @@ impl Before {
         Ok(before)
     }
 
+    /// What a subject had used, and in which period.
+    pub fn used(&self, rule: &Rule, subject: Subject) -> Option<(Period, u64)> {
+        let (_, period, used) = self.0.get(&rule.name).filter(|(then, ..)| then.counts_like(rule))?;
+        Some((*period, used.get(&subject).copied()?))
+    }
+
     /// The first period that a new counter knows, and what was used of it. A clock that shows an earlier one than at the
     /// start is wrong.
     pub fn first(&self, rule: &Rule, subject: Subject, at: Period) -> (Period, u64) {

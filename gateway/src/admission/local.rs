@@ -73,13 +73,30 @@ pub struct Local<L = Mutex<Counter>> {
     families: RwLock<HashMap<String, Vec<Arc<Family<L>>>>>,
     numbers: AtomicU64,
     time: Arc<Time>,
-    before: Before,
+    before: RwLock<Before>,
     subjects_max: usize,
 }
 
 impl<L: Locked> Local<L> {
     pub fn new(time: Arc<Time>, before: Before) -> Local<L> {
+        let before = RwLock::new(before);
         Local { families: RwLock::default(), numbers: AtomicU64::new(0), time, before, subjects_max: SUBJECTS_MAX }
+    }
+
+    /// What was used before this process began, known only now: counters that were made without it count it, too.
+    pub fn remember(&self, before: Before) {
+        // Held, no counter is made meanwhile.
+        let mut known = self.before.write();
+        for family in self.families.read().values().flatten() {
+            for shard in &family.shards {
+                for (subject, cell) in &shard.read().cells {
+                    if let Some((period, used)) = before.used(&family.rule, *subject) {
+                        cell.counter.lock().add_before(period, used);
+                    }
+                }
+            }
+        }
+        *known = before;
     }
 
     /// A rule that counts something else than the one of its name before begins anew.
@@ -105,10 +122,12 @@ impl<L: Locked> Local<L> {
         if let Some(cell) = shard.read().cells.get(&ask.subject) {
             return cell.clone();
         }
+        // In this order: `remember` finds every counter that was made without what it knows.
+        let before = self.before.read();
         let mut shard = shard.write();
         let subject = if shard.has_room(ask, family.subjects_max) { ask.subject } else { Subject::OTHER };
         let make = || {
-            let (period, used) = self.before.first(&ask.rule, subject, ask.at.period);
+            let (period, used) = before.first(&ask.rule, subject, ask.at.period);
             let counter = Counter::new(&ask.rule, ask.limit, Moment { period, ..ask.at }, used);
             Arc::new(Cell { number: self.numbers.fetch_add(1, Ordering::Relaxed), counter: L::new(counter) })
         };

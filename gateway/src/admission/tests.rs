@@ -53,7 +53,7 @@ impl Journal for Paper {
         Box::pin(std::future::ready(true))
     }
     fn ship(&self, _held: Held) {}
-    fn store(&self, _row: Row) {}
+    fn amend(&self, _written: Option<Held>, _row: Row) {}
 }
 
 struct World {

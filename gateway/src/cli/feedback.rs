@@ -9,7 +9,7 @@ use serde::Serialize;
 use super::{Outcome, Place, ledger, since, text};
 use crate::accounting::core::NanoUsd;
 use crate::accounting::ledger::store::GroupBy;
-use crate::accounting::ledger::store::sqlite::feedback::{Answers, Judged, Moments};
+use crate::accounting::ledger::store::feedback::{Answers, Judged, Moments};
 
 #[derive(Args)]
 pub struct Options {
@@ -104,7 +104,7 @@ fn student(degrees: u64) -> f64 {
 }
 
 pub fn run(place: &Place, options: &Options) -> Outcome {
-    let books = ledger(&place.data_dir()?)?;
+    let books = ledger(&place.store(&place.data_dir()?)?)?;
     let since = since(options.hours);
     let groups = books.answers(options.by, since).map_err(text)?;
     let mut judged = books.judged(options.by, since).map_err(text)?;

@@ -9,7 +9,7 @@ use serde_json::{Map, Value};
 
 use super::{Outcome, Place, client, ledger, text, when};
 use crate::accounting::ledger::disk::RealDisk;
-use crate::accounting::ledger::store;
+use crate::accounting::ledger::store::Database;
 use crate::accounting::ledger::verify::{Scrape, verify};
 use crate::accounting::row::{COLUMNS, Cell, Row};
 use crate::data_dir::DataDir;
@@ -41,18 +41,19 @@ pub enum Format {
 
 pub fn run(place: &Place, command: LedgerCommand) -> Outcome {
     let data_dir = place.data_dir()?;
+    let store = place.store(&data_dir)?;
     match command {
-        LedgerCommand::Verify { metrics } => verify_it(&data_dir, metrics),
+        LedgerCommand::Verify { metrics } => verify_it(&data_dir, &store, metrics),
         LedgerCommand::Export { format, asked } => {
             let when::Times { since, until, .. } = asked.read(Timestamp::now())?;
             let first = since.map_or(i64::MIN, when::nanoseconds);
             let past = until.map_or(i64::MAX, when::nanoseconds);
-            export(&data_dir, format, first, past)
+            export(&store, format, first, past)
         }
     }
 }
 
-fn verify_it(data_dir: &DataDir, metrics: Option<PathBuf>) -> Outcome {
+fn verify_it(data_dir: &DataDir, store: &Database, metrics: Option<PathBuf>) -> Outcome {
     // Before anything else is read: what they tell the ledger must hold by then.
     let told = match &metrics {
         Some(path) => Some(std::fs::read_to_string(path).map_err(|error| format!("{}: {error}", path.display()))?),
@@ -60,9 +61,9 @@ fn verify_it(data_dir: &DataDir, metrics: Option<PathBuf>) -> Outcome {
     };
     let scrape = told.map(|text| Scrape::parse(&text)).transpose()?;
     // Says it in words where there is none.
-    drop(ledger(data_dir)?);
+    drop(ledger(store)?);
     let disk = RealDisk::new(data_dir.path().join("wal"));
-    let legs = verify(&disk, || store::books(data_dir.path()), scrape).map_err(text)?;
+    let legs = verify(&disk, || store.books(), scrape).map_err(text)?;
     for leg in &legs {
         println!("{}  {}: {}", if leg.is_whole() { "ok " } else { "BAD" }, leg.name, leg.told);
         leg.differences.iter().for_each(|difference| println!("       {difference}"));
@@ -74,8 +75,8 @@ fn verify_it(data_dir: &DataDir, metrics: Option<PathBuf>) -> Outcome {
     if bad == 0 { Ok(()) } else { Err(format!("the ledger is not whole: {bad} of {} checks differ", legs.len())) }
 }
 
-fn export(data_dir: &DataDir, format: Format, first_ns: i64, past_ns: i64) -> Outcome {
-    let books = ledger(data_dir)?;
+fn export(store: &Database, format: Format, first_ns: i64, past_ns: i64) -> Outcome {
+    let books = ledger(store)?;
     let mut out = BufWriter::new(std::io::stdout().lock());
     let mut written = Ok(());
     if format == Format::Csv {

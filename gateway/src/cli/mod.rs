@@ -1,5 +1,6 @@
 //! The commands. Each is a file and a line here.
 
+mod beginning;
 mod check;
 mod client;
 mod demo;
@@ -21,8 +22,8 @@ use std::process::ExitCode;
 
 use clap::{Args, CommandFactory, Parser, Subcommand};
 
-use crate::accounting::ledger::store::{self, Books};
-use crate::config::{Config, Overrides};
+use crate::accounting::ledger::store::{Books, Database};
+use crate::config::{Config, Overrides, database_of};
 use crate::data_dir::DataDir;
 use crate::models::hub::Hub;
 use crate::models::{Downloads, Intake, templates, vet};
@@ -219,23 +220,28 @@ impl Place {
         };
         DataDir::open(&path).map_err(|error| error.to_string())
     }
+
+    /// Where the ledger of a data folder is kept. Without a configuration, in the folder.
+    fn store(&self, data_dir: &DataDir) -> Result<Database, String> {
+        let database = if self.config.exists() { database_of(&self.config)? } else { None };
+        Ok(database.map_or_else(|| Database::of(data_dir.path()), Database::Postgres))
+    }
+}
+
+/// The ledger, to be read beside a gateway that may run.
+fn ledger(store: &Database) -> Result<Box<dyn Books>, String> {
+    if let Database::Sqlite(path) = store
+        && !path.exists()
+    {
+        let path = path.display();
+        return Err(format!("there is no ledger at {path}; it begins with the first start of `glassgate serve`"));
+    }
+    store.books().map_err(|error| format!("the ledger's store: {error}"))
 }
 
 /// This program, whatever became of its file since it started.
 fn program() -> PathBuf {
     if cfg!(target_os = "linux") { "/proc/self/exe".into() } else { std::env::current_exe().unwrap_or_default() }
-}
-
-/// The ledger, to be read beside a gateway that may run.
-fn ledger(data_dir: &DataDir) -> Result<Box<dyn Books>, String> {
-    let path = data_dir.ledger();
-    if !path.exists() {
-        return Err(format!(
-            "there is no ledger at {}; it begins with the first start of `glassgate serve`",
-            path.display()
-        ));
-    }
-    store::books(data_dir.path()).map_err(text)
 }
 
 /// So many hours ago in Unix nanoseconds; without a number, since ever.

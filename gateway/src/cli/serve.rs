@@ -3,14 +3,13 @@
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::Duration;
 
 use arc_swap::ArcSwap;
 
+use super::beginning::Beginning;
 use super::{Outcome, Place, keys, text};
-use crate::accounting::ledger::{Ledger, Recovery, store};
+use crate::accounting::ledger::Ledger;
 use crate::admission::Admission;
-use crate::admission::before::Before;
 use crate::admission::counts::Time;
 use crate::admission::local::Local;
 use crate::admission::rules::Defaults;
@@ -32,9 +31,6 @@ use crate::observe::{Observe, ObserveShadows};
 use crate::ports::{Clock, SystemClock};
 use crate::server;
 use crate::shadow::Shadows;
-
-/// How long a start waits for what the last life left to be in the store.
-const RECOVERY_PATIENCE: Duration = Duration::from_secs(30);
 
 pub(super) fn run(place: &Place, listen: Option<SocketAddr>, admin: Option<SocketAddr>) -> Outcome {
     let overrides = Overrides { listen, admin, ..place.overrides() };
@@ -80,21 +76,24 @@ pub fn build(
 ) -> Result<Arc<App>, String> {
     let metrics = Arc::new(Metrics::new());
     let gateway = &config.gateway;
-    let ledger = Ledger::open(data_dir.path(), gateway.wal_bytes_max, gateway.commit_every, metrics.clone());
+    let store = gateway.store();
+    let ledger = Ledger::open(data_dir.path(), &store, gateway.wal_bytes_max, gateway.commit_every, metrics.clone());
     let ledger = Arc::new(ledger.map_err(text)?);
-    // Without the store nobody knows what has been spent of budgets.
-    let recovery = ledger.recovered(RECOVERY_PATIENCE).map_err(|why| format!("the ledger's store: {why}"))?;
-    tell_recovery(&recovery, &metrics);
-    // After the recovery: a request that was cut off by a kill counts at its bound.
     let keys = keys::store(data_dir)?.list().map_err(text)?;
-    let names = keys.into_iter().map(|key| (key.who.key_id.clone(), key.who.key_name.clone())).collect();
-    let defaults = Defaults::default();
-    let rules = defaults.iter().chain(&config.gateway.rules).map(AsRef::as_ref);
-    let before = store::books(data_dir.path())
-        .and_then(|books| Before::read(rules, clock.now_ns(), &names, |since| books.spent_since(since)))
-        .map_err(text)?;
+    let beginning = Beginning {
+        ledger: ledger.clone(),
+        store,
+        rules: Defaults::default().iter().chain(&gateway.rules).cloned().collect(),
+        names: keys.into_iter().map(|key| (key.who.key_id.clone(), key.who.key_name.clone())).collect(),
+        now_ns: clock.now_ns(),
+        metrics: metrics.clone(),
+    };
+    let (before, late) = beginning.read()?;
     let time = Arc::new(Time::new(clock.clone()));
     let counts: Arc<Local> = Arc::new(Local::new(time.clone(), before));
+    if let Some(late) = late {
+        late.catch_up(counts.clone()).map_err(text)?;
+    }
 
     let hub = Hub::from_environment(data_dir.hub());
     let intake = Intake { hub, downloads: Downloads::Allowed, program: overrides.program.clone() };
@@ -148,33 +147,6 @@ pub fn build(
         reloading: parking_lot::Mutex::default(),
         rejected: parking_lot::Mutex::default(),
     }))
-}
-
-/// What the last life left, for the operator.
-fn tell_recovery(found: &Recovery, metrics: &Metrics) {
-    metrics.ledger_recovered("settled", found.shipped);
-    metrics.ledger_recovered("killed", found.killed.len());
-    if found.shipped + found.killed.len() > 0 {
-        tracing::warn!(settled = found.shipped, killed = ?found.killed, "the last life ended without a goodbye; its rows are recovered");
-    }
-    if found.damaged_bytes > 0 {
-        tracing::error!(
-            bytes = found.damaged_bytes,
-            "the ledger's log was damaged; its files are kept as wal/*.damaged"
-        );
-    }
-    if !found.missing.is_empty() {
-        tracing::error!(segments = ?found.missing, "segments of the ledger's log, or their ends, are missing; rows that were only there are lost");
-    }
-    if !found.different.is_empty() {
-        tracing::error!(requests = ?found.different, "the ledger's store says otherwise than its log; the store's rows stand");
-    }
-    if found.lost_end {
-        tracing::error!("the ledger's log has lost its end, as in a power cut; what the store has of it stands");
-    }
-    if found.is_alarming() {
-        metrics.ledger_failure();
-    }
 }
 
 /// A token for /admin, made anew at every start.

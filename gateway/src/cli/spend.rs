@@ -26,7 +26,7 @@ pub struct Options {
 
 pub fn run(place: &Place, options: &Options) -> Outcome {
     let data_dir = place.data_dir()?;
-    let books = ledger(&data_dir)?;
+    let books = ledger(&place.store(&data_dir)?)?;
     let periods = periods(options, &*books)?;
     let mut spend = books.spend(&options.by, &periods).map_err(text)?;
     if let Some(at) = options.by.iter().position(|by| *by == By::Key) {

@@ -9,6 +9,8 @@ use super::auth::AuthConfig;
 use super::limits::{self, Limits, Written};
 use super::reader::{At, Section};
 use super::traces::{self, TraceSink};
+use crate::accounting::ledger::store::Database;
+use crate::accounting::ledger::store::postgres::Target;
 use crate::accounting::settlement::Durability;
 use crate::admission::core::rule::Rule;
 use crate::network::Network;
@@ -27,6 +29,8 @@ pub struct GatewayConfig {
     /// How long after that running ones may finish.
     pub drain: Duration,
     pub data_dir: PathBuf,
+    /// Where the ledger's rows are kept, if not in the data folder.
+    pub database: Option<Arc<Target>>,
     pub wal_bytes_max: u64,
     /// Of routes that do not say.
     pub durability: Durability,
@@ -46,6 +50,13 @@ pub struct GatewayConfig {
     /// `production`, `staging`, …: where these requests happen.
     pub environment: Option<String>,
     pub traces: Vec<TraceSink>,
+}
+
+impl GatewayConfig {
+    /// Where the ledger's rows are kept.
+    pub fn store(&self) -> Database {
+        self.database.clone().map_or_else(|| Database::of(&self.data_dir), Database::Postgres)
+    }
 }
 
 /// Whom the data listener lets in, and how they speak.
@@ -131,6 +142,7 @@ pub(super) fn gateway(root: Section<'_, '_>, folder: &Path, read: &mut impl FnMu
         pre_drain: Duration::from_secs(5),
         drain: Duration::from_secs(30),
         data_dir: folder.join("../data"),
+        database: None,
         wal_bytes_max: 64 << 20,
         durability: Durability::Process,
         commit_every: Duration::from_millis(2),
@@ -183,12 +195,13 @@ pub(super) fn gateway(root: Section<'_, '_>, folder: &Path, read: &mut impl FnMu
     config.auth = AuthConfig { trusted_proxies, ..super::auth::auth(&root, folder, read) };
     if let Some(storage) = root.section("storage") {
         config.data_dir = storage.string("data_dir").map_or(config.data_dir, |text| folder.join(text.value));
+        config.database = super::database::database(&storage, folder, read);
         config.durability = durability(&storage).unwrap_or(config.durability);
         config.commit_every = storage.duration_or_none("commit_every").unwrap_or(config.commit_every);
         if config.commit_every > COMMIT_EVERY_MAX {
             storage.problem("`storage.commit_every` is above \"1s\", and every answer of a route with power durability waits for it");
         }
-        config.wal_bytes_max = storage.bytes("wal_max", 2 << 10).map_or(config.wal_bytes_max, |n| n);
+        config.wal_bytes_max = storage.bytes("wal_max", 3 << 10).map_or(config.wal_bytes_max, |n| n);
         storage.finish();
     }
     if let Some(models) = root.section("models") {

@@ -4,6 +4,7 @@
 //! binding a port) happens later, in `snapshot` and `server`.
 
 mod auth;
+mod database;
 mod gateway;
 mod limits;
 mod prices;
@@ -20,6 +21,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 pub use auth::{AuthConfig, JwtConfig, JwtKeys};
+pub use database::database_of;
 pub use gateway::{AccessLogTo, Device, EngineConfig, GatewayConfig, ListenConfig, ShadowConfig};
 pub use limits::{CONCURRENCY_MAX, Limits, REQUESTS_PER_MINUTE_MAX, TOKENS_PER_MINUTE_MAX};
 pub use prices::PricesConfig;

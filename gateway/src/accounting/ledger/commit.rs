@@ -23,7 +23,7 @@ impl Shared {
         let _one_at_a_time = self.syncing.lock();
         let sync = {
             let mut state = self.lock();
-            if state.log.broken {
+            if state.log.is_broken() {
                 return false;
             }
             state.log.begin_sync()
@@ -34,7 +34,7 @@ impl Shared {
         match &synced {
             Ok(()) => state.log.end_sync(&sync),
             Err(error) => {
-                state.log.broken = true;
+                state.log.break_off();
                 self.failed(error);
             }
         }

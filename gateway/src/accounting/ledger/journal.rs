@@ -27,7 +27,7 @@ impl Journal for Shared {
         match opened {
             Ok(slot) => Ok(slot),
             Err(Refused::Full) => Err(JournalClosed),
-            Err(Refused::Failed(error)) if state.log.broken => {
+            Err(Refused::Failed(error)) if state.log.is_broken() => {
                 self.failed(&error);
                 Err(JournalClosed)
             }
@@ -41,7 +41,7 @@ impl Journal for Shared {
 
     fn close(&self, slot: Slot, row: Row, durability: Durability) -> Result<Option<Box<Held>>, Box<Row>> {
         let mut state = self.lock();
-        let was_broken = state.log.broken;
+        let was_broken = state.log.is_broken();
         let waits = durability == Durability::Power;
         match state.log.close(&slot, &row, waits) {
             Ok(place) if waits => {
@@ -74,8 +74,15 @@ impl Journal for Shared {
         self.lock().enqueue_row(held.segment, held.row, &self.work);
     }
 
-    fn store(&self, row: Row) {
-        self.lock().enqueue_row(NOWHERE, row, &self.work);
+    fn amend(&self, written: Option<Held>, row: Row) {
+        let mut state = self.lock();
+        let segment = state.log.amend(written.as_ref(), &row).unwrap_or_else(|error| {
+            // The store is the only one to know, if it gets to.
+            state.log.break_off();
+            self.failed(&error);
+            written.map_or(NOWHERE, |held| held.segment)
+        });
+        state.enqueue_row(segment, row, &self.work);
     }
 }
 
@@ -96,7 +103,7 @@ impl Journal for Ledger {
         self.shared.ship(held);
     }
 
-    fn store(&self, row: Row) {
-        self.shared.store(row);
+    fn amend(&self, written: Option<Held>, row: Row) {
+        self.shared.amend(written, row);
     }
 }

@@ -1,14 +1,15 @@
 //! The log on its disk: segments, the room that is promised in them, and what may be removed. No threads.
 //!
 //! Room is claimed when a segment begins, so that an admitted request can always write its end. A segment whose write or
-//! sync has failed takes no more: what is at its end is not known.
+//! sync has failed takes no more: what is at its end is not known. Then nobody is let in any more, and how those end who
+//! are, goes to a segment of its own.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::sync::Arc;
 
 use super::super::row::Row;
-use super::super::settlement::Slot;
+use super::super::settlement::{Held, Slot};
 use super::disk::{Disk, Segment as File};
 use super::totals::{Sums, Totals};
 use super::wal;
@@ -24,11 +25,13 @@ pub(super) struct Log {
     /// Room promised to the ends of running requests.
     reserved: u64,
     sequence: u64,
+    /// Its name in a store that it shares with others.
+    pub(super) id: i64,
     pub(super) epoch: i64,
     pub(super) sums: Sums,
     pub(super) ended_below: u64,
-    /// Set for good when a write or a sync failed.
-    pub(super) broken: bool,
+    /// For good, when a write or a sync failed.
+    broken: bool,
     buffer: Vec<u8>,
     syncs: Syncs,
 }
@@ -57,6 +60,8 @@ pub(super) struct Segment {
     /// Intents without an end.
     pub(super) open: u64,
     pub(super) unshipped: u64,
+    /// Segments that hold what this one says otherwise: it must not go before they do.
+    pub(super) amends: BTreeSet<u64>,
     /// Evidence, to be kept.
     pub(super) damaged: bool,
     /// The log has said that it goes, so nothing that is written from now on may say that it is there.
@@ -102,6 +107,7 @@ impl Log {
             segments: old,
             reserved: 0,
             sequence,
+            id: 0,
             epoch: 0,
             sums: Sums::default(),
             ended_below: 0,
@@ -162,7 +168,7 @@ impl Log {
         let segments = staying.map(|(number, _)| *number).collect();
         self.buffer.clear();
         let (sums, ended_below) = (self.sums, self.ended_below);
-        let totals = Totals { epoch: self.epoch, sums, ended_below, segments };
+        let totals = Totals { log: self.id, epoch: self.epoch, sums, ended_below, segments };
         wal::encode_totals(self.sequence, &totals, &mut self.buffer);
     }
 
@@ -209,6 +215,9 @@ impl Log {
         if let Some(segment) = self.segments.get_mut(&slot.segment) {
             segment.open = segment.open.saturating_sub(1);
         }
+        if self.broken {
+            return Err(io::ErrorKind::BrokenPipe.into());
+        }
         self.encode(wal::Kind::Terminal, row);
         let place = self.append()?;
         self.sums.add(row);
@@ -221,6 +230,43 @@ impl Log {
         Ok(place)
     }
 
+    /// Writes how a row ended that was `written` otherwise, or not at all, wherever there is room. It is all that a broken
+    /// log takes.
+    pub(super) fn amend(&mut self, written: Option<&Held>, row: &Row) -> io::Result<u64> {
+        self.encode(wal::Kind::Amended, row);
+        let needed = self.buffer.len() as u64 + self.reserved;
+        let is_open = self.segments.last_key_value().is_some_and(|(_, segment)| segment.file.is_some());
+        if !is_open || self.room() < needed {
+            self.begin(needed + self.head_bytes())?;
+            self.count()?;
+            self.encode(wal::Kind::Amended, row);
+        }
+        let place = self.append()?;
+        if let Some(held) = written {
+            self.sums = self.sums.since(&Sums::of([&held.row]));
+            if let Some(segment) = self.segments.get_mut(&held.segment) {
+                segment.unshipped = segment.unshipped.saturating_sub(1);
+            }
+        }
+        self.sums.add(row);
+        if let Some(segment) = self.segments.get_mut(&place.segment) {
+            segment.unshipped += 1;
+            segment.amends.extend(written.map(|held| held.segment).filter(|number| *number != place.segment));
+        }
+        Ok(place.segment)
+    }
+
+    pub(super) fn is_broken(&self) -> bool {
+        self.broken
+    }
+
+    /// A write or a sync failed: what was written to is left alone from now on.
+    pub(super) fn break_off(&mut self) {
+        self.broken = true;
+        self.syncs.behind.clear();
+        self.segments.values_mut().for_each(|segment| segment.file = None);
+    }
+
     fn encode(&mut self, kind: wal::Kind, row: &Row) {
         self.buffer.clear();
         wal::encode(self.sequence, kind, row, &mut self.buffer);
@@ -228,15 +274,12 @@ impl Log {
 
     /// Writes the buffer to the current segment.
     fn append(&mut self) -> io::Result<Place> {
-        if self.broken {
-            return Err(io::ErrorKind::BrokenPipe.into());
-        }
         let Some((number, segment)) = self.segments.iter_mut().next_back() else {
             return Err(io::ErrorKind::NotFound.into());
         };
         let Some(file) = &segment.file else { return Err(io::ErrorKind::NotConnected.into()) };
         if let Err(error) = file.append(&self.buffer) {
-            self.broken = true;
+            self.break_off();
             return Err(error);
         }
         let bytes = self.buffer.len() as u64;
@@ -257,6 +300,7 @@ impl Log {
         }
         let shipped =
             self.segments.iter().filter(|(number, segment)| Some(**number) != current && segment.is_shipped());
+        let shipped = shipped.filter(|(_, segment)| !segment.amends.iter().any(|old| self.segments.contains_key(old)));
         shipped.map(|(number, _)| *number).collect()
     }
 

@@ -33,7 +33,7 @@ use disk::{Disk, RealDisk};
 use log::Log;
 use recovery::Left;
 pub use recovery::Recovery;
-use store::Opener;
+use store::{Database, Opener};
 
 /// The store's count while the log is no witness.
 const NO_COUNT: i64 = 0;
@@ -131,13 +131,15 @@ pub struct OpenError {
 }
 
 impl Ledger {
-    /// Reads what the last life left, opens a new segment and starts shipping. The store may be down: then rows wait.
+    /// Reads what the last life left in `data_dir`, opens a new segment and starts shipping to `store`. That may be down:
+    /// then rows wait.
     /// `commit_every`: how long a row that must be synced waits for others.
     ///
     /// # Errors
     /// When the log cannot be read or written: the gateway must not serve unmetered.
     pub fn open(
         data_dir: &Path,
+        store: &Database,
         bytes_max: u64,
         commit_every: Duration,
         metrics: Arc<Metrics>,
@@ -147,7 +149,7 @@ impl Ledger {
         std::fs::create_dir_all(&folder).map_err(failed)?;
         let disk = Arc::new(RealDisk::new(folder.clone()));
         let shared = Arc::new(Shared::recover(disk, bytes_max, SystemClock.now_ns(), metrics).map_err(failed)?);
-        let opener = store::opener(data_dir);
+        let opener = store.opener(shared.lock().log.id);
         Ledger::start(shared, opener, commit_every).map_err(failed)
     }
 
@@ -176,9 +178,33 @@ impl Ledger {
         Ok(std::mem::take(&mut state.recovery))
     }
 
+    /// As `recovered`, however long it takes; `None` if the ledger closes before.
+    pub fn recovered_some_time(&self) -> Option<Recovery> {
+        let mut state = self.shared.lock();
+        while !state.is_concluded {
+            if state.closing {
+                return None;
+            }
+            self.shared.recovered.wait(&mut state);
+        }
+        Some(std::mem::take(&mut state.recovery))
+    }
+
+    /// Whether the store was reached; it waits until that is known.
+    pub fn is_reached(&self, patience: Duration) -> bool {
+        let deadline = Instant::now() + patience;
+        let mut state = self.shared.lock();
+        while !state.is_concluded && state.down.is_none() {
+            if self.shared.recovered.wait_until(&mut state, deadline).timed_out() {
+                return false;
+            }
+        }
+        state.is_concluded
+    }
+
     /// False once a write to the log has failed: new requests are refused.
     pub fn is_healthy(&self) -> bool {
-        !self.shared.lock().log.broken
+        !self.shared.lock().log.is_broken()
     }
 
     /// Writes down what somebody says of an answer. The verdict comes when it is durable; `None` if too many wait already.
@@ -207,6 +233,7 @@ impl Ledger {
         self.shared.lock().closing = true;
         self.shared.work.notify_all();
         self.shared.waiting.notify_all();
+        self.shared.recovered.notify_all();
         for thread in std::mem::take(&mut *self.threads.lock()) {
             // The threads hold no lock when they panic, and the rows are in the log either way.
             let _ = thread.join();

@@ -4,8 +4,9 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::io::{Error, ErrorKind, Result};
+use std::sync::atomic::{AtomicBool, Ordering};
 
-use super::super::core::Usage;
+use super::super::core::{NanoUsd, Usage};
 use super::super::row::Outcome;
 use super::super::settlement::{Durability, Held, Journal as _, Slot};
 use super::disk::Segment;
@@ -28,6 +29,8 @@ enum Mistake {
     StoreNotSynced,
     /// Clients are told before the disk confirms.
     ToldBeforeSync,
+    /// Clients are told that it failed, and the store is; the log is not.
+    LogNotAmended,
 }
 
 /// Marsaglia's xorshift64 (2003, Journal of Statistical Software 8/14), never zero.
@@ -44,16 +47,27 @@ impl Dice {
 
 /// A file: everything written, and how much of it is safe.
 #[derive(Default)]
-struct File(Mutex<(Vec<u8>, usize)>);
+struct File {
+    bytes: Mutex<(Vec<u8>, usize)>,
+    /// Its next sync fails, and nobody may ask it again.
+    fails: Arc<AtomicBool>,
+    failed: AtomicBool,
+}
 
 impl Segment for File {
     fn append(&self, bytes: &[u8]) -> Result<()> {
-        self.0.lock().0.extend_from_slice(bytes);
+        assert!(!self.failed.load(Ordering::Relaxed), "what is at its end is not known");
+        self.bytes.lock().0.extend_from_slice(bytes);
         Ok(())
     }
 
     fn sync(&self) -> Result<()> {
-        let mut file = self.0.lock();
+        assert!(!self.failed.load(Ordering::Relaxed), "a sync that failed is not tried again");
+        if self.fails.load(Ordering::Relaxed) {
+            self.failed.store(true, Ordering::Relaxed);
+            return Err(ErrorKind::StorageFull.into());
+        }
+        let mut file = self.bytes.lock();
         file.1 = file.0.len();
         Ok(())
     }
@@ -72,6 +86,8 @@ struct Plug {
 struct ModelDisk {
     plug: Mutex<Plug>,
     mistake: Mistake,
+    /// Syncs fail for now.
+    fails: Arc<AtomicBool>,
 }
 
 impl Disk for ModelDisk {
@@ -82,12 +98,12 @@ impl Disk for ModelDisk {
     fn read(&self, number: u64) -> Result<Vec<u8>> {
         let plug = self.plug.lock();
         let file = plug.now.get(&number).ok_or(Error::from(ErrorKind::NotFound))?;
-        Ok(file.0.lock().0.clone())
+        Ok(file.bytes.lock().0.clone())
     }
 
     fn create(&self, number: u64, _bytes: u64) -> Result<Arc<dyn Segment>> {
         let mut plug = self.plug.lock();
-        let file = Arc::new(File::default());
+        let file = Arc::new(File { fails: self.fails.clone(), ..File::default() });
         plug.now.insert(number, file.clone());
         plug.changes.push((number, Some(file.clone())));
         Ok(file)
@@ -128,7 +144,7 @@ impl ModelDisk {
             }
         }
         for file in left.values() {
-            let mut file = file.0.lock();
+            let mut file = file.bytes.lock();
             let (length, safe) = (file.0.len(), file.1);
             let kept = safe + dice.below(length - safe + 1);
             file.0.truncate(kept);
@@ -222,6 +238,8 @@ struct Promises {
     intents: Rows,
     written: Rows,
     confirmed: Rows,
+    /// What clients were told has failed, as it was amended.
+    denied: Rows,
 }
 
 fn start(disk: &Arc<ModelDisk>, epoch: i64) -> Shared {
@@ -234,7 +252,7 @@ fn live(disk: &Arc<ModelDisk>, store: &mut ModelStore, steps: usize, dice: &mut 
     let shared = start(disk, dice.below(1 << 40) as i64);
     let (mut open, mut pending): (Vec<(Slot, Row)>, Vec<Held>) = (Vec::new(), Vec::new());
     for _ in 0..steps {
-        match dice.below(9) {
+        match dice.below(10) {
             0..3 => {
                 let intent = row(&format!("r{}", told.intents.len()));
                 // A full log is no mistake.
@@ -247,14 +265,35 @@ fn live(disk: &Arc<ModelDisk>, store: &mut ModelStore, steps: usize, dice: &mut 
                 let (slot, intent) = open.swap_remove(dice.below(open.len()));
                 let row = Row { outcome: Outcome::Answered, usage: Usage::tokens(7, 3), ..intent };
                 let durability = [Durability::Process, Durability::Power, Durability::Power][dice.below(3)];
-                told.written.insert(id(&row), row.clone());
-                pending.extend(shared.close(slot, row, durability).expect("room").map(|held| *held));
+                match shared.close(slot, row.clone(), durability) {
+                    Ok(held) => {
+                        told.written.insert(id(&row), row);
+                        pending.extend(held.map(|held| *held));
+                    }
+                    // The log is broken.
+                    Err(_) => deny(&shared, None, row, disk.mistake, told),
+                }
             }
-            6 => assert!(shared.sync(), "this disk never fails"),
+            6 => {
+                let fails = dice.below(8) == 0;
+                disk.fails.store(fails, Ordering::Relaxed);
+                assert!(!shared.sync() || !fails, "this disk says when it fails");
+                disk.fails.store(false, Ordering::Relaxed);
+            }
+            // One who waits waits no longer.
+            8 if !pending.is_empty() => {
+                let held = pending.swap_remove(dice.below(pending.len()));
+                let row = held.row.clone();
+                deny(&shared, Some(held), row, disk.mistake, told);
+            }
             7 => drop(shipper::step(&shared, store).expect("this store is up")),
             _ => {}
         }
-        let durable = shared.progress.borrow().durable;
+        let Progress { durable, broken } = *shared.progress.borrow();
+        for held in pending.extract_if(.., |held| broken && held.sequence >= durable) {
+            let row = held.row.clone();
+            deny(&shared, Some(held), row, disk.mistake, told);
+        }
         for held in pending.extract_if(.., |held| held.sequence < durable || disk.mistake == Mistake::ToldBeforeSync) {
             told.confirmed.insert(id(&held.row), held.row.clone());
             shared.ship(held);
@@ -262,6 +301,16 @@ fn live(disk: &Arc<ModelDisk>, store: &mut ModelStore, steps: usize, dice: &mut 
     }
     let mut state = shared.lock();
     std::mem::take(&mut state.recovery)
+}
+
+/// The client is told that it failed.
+fn deny(shared: &Shared, written: Option<Held>, row: Row, mistake: Mistake, told: &mut Promises) {
+    let row = Row { outcome: Outcome::Failed, usage: Usage::default(), billed: NanoUsd(0), ..row };
+    told.denied.insert(id(&row), row.clone());
+    match written {
+        Some(held) if mistake == Mistake::LogNotAmended => shared.ship(Held { row, ..held }),
+        written => shared.amend(written, row),
+    }
 }
 
 /// A last life in which nothing happens. Gives what the store holds then, and of that what came since its count began.
@@ -279,7 +328,7 @@ fn settle(disk: &Arc<ModelDisk>, store: &mut ModelStore) -> (Rows, (i64, Sums)) 
 /// Two lives, two ends, and a third that only cleans up.
 fn play(seed: u64, mistake: Mistake, end: End) -> std::result::Result<(), String> {
     let mut dice = Dice(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1);
-    let disk = Arc::new(ModelDisk { plug: Mutex::default(), mistake });
+    let disk = Arc::new(ModelDisk { plug: Mutex::default(), mistake, fails: Arc::default() });
     let mut store = ModelStore { kept: Arc::default(), mistake };
     let mut told = Promises::default();
     for life in 0..2 {
@@ -294,14 +343,17 @@ fn play(seed: u64, mistake: Mistake, end: End) -> std::result::Result<(), String
         }
     }
     let (rows, counted) = settle(&disk, &mut store);
-    let promised = if end == End::Kill { &told.written } else { &told.confirmed };
-    for (id, row) in promised {
+    let mut promised = if end == End::Kill { told.written.clone() } else { told.confirmed.clone() };
+    if end == End::Kill {
+        promised.extend(told.denied.clone());
+    }
+    for (id, row) in &promised {
         if rows.get(id) != Some(row) {
             return Err(format!("{id:?} was promised and is {:?}", rows.get(id).map(|row| row.outcome)));
         }
     }
     for (id, row) in &rows {
-        if told.written.get(id) != Some(row) && told.intents.get(id) != Some(row) {
+        if ![&told.written, &told.intents, &told.denied].iter().any(|known| known.get(id) == Some(row)) {
             return Err(format!("{id:?} is nobody's: {row:?}"));
         }
     }
@@ -340,4 +392,11 @@ fn each_mistake_that_a_power_cut_would_punish_is_found() {
         assert!(found.is_some(), "{mistake:?} was not found in {SEEDS} seeds");
         println!("{mistake:?}: seed {found:?}");
     }
+}
+
+#[test]
+fn a_log_that_is_not_told_what_clients_were_is_found() {
+    let found = (1..=SEEDS / 5).find(|seed| play(*seed, Mistake::LogNotAmended, End::Kill).is_err());
+    println!("seed {found:?}");
+    assert!(found.is_some(), "it was not found in {} seeds", SEEDS / 5);
 }

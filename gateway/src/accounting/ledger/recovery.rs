@@ -1,6 +1,6 @@
 //! What the last life left in its log. Its rows wait for the store like any other: a start needs no store.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::io;
 use std::sync::Arc;
 
@@ -108,9 +108,25 @@ impl Reading {
     pub fn standing(self) -> Vec<((u64, bool), Row)> {
         let ended_below = self.totals.map_or(0, |(_, totals)| totals.ended_below);
         let rows = wal::standing(self.records).into_iter();
-        rows.filter(|((_, sequence), kind, _)| *kind == Kind::Terminal || *sequence >= ended_below)
+        rows.filter(|((_, sequence), kind, _)| *kind != Kind::Intent || *sequence >= ended_below)
             .map(|((segment, _), kind, row)| ((segment, kind == Kind::Intent), row))
             .collect()
+    }
+
+    /// Which log this is.
+    pub fn log(&self) -> i64 {
+        self.totals.as_ref().map_or(0, |(_, totals)| totals.log)
+    }
+
+    /// Segments that say otherwise what an earlier one says, each with that one.
+    fn amends(&self) -> Vec<(u64, u64)> {
+        let mut ended: HashMap<wal::Id, u64> = HashMap::new();
+        let mut found = Vec::new();
+        for ((segment, _), _, row) in self.records.iter().filter(|(_, kind, _)| *kind != Kind::Intent) {
+            let before = ended.insert(wal::id(row), *segment);
+            found.extend(before.filter(|before| before != segment).map(|before| (*segment, before)));
+        }
+        found
     }
 
     pub fn damaged_bytes(&self) -> u64 {
@@ -120,8 +136,17 @@ impl Reading {
     /// What the log says that the store must hold in all, of the count that it names: terminal rows up to here.
     pub fn sums(&self) -> Option<(i64, Sums)> {
         let (at, totals) = self.totals.as_ref()?;
-        let later = self.records.iter().filter(|((_, sequence), kind, _)| sequence > at && *kind == Kind::Terminal);
-        Some((totals.epoch, totals.sums.plus(&Sums::of(later.map(|(_, _, row)| row)))))
+        let mut ended: HashMap<wal::Id, &Row> = HashMap::new();
+        let mut sums = totals.sums;
+        for ((_, sequence), _, row) in self.records.iter().filter(|(_, kind, _)| *kind != Kind::Intent) {
+            let before = ended.insert(wal::id(row), row);
+            if sequence > at {
+                // What an amended row was before is there as long as totals do not know better.
+                sums = before.map_or(sums, |before| sums.since(&Sums::of([before])));
+                sums.add(row);
+            }
+        }
+        Some((totals.epoch, sums))
     }
 }
 
@@ -141,8 +166,18 @@ pub(super) fn recover(disk: Arc<dyn Disk>, bytes_max: u64, epoch: i64) -> io::Re
     let counted = reading.sums().filter(|_| damaged_bytes == 0 && missing.is_empty());
 
     let mut log = Log::new(disk, bytes_max, old, next);
+    log.id = match reading.log() {
+        // Never negative: a store's integers are signed.
+        0 => (uuid::Uuid::new_v4().as_u64_pair().1 >> 1).cast_signed(),
+        id => id,
+    };
     (log.epoch, log.sums) = counted.unwrap_or((epoch, Sums::default()));
     log.ended_below = reading.totals.as_ref().map_or(0, |(_, totals)| totals.ended_below);
+    for (segment, before) in reading.amends() {
+        if let Some(segment) = log.segment(segment) {
+            segment.amends.insert(before);
+        }
+    }
     let mut rows = Vec::new();
     for ((segment, is_cut_off), row) in reading.standing() {
         if let Some(segment) = log.segment(segment) {

@@ -15,8 +15,16 @@ pub(super) const BATCH_ROWS: usize = 256;
 const GATHER: Duration = Duration::from_millis(20);
 const RETRY: Duration = Duration::from_millis(200);
 
-/// Ships until the ledger closes and the queue is empty.
+/// Ships until the ledger closes and the queue is empty, or the store is down then.
 pub(super) fn run(shared: &Shared, opener: &Opener) {
+    ship_all(shared, opener);
+    // The log keeps rows for the next start. Nothing keeps judgements: whoever waits for a verdict hears that there is none.
+    let mut state = shared.lock();
+    state.queue.retain(|unshipped| unshipped.row().is_some());
+    state.judgements = 0;
+}
+
+fn ship_all(shared: &Shared, opener: &Opener) {
     let Some(mut store) = connect(shared, opener) else { return };
     // A row that comes alone is shipped at once.
     let mut gather_until = Instant::now();
@@ -122,7 +130,7 @@ fn ship(shared: &Shared, store: &mut dyn Store) -> Result<usize, StoreError> {
             segment.unshipped = segment.unshipped.saturating_sub(1);
         }
     }
-    let broken = state.log.broken;
+    let broken = state.log.is_broken();
     if state.is_recovering() {
         state.recovering -= taken;
         batch.iter().zip(&shipped.fates).for_each(|(unshipped, fate)| state.note(unshipped, *fate));
@@ -194,7 +202,7 @@ fn conclude(shared: &Shared, store: &mut dyn Store) -> Result<(), StoreError> {
     log.epoch = if goes_on { epoch } else { shared.epoch };
     if let Err(error) = log.recount() {
         // Without it the next start would count what was recovered again.
-        log.broken = true;
+        log.break_off();
         shared.failed(&error);
     }
     if !goes_on && is_cut_off {

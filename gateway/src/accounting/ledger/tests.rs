@@ -19,7 +19,7 @@ pub(super) fn open(folder: &Path) -> (Ledger, Recovery) {
 }
 
 pub(super) fn start(folder: &Path, bytes_max: u64, metrics: &Arc<Metrics>) -> Ledger {
-    Ledger::open(folder, bytes_max, EVERY, metrics.clone()).expect("the ledger opens")
+    Ledger::open(folder, &Database::of(folder), bytes_max, EVERY, metrics.clone()).expect("the ledger opens")
 }
 
 pub(super) fn disk(folder: &Path) -> RealDisk {
@@ -173,6 +173,8 @@ fn open_answered(folder: &Path, metrics: &Arc<Metrics>) -> (Ledger, Of) {
     let row = Row { request_id: "0123".into(), response_id: "chatcmpl-0123".into(), ..settled("0123") };
     let slot = ledger.open(&row).unwrap();
     ledger.close(slot, row, PROCESS).unwrap();
+    // Who locks the store from now on does not keep it from being opened.
+    ledger.recovered(LONG).unwrap();
     (ledger, Of::Response("chatcmpl-0123".into()))
 }
 
@@ -224,12 +226,24 @@ fn judgements_beyond_the_bound_are_refused_and_those_that_wait_are_answered_befo
 }
 
 #[test]
+fn who_waits_for_a_verdict_when_the_ledger_ends_without_its_store_is_told() {
+    let folder = tempfile::tempdir().unwrap();
+    drop(open(folder.path()));
+    let blocker = rusqlite::Connection::open(folder.path().join("ledger.sqlite")).unwrap();
+    blocker.execute_batch("BEGIN EXCLUSIVE").unwrap();
+    let ledger = start(folder.path(), 64 << 20, &Arc::new(Metrics::new()));
+    let verdict = ledger.judge(judgement(Of::Response("chatcmpl-0123".into()), "correct")).unwrap();
+    ledger.shut_down();
+    assert!(verdict.blocking_recv().is_err());
+}
+
+#[test]
 fn one_trace_for_everything_is_found_to_be_ambiguous_without_reading_it_all() {
     let folder = tempfile::tempdir().unwrap();
     drop(open(folder.path()));
     let db = rusqlite::Connection::open(folder.path().join("ledger.sqlite")).unwrap();
     let steps: Vec<String> = db
-        .prepare(&format!("EXPLAIN QUERY PLAN {}", store::sqlite::feedback::trace_query()))
+        .prepare(&format!("EXPLAIN QUERY PLAN {}", store::feedback::by_trace()))
         .unwrap()
         .query_map(["", "", ""], |row| row.get(3))
         .unwrap()
@@ -368,25 +382,36 @@ fn a_sync_that_failed_is_the_end_of_the_log_and_whoever_waited_is_told() {
     let failing = Arc::new(Forgetful(disk(folder.path()), 0.into()));
     let metrics = Arc::new(Metrics::new());
     let shared = Arc::new(Shared::recover(failing, 64 << 20, 1, metrics.clone()).unwrap());
-    let ledger = Ledger::start(shared, store::opener(folder.path()), EVERY).unwrap();
+    let ledger = Ledger::start(shared, Database::of(folder.path()).opener(1), EVERY).unwrap();
     ledger.recovered(LONG).unwrap();
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     let slot = ledger.open(&row("doubtful")).unwrap();
     let running = ledger.open(&row("running")).unwrap();
-    let mut held = ledger.close(slot, settled("doubtful"), Durability::Power).unwrap().unwrap();
+    let held = ledger.close(slot, settled("doubtful"), Durability::Power).unwrap().unwrap();
     assert!(!runtime.block_on(ledger.durable(held.sequence)), "the disk did not confirm it");
     assert!(!ledger.is_healthy() && ledger.open(&row("late")).is_err(), "nobody is let in any more");
-    held.row.outcome = Outcome::Failed;
-    ledger.ship(*held);
-    // Whoever is in cannot be written any more; the store takes it.
+    let failed = Row { outcome: Outcome::Failed, ..held.row.clone() };
+    ledger.amend(Some(*held), failed);
+    // Whoever is in cannot end where the log was; there is a place for that, too.
     let row = ledger.close(running, settled("running"), Durability::Power).unwrap_err();
-    ledger.store(*row);
+    ledger.amend(None, *row);
     ledger.shut_down();
-    assert_eq!(rows(folder.path()), [("doubtful".into(), "failed".into()), ("running".into(), "answered".into())]);
-    // The log says otherwise of what it had written; the next start says so, and the store's word stands.
-    let (_ledger, recovery) = open(folder.path());
-    assert_eq!(recovery, Recovery { different: vec!["doubtful".into()], ..Recovery::default() });
-    assert_eq!(rows(folder.path()).len(), 2);
+    let ended = [("doubtful".into(), "failed".into()), ("running".into(), "answered".into())];
+    assert_eq!(rows(folder.path()), ended);
+    // A kill before anything was shipped leaves the same: log and store say one thing.
+    let store = folder.path().join("ledger.sqlite");
+    for is_kept in [false, true] {
+        if !is_kept {
+            std::fs::remove_file(&store).unwrap();
+        }
+        let (ledger, recovery) = open(folder.path());
+        let shipped = if is_kept { 0 } else { 2 };
+        assert_eq!(recovery, Recovery { shipped, ..Recovery::default() });
+        ledger.shut_down();
+        assert_eq!(rows(folder.path()), ended);
+        let legs = verify::verify(&disk(folder.path()), || Database::of(folder.path()).books(), None).unwrap();
+        assert!(legs.iter().all(verify::Leg::is_whole), "{legs:?}");
+    }
 }
 
 /// SQLite removes its log when the last one closes the file, and finds out by locks which any close of the file gives up.
@@ -394,7 +419,7 @@ fn a_sync_that_failed_is_the_end_of_the_log_and_whoever_waited_is_told() {
 fn a_stranger_who_reads_the_ledger_beside_it_takes_nothing_from_it() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("ledger.sqlite");
-    let mut store = (store::opener(folder.path()))().unwrap();
+    let mut store = (Database::of(folder.path()).opener(1))().unwrap();
     store.ship(&[&settled("before")], &[]).unwrap();
     store.sync().unwrap();
     // Another process: SQLite knows of all connections in its own.

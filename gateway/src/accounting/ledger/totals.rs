@@ -65,6 +65,9 @@ impl Sums {
 /// A record of its own in the log: at the head of every segment, and before any is removed.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Totals {
+    /// Which log this is, among those that share a store: drawn when it began. Older logs do not say (0).
+    #[serde(default)]
+    pub log: i64,
     /// Which count this is: the Unix nanosecond in which it began. It begins anew where a log was lost or damaged.
     pub epoch: i64,
     /// All terminal rows of this count that come before this record, and the ends that recoveries gave to cut off ones.

@@ -17,7 +17,7 @@ const REQUESTS: usize = 40;
 
 fn open(folder: &Path) -> Ledger {
     let metrics = Arc::new(Metrics::new());
-    let ledger = Ledger::open(folder, 16_000, Duration::ZERO, metrics).unwrap();
+    let ledger = Ledger::open(folder, &Database::of(folder), 16_000, Duration::ZERO, metrics).unwrap();
     let found = ledger.recovered(Duration::from_secs(60)).unwrap();
     assert!(!found.is_alarming(), "nothing happened to it: {found:?}");
     ledger
@@ -47,7 +47,7 @@ fn lived() -> tempfile::TempDir {
 
 fn look(folder: &Path, scrape: Option<Scrape>) -> Vec<Leg> {
     let disk = RealDisk::new(folder.join("wal"));
-    verify(&disk, || store::books(folder), scrape).unwrap()
+    verify(&disk, || Database::of(folder).books(), scrape).unwrap()
 }
 
 /// The legs that differ, with what they say.

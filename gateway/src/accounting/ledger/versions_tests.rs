@@ -47,8 +47,8 @@ fn a_folder_of_the_first_version_opens_and_keeps_its_rows() {
     assert_eq!((recovery.shipped, recovery.killed.len(), recovery.damaged_bytes), (0, 1, 0));
     drop(ledger);
     assert_eq!(text(&db), before);
-    let books = store::books(folder.path()).unwrap();
-    assert_eq!(books.sums_since(i64::MIN).unwrap().rows, 4);
+    let books = Database::of(folder.path()).books().unwrap();
+    assert_eq!(books.sums_of(0, i64::MIN).unwrap().rows, 4);
     assert_eq!(books.uneven_hours(9).unwrap(), Vec::<String>::new(), "its rows are in the hourly sums");
     let mut columns =
         db.prepare("SELECT name, type || iif(\"notnull\", ' NOT NULL', '') FROM pragma_table_info('ledger')").unwrap();
@@ -66,7 +66,7 @@ fn a_folder_of_a_newer_version_is_left_alone() {
     let ledger = start(folder.path(), 64 << 20, &Arc::new(Metrics::new()));
     let why = ledger.recovered(Duration::from_millis(300)).unwrap_err();
     assert!(why.contains("newer glassgate"), "{why}");
-    assert!(store::books(folder.path()).err().unwrap().to_string().contains("newer glassgate"));
+    assert!(Database::of(folder.path()).books().err().unwrap().to_string().contains("newer glassgate"));
 }
 
 #[test]
@@ -77,7 +77,7 @@ fn a_log_that_is_cut_anywhere_and_read_twice_counts_once() {
         let life = || {
             std::fs::write(disk(folder.path()).path(0), &WAL_V1[..cut]).unwrap();
             drop(open(folder.path()));
-            let books = store::books(folder.path()).unwrap();
+            let books = Database::of(folder.path()).books().unwrap();
             assert_eq!(books.uneven_hours(9).unwrap(), Vec::<String>::new());
             let mut rows = Vec::new();
             books

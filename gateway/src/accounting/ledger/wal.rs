@@ -24,16 +24,22 @@ pub enum Kind {
     Intent,
     /// The row that stands.
     Terminal,
+    /// The row that stands instead of what was written before.
+    Amended,
 }
 
-/// The kind of a record of totals.
+/// The kinds of records as they are written. What was ever given a number keeps it.
+const INTENT: u8 = 1;
+const TERMINAL: u8 = 2;
 const TOTALS: u8 = 3;
+const AMENDED: u8 = 4;
 
 /// Appends one framed record to `out` and returns its length in bytes.
 pub fn encode(sequence: u64, kind: Kind, row: &Row, out: &mut Vec<u8>) -> usize {
     let kind = match kind {
-        Kind::Intent => 1,
-        Kind::Terminal => 2,
+        Kind::Intent => INTENT,
+        Kind::Terminal => TERMINAL,
+        Kind::Amended => AMENDED,
     };
     frame(sequence, kind, row, out)
 }
@@ -43,9 +49,9 @@ pub fn encode_totals(sequence: u64, totals: &Totals, out: &mut Vec<u8>) -> usize
     frame(sequence, TOTALS, totals, out)
 }
 
-/// The most that totals of so many segments take: eleven numbers of up to 20 digits, their names, and the segments.
+/// The most that totals of so many segments take: twelve numbers of up to 20 digits, their names, and the segments.
 pub fn totals_bytes_max(segments: usize) -> u64 {
-    400 + 21 * segments as u64
+    430 + 21 * segments as u64
 }
 
 fn frame(sequence: u64, kind: u8, payload: &impl serde::Serialize, out: &mut Vec<u8>) -> usize {
@@ -128,8 +134,9 @@ fn decode(bytes: &[u8]) -> Option<(usize, Record)> {
     let payload = &bytes[HEADER_BYTES..end];
     let row = |kind| Some(Record::Row(sequence, kind, serde_json::from_slice(payload).ok()?));
     let record = match header[20] {
-        1 => row(Kind::Intent)?,
-        2 => row(Kind::Terminal)?,
+        INTENT => row(Kind::Intent)?,
+        TERMINAL => row(Kind::Terminal)?,
+        AMENDED => row(Kind::Amended)?,
         TOTALS => Record::Totals(sequence, serde_json::from_slice(payload).ok()?),
         _ => return None,
     };
@@ -146,24 +153,24 @@ impl Scan {
     }
 }
 
-/// The rows that stand after a crash: every terminal row, and the intent of every attempt that has none, each with what
-/// its record was called by. An attempt that was being left for the next one when the process died is not owed: the next
+/// The rows that stand after a crash: every terminal row, as it was amended at last, and the intent of every attempt that
+/// has none, each with what its record was called by. An attempt that was being left for the next one when the process died is not owed: the next
 /// one is.
 pub fn standing<T>(records: impl IntoIterator<Item = (T, Kind, Row)>) -> Vec<(T, Kind, Row)> {
     let mut order: Vec<Id> = Vec::new();
     let mut rows: HashMap<Id, (T, Kind, Row)> = HashMap::new();
     for (name, kind, row) in records {
         let id = id(&row);
-        match rows.get(&id) {
-            Some((_, Kind::Terminal, _)) => {}
-            Some((_, Kind::Intent, _)) if kind == Kind::Intent => {}
-            Some((_, Kind::Intent, _)) => {
-                rows.insert(id, (name, kind, row));
-            }
-            None => {
-                order.push(id.clone());
-                rows.insert(id, (name, kind, row));
-            }
+        let before = rows.get(&id).map(|(_, kind, _)| *kind);
+        if before.is_none() {
+            order.push(id.clone());
+        }
+        let stands = match (before, kind) {
+            (None, _) | (_, Kind::Amended) | (Some(Kind::Intent), Kind::Terminal) => true,
+            (Some(_), Kind::Intent | Kind::Terminal) => false,
+        };
+        if stands {
+            rows.insert(id, (name, kind, row));
         }
     }
     let mut last: HashMap<String, u32> = HashMap::new();
@@ -234,7 +241,8 @@ pub mod tests {
         for segments in [1, 1000] {
             let most = u64::MAX;
             let sums = Sums { rows: most, tokens: [most; 5], billed: most, provider_cost: most };
-            let totals = Totals { epoch: i64::MIN, sums, ended_below: most, segments: vec![most; segments] };
+            let totals =
+                Totals { log: i64::MIN, epoch: i64::MIN, sums, ended_below: most, segments: vec![most; segments] };
             assert!(encode_totals(most, &totals, &mut Vec::new()) as u64 <= totals_bytes_max(segments));
         }
     }

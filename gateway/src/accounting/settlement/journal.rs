@@ -54,9 +54,10 @@ pub trait Journal: Send + Sync {
     /// Ends when the record is durable, or with `false` when it cannot be known to become so.
     fn durable(&self, sequence: u64) -> Pin<Box<dyn Future<Output = bool> + Send>>;
 
-    /// Hands a held row to the store, as it was written or as it stands now.
+    /// Hands a held row to the store, as it was written.
     fn ship(&self, held: Held);
 
-    /// Takes a row that the log would not take, for the store alone.
-    fn store(&self, row: Row);
+    /// Writes that a row ended otherwise than it was written, or at last where that failed, and hands it to the store.
+    /// The log is told first: what it says when this process dies is what the store will say.
+    fn amend(&self, written: Option<Held>, row: Row);
 }

@@ -72,7 +72,7 @@ impl Debt {
             Ok(Some(held)) => Waiting { held, receipt, rate, in_doubt, journal, told }.into(),
             Err(mut row) => {
                 let receipt = rate.fill(&mut row, Outcome::Failed, in_doubt);
-                journal.store(*row);
+                journal.amend(None, *row);
                 Pending::Told(told.tell(receipt, false))
             }
         }
@@ -345,7 +345,7 @@ impl Running {
         // Nobody is told of it.
         let ended = debt.journal.close(std::mem::replace(&mut debt.slot, slot), failed, Durability::Process);
         if let Err(failed) = ended {
-            debt.journal.store(*failed);
+            debt.journal.amend(None, *failed);
         }
         debt.rate = rate;
         Ok(Running { debt: Some(debt), meter: None })

@@ -50,10 +50,13 @@ impl From<Waiting> for Pending {
 
 impl Waiting {
     fn confirm(mut self, is_durable: bool) -> Result<Receipt, JournalClosed> {
-        if !is_durable {
-            self.receipt = self.rate.fill(&mut self.held.row, Outcome::Failed, self.in_doubt);
+        if is_durable {
+            self.journal.ship(*self.held);
+        } else {
+            let mut row = self.held.row.clone();
+            self.receipt = self.rate.fill(&mut row, Outcome::Failed, self.in_doubt);
+            self.journal.amend(Some(*self.held), row);
         }
-        self.journal.ship(*self.held);
         self.told.tell(self.receipt, is_durable)
     }
 }

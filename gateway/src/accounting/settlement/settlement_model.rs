@@ -79,8 +79,12 @@ impl Journal for Paper {
         Box::pin(std::future::ready(!self.inner.lock().unwrap().unsyncable))
     }
 
-    fn store(&self, row: Row) {
-        self.inner.lock().unwrap().stored.push(row);
+    fn amend(&self, written: Option<Held>, row: Row) {
+        let mut state = self.inner.lock().unwrap();
+        match written {
+            Some(_) => state.shipped.push(row),
+            None => state.stored.push(row),
+        }
     }
 }
 

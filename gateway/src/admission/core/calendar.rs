@@ -99,6 +99,13 @@ impl Calendar {
         }
     }
 
+    /// So much was used in a period before anybody counted here. One that is forgotten by now needs it no more.
+    pub fn add_before(&mut self, period: Period, used: u64) {
+        if let Some(entry) = self.known.iter_mut().find(|entry| entry.start_ns == period.start_ns) {
+            entry.used = entry.used.saturating_add(used);
+        }
+    }
+
     /// Whether nothing is lost if it is made anew.
     pub fn is_at_rest(&self, period: Period) -> bool {
         self.known.iter().all(|entry| entry.held == 0) && self.entry(period).used == 0

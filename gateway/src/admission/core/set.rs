@@ -94,6 +94,13 @@ impl Counter {
         }
     }
 
+    /// So much was used in a period before this process began.
+    pub fn add_before(&mut self, period: Period, used: u64) {
+        if let Counter::Calendar(calendar) = self {
+            calendar.add_before(period, used);
+        }
+    }
+
     /// Whether nothing is lost if it is made anew.
     pub fn is_at_rest(&self, at: Moment) -> bool {
         match self {

@@ -1,15 +1,22 @@
-//! Where rows are kept for good, and asked for. SQLite is one file beside this one and a line in `opener` and in `books`.
+//! Where rows are kept for good, and asked for: SQLite, a file of one gateway, or Postgres, which several share. Another
+//! store is a folder beside theirs and a line in `Database`.
 
+pub mod feedback;
+pub mod hours;
+mod months;
+pub mod postgres;
+mod sql;
 pub mod sqlite;
 
 use std::collections::BTreeMap;
-use std::path::Path;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use super::super::core::NanoUsd;
 use super::super::feedback::{Judgement, Verdict};
 use super::super::row::{Row, Sum};
 use super::totals::Sums;
-use sqlite::feedback::{Answers, Judged};
+use feedback::{Answers, Judged};
 
 /// Why a store did not do what it was asked to.
 #[derive(Debug, thiserror::Error)]
@@ -50,7 +57,7 @@ pub trait Store: Send {
     /// When it cannot.
     fn sync(&mut self) -> Result<(), StoreError>;
 
-    /// The count of the log that it belongs to, and what came since that began.
+    /// The count of the log, if it has one, and what came from it since that began.
     ///
     /// # Errors
     /// When it cannot be read.
@@ -66,18 +73,43 @@ pub trait Store: Send {
 /// Opens the store for writing; asked again and again until it can.
 pub type Opener = Box<dyn Fn() -> Result<Box<dyn Store>, StoreError> + Send>;
 
-/// The store of a data folder.
-pub fn opener(data_dir: &Path) -> Opener {
-    let path = data_dir.join("ledger.sqlite");
-    Box::new(move || Ok(Box::new(sqlite::Sqlite::open(&path)?)))
+/// Which store a ledger has.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Database {
+    /// This file.
+    Sqlite(PathBuf),
+    Postgres(Arc<postgres::Target>),
 }
 
-/// The store of a data folder, to be asked.
-///
-/// # Errors
-/// When there is none, or it was written by another version.
-pub fn books(data_dir: &Path) -> Result<Box<dyn Books>, StoreError> {
-    Ok(Box::new(sqlite::read::SqliteBooks::open(&data_dir.join("ledger.sqlite"))?))
+impl Database {
+    /// The store of a data folder whose gateway names no other.
+    pub fn of(data_dir: &Path) -> Database {
+        Database::Sqlite(data_dir.join("ledger.sqlite"))
+    }
+
+    /// For the log of this name.
+    pub fn opener(&self, log: i64) -> Opener {
+        match self.clone() {
+            Database::Sqlite(path) => Box::new(move || Ok(Box::new(sqlite::Sqlite::open(&path)?))),
+            Database::Postgres(target) => Box::new(move || Ok(Box::new(postgres::Postgres::open(&target, log)?))),
+        }
+    }
+
+    /// To be asked.
+    ///
+    /// # Errors
+    /// When there is none, or it was written by another version.
+    pub fn books(&self) -> Result<Box<dyn Books>, StoreError> {
+        Ok(match self {
+            Database::Sqlite(path) => Box::new(sqlite::read::SqliteBooks::open(path)?),
+            Database::Postgres(target) => Box::new(postgres::read::PostgresBooks::open(target)?),
+        })
+    }
+}
+
+/// The rows of a batch that were not there before.
+fn new<'r>(rows: &[&'r Row], fates: &[Fate]) -> Vec<&'r Row> {
+    rows.iter().zip(fates).filter(|(_, fate)| **fate == Fate::New).map(|(row, _)| *row).collect()
 }
 
 /// What spending can be summed by. A closed set, so that no caller's text becomes SQL.
@@ -156,12 +188,12 @@ impl GroupBy {
 
 /// A store as people see it: one moment of it, for as long as it is held. The gateway may be writing meanwhile.
 pub trait Books {
-    /// What limits have counted of requests that began at `since_ns` or later. What came from a cache was nobody's tokens,
-    /// and what was released nobody's request.
+    /// What limits have counted of requests that began at `first_ns` or later, and before `past_ns`. What came from a cache
+    /// was nobody's tokens, and what was released nobody's request.
     ///
     /// # Errors
     /// As all of these: when it cannot be read.
-    fn spent_since(&self, since_ns: i64) -> Result<Vec<Sum>, StoreError>;
+    fn spent_between(&self, first_ns: i64, past_ns: i64) -> Result<Vec<Sum>, StoreError>;
 
     /// Spending in each period, the dearest first; where days are asked for, by them.
     fn spend(&self, by: &[By], periods: &[Period]) -> Result<Vec<Spend>, StoreError>;
@@ -175,11 +207,11 @@ pub trait Books {
     /// One row by what it is unique by.
     fn row(&self, id: &super::wal::Id) -> Result<Option<Row>, StoreError>;
 
-    /// What rows of requests that began at `since_ns` or later sum up to.
-    fn sums_since(&self, since_ns: i64) -> Result<Sums, StoreError>;
+    /// What rows of a log, of requests that began at `since_ns` or later, sum up to. (A file has one log only.)
+    fn sums_of(&self, log: i64, since_ns: i64) -> Result<Sums, StoreError>;
 
-    /// The count of the log, and what was here when it began.
-    fn counted_from(&self) -> Result<Option<(i64, Sums)>, StoreError>;
+    /// The count of a log, and what was here of it when that began.
+    fn counted_from(&self, log: i64) -> Result<Option<(i64, Sums)>, StoreError>;
 
     /// Groups whose hourly sums are not their rows', in words.
     fn uneven_hours(&self, most: usize) -> Result<Vec<String>, StoreError>;
@@ -192,4 +224,9 @@ pub trait Books {
 
     /// What was said of answers that began at `since_ns` or later, by group and name.
     fn judged(&self, by: GroupBy, since_ns: i64) -> Result<BTreeMap<(String, String), Judged>, StoreError>;
+}
+
+/// What is said of a request with so many ends.
+fn ends(request: &str, count: i64) -> String {
+    format!("request {request} has {count} rows that end it")
 }

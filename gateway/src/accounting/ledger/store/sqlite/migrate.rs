@@ -5,8 +5,11 @@ use rusqlite::Connection;
 
 use super::super::StoreError;
 
-const MIGRATIONS: [&str; 2] =
-    [include_str!("../../migrations/sqlite/0001_ledger.sql"), include_str!("../../migrations/sqlite/0002_hours.sql")];
+const MIGRATIONS: [&str; 3] = [
+    include_str!("../../migrations/sqlite/0001_ledger.sql"),
+    include_str!("../../migrations/sqlite/0002_hours.sql"),
+    include_str!("../../migrations/sqlite/0003_counted.sql"),
+];
 
 fn version(db: &Connection) -> rusqlite::Result<usize> {
     db.query_row("PRAGMA user_version", [], |row| row.get::<_, i64>(0)).map(|version| version.max(0) as usize)

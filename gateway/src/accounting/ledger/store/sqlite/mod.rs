@@ -14,8 +14,8 @@ use rusqlite::{Connection, ToSql, Transaction, TransactionBehavior, params_from_
 use super::super::super::feedback::Judgement;
 use super::super::super::row::{COLUMNS, Cell, Row};
 use super::super::totals::Sums;
+use super::hours::Users;
 use super::{Fate, Shipped, Store, StoreError};
-use hours::Hours;
 
 impl From<std::io::Error> for StoreError {
     fn from(error: std::io::Error) -> StoreError {
@@ -43,7 +43,7 @@ impl ToSql for Cell<'_> {
 pub struct Sqlite {
     db: Connection,
     path: PathBuf,
-    hours: Hours,
+    users: Users,
     /// To sync it by, and the last to be dropped: closing any descriptor of the file gives up the locks that `db` has on it
     /// (POSIX), and then another process that closes the ledger removes what SQLite has not yet merged.
     file: File,
@@ -64,7 +64,7 @@ impl Sqlite {
             Ok((File::open(path)?, db))
         };
         let (file, db) = open().map_err(|error: StoreError| StoreError(format!("{}: {error}", path.display())))?;
-        Ok(Sqlite { db, path: path.to_owned(), hours: Hours::default(), file })
+        Ok(Sqlite { db, path: path.to_owned(), users: Users::default(), file })
     }
 }
 
@@ -72,8 +72,7 @@ impl Store for Sqlite {
     fn ship(&mut self, rows: &[&Row], judgements: &[&Judgement]) -> Result<Shipped, StoreError> {
         let transaction = begin(&mut self.db)?;
         let fates = add(&transaction, rows)?;
-        let new = rows.iter().zip(&fates).filter(|(_, fate)| **fate == Fate::New).map(|(row, _)| *row);
-        self.hours.add(&transaction, new)?;
+        hours::add(&transaction, &mut self.users, &super::new(rows, &fates))?;
         let verdicts = judgements.iter().map(|judgement| feedback::judge(&transaction, judgement));
         let verdicts = verdicts.collect::<Result<_, _>>()?;
         transaction.commit()?;

@@ -6,13 +6,14 @@ use std::time::Duration;
 
 use rusqlite::{Connection, OpenFlags, OptionalExtension, params, params_from_iter, types};
 
-use super::super::{Books, By, GroupBy, Period, Spend, StoreError};
-use super::hours::HOUR_NS;
+use super::super::feedback::{Answers, Judged};
+use super::super::hours::{self, GROUP, SUMMED};
+use super::super::{Books, By, GroupBy, Period, Spend, StoreError, ends, sql};
 use super::{feedback, migrate};
 use crate::accounting::core::{NanoUsd, Usage};
 use crate::accounting::ledger::totals::Sums;
 use crate::accounting::ledger::wal::Id;
-use crate::accounting::row::{COLUMNS, Outcome, Role, Row, Sum, UsageSource};
+use crate::accounting::row::{Outcome, Role, Row, Sum, UsageSource};
 
 /// One moment of the file.
 pub struct SqliteBooks(Connection);
@@ -35,11 +36,6 @@ impl SqliteBooks {
 
 fn count(row: &rusqlite::Row<'_>, at: usize) -> rusqlite::Result<u64> {
     row.get::<_, i64>(at).map(|value| value.max(0).unsigned_abs())
-}
-
-/// The columns of a row, in their order.
-fn columns() -> String {
-    COLUMNS.map(|(name, _)| name).join(", ")
 }
 
 fn read_row(row: &rusqlite::Row<'_>) -> rusqlite::Result<Row> {
@@ -85,13 +81,9 @@ fn read_row(row: &rusqlite::Row<'_>) -> rusqlite::Result<Row> {
 
 /// One row by what it is unique by.
 pub(super) fn row(db: &Connection, (request, attempt, role): &Id) -> rusqlite::Result<Option<Row>> {
-    let sql = format!("SELECT {} FROM ledger WHERE request_id = ? AND attempt = ? AND role = ?", columns());
-    db.prepare_cached(&sql)?.query_row(params![request, attempt, role.as_str()], read_row).optional()
+    let question = format!("SELECT {} FROM ledger WHERE request_id = ? AND attempt = ? AND role = ?", sql::columns());
+    db.prepare_cached(&question)?.query_row(params![request, attempt, role.as_str()], read_row).optional()
 }
-
-const SUMS: &str = "COUNT(*), COALESCE(SUM(input_tokens), 0), COALESCE(SUM(cache_read_tokens), 0),
-    COALESCE(SUM(cache_write_tokens), 0), COALESCE(SUM(output_tokens), 0), COALESCE(SUM(reasoning_tokens), 0),
-    COALESCE(SUM(billed_nano_usd), 0), COALESCE(SUM(provider_cost_nano_usd), 0)";
 
 fn read_sums(row: &rusqlite::Row<'_>, at: usize) -> rusqlite::Result<Sums> {
     let mut tokens = [0; 5];
@@ -108,8 +100,7 @@ pub(super) fn counted_from(db: &Connection) -> rusqlite::Result<Option<(i64, Sum
 
 /// All that is here, as its hours say.
 pub(super) fn sums_of_hours(db: &Connection) -> rusqlite::Result<Sums> {
-    let sums = SUMS.replace("COUNT(*)", "COALESCE(SUM(requests), 0)");
-    db.query_row(&format!("SELECT {sums} FROM spend_hour"), [], |row| read_sums(row, 0))
+    db.query_row(&format!("SELECT {} FROM spend_hour", sql::sums(&SUMMED[..8])), [], |row| read_sums(row, 0))
 }
 
 /// `VALUES` of so many triples, or a query with no result.
@@ -120,67 +111,26 @@ fn triples(count: usize) -> String {
     }
 }
 
-/// The question of `spend` and what it is about: whole hours are read from their sums, what is left at the ends of each
-/// period from its rows.
-pub(super) fn spend_query(by: &[By], periods: &[Period]) -> (String, Vec<types::Value>) {
-    let (mut hours, mut edges) = (Vec::new(), Vec::new());
-    for Period { name, first_ns, past_ns } in periods {
-        let first = first_ns.div_euclid(HOUR_NS) + i64::from(first_ns.rem_euclid(HOUR_NS) > 0);
-        let past = past_ns.div_euclid(HOUR_NS);
-        if first >= past {
-            edges.push((name, *first_ns, *past_ns));
-            continue;
-        }
-        hours.push((name, first, past));
-        edges.push((name, *first_ns, first.saturating_mul(HOUR_NS)));
-        edges.push((name, past.saturating_mul(HOUR_NS), *past_ns));
-    }
-    edges.retain(|(_, first, past)| first < past);
+/// A question about periods, and what it is about.
+pub(super) fn about(periods: &[Period], question: impl Fn(&sql::Source<'_>) -> String) -> (String, Vec<types::Value>) {
+    let (hours, edges) = hours::cut(periods);
     let values = hours.iter().chain(&edges).flat_map(|(name, first, past)| {
-        [types::Value::Text((*name).clone()), types::Value::Integer(*first), types::Value::Integer(*past)]
+        [types::Value::Text((*name).to_owned()), types::Value::Integer(*first), types::Value::Integer(*past)]
     });
-    let groups = (1..=by.len()).map(|at| at.to_string()).collect::<Vec<_>>().join(", ");
-    let names = by.iter().map(|by| by.column()).collect::<Vec<_>>().join(", ");
-    let order = if by.contains(&By::Day) { "period, billed DESC" } else { "billed DESC" };
-    let sql = format!(
-        "WITH hours (period, first, past) AS ({hours}), edges (period, first, past) AS ({edges})
-         SELECT {names}, SUM(requests), SUM(input), SUM(output), SUM(billed) AS billed, SUM(cost) FROM (
-             SELECT period, tenant, key_id, user_id, route, model, variant, outcome, requests,
-                    input_tokens + cache_read_tokens + cache_write_tokens AS input,
-                    output_tokens + reasoning_tokens AS output, billed_nano_usd AS billed,
-                    provider_cost_nano_usd AS cost
-             FROM hours CROSS JOIN spend_hour ON hour >= first AND hour < past
-             UNION ALL
-             SELECT period, tenant, key_id, COALESCE(user_id, ''), route, model, variant, outcome, 1,
-                    input_tokens + cache_read_tokens + cache_write_tokens, output_tokens + reasoning_tokens,
-                    billed_nano_usd, provider_cost_nano_usd
-             FROM edges CROSS JOIN ledger ON started_ns >= first AND started_ns < past
-         ) GROUP BY {groups} ORDER BY {order}, {groups}",
-        hours = triples(hours.len()),
-        edges = triples(edges.len()),
-    );
-    (sql, values.collect())
+    let (hours, past) = (triples(hours.len()), triples(edges.len()));
+    let spans = format!("hours (period, first, past) AS ({hours}), edges (period, first, past) AS ({past})");
+    (question(&sql::Source { spans: &spans, join: "CROSS JOIN" }), values.collect())
 }
 
-const GROUP: &str = "tenant, key_id, route, model, variant, role, outcome, price_version";
-const SUMMED: &str = "input_tokens, cache_read_tokens, cache_write_tokens, output_tokens, reasoning_tokens,
-    billed_nano_usd, provider_cost_nano_usd";
-
 impl Books for SqliteBooks {
-    fn spent_since(&self, since_ns: i64) -> Result<Vec<Sum>, StoreError> {
-        let mut query = self.0.prepare(
-            "SELECT tenant, key_id, user_id, route, model,
-                    SUM(attempt = 0 AND outcome <> 'released'),
-                    SUM(CASE WHEN cache IN ('none', 'miss') THEN input_tokens + cache_read_tokens + cache_write_tokens ELSE 0 END),
-                    SUM(CASE WHEN cache IN ('none', 'miss') THEN output_tokens + reasoning_tokens ELSE 0 END),
-                    SUM(billed_nano_usd)
-             FROM ledger WHERE started_ns >= ? AND role <> 'shadow' GROUP BY 1, 2, 3, 4, 5",
-        )?;
-        let rows = query.query_map([since_ns], |row| {
+    fn spent_between(&self, first_ns: i64, past_ns: i64) -> Result<Vec<Sum>, StoreError> {
+        let (question, values) = about(&[Period { name: String::new(), first_ns, past_ns }], sql::spent);
+        let mut query = self.0.prepare(&question)?;
+        let rows = query.query_map(params_from_iter(values), |row| {
             Ok(Sum {
                 tenant: row.get(0)?,
                 key_id: row.get(1)?,
-                user: row.get(2)?,
+                user: Some(row.get(2)?).filter(|user: &String| !user.is_empty()),
                 route: row.get(3)?,
                 model: row.get(4)?,
                 requests: count(row, 5)?,
@@ -193,8 +143,8 @@ impl Books for SqliteBooks {
     }
 
     fn spend(&self, by: &[By], periods: &[Period]) -> Result<Vec<Spend>, StoreError> {
-        let (sql, values) = spend_query(by, periods);
-        let mut query = self.0.prepare(&sql)?;
+        let (question, values) = about(periods, |source| sql::spend(by, source));
+        let mut query = self.0.prepare(&question)?;
         let rows = query.query_map(params_from_iter(values), |row| {
             let at = by.len();
             Ok(Spend {
@@ -214,8 +164,10 @@ impl Books for SqliteBooks {
     }
 
     fn rows(&self, first_ns: i64, past_ns: i64, each: &mut dyn FnMut(Row) -> bool) -> Result<(), StoreError> {
-        let sql =
-            format!("SELECT {} FROM ledger WHERE started_ns >= ? AND started_ns < ? ORDER BY started_ns", columns());
+        let sql = format!(
+            "SELECT {} FROM ledger WHERE started_ns >= ? AND started_ns < ? ORDER BY started_ns",
+            sql::columns()
+        );
         let mut query = self.0.prepare(&sql)?;
         let mut rows = query.query([first_ns, past_ns])?;
         while let Some(row) = rows.next()? {
@@ -230,63 +182,36 @@ impl Books for SqliteBooks {
         Ok(row(&self.0, id)?)
     }
 
-    fn sums_since(&self, since_ns: i64) -> Result<Sums, StoreError> {
-        let sql = format!("SELECT {SUMS} FROM ledger WHERE started_ns >= ?");
+    fn sums_of(&self, _log: i64, since_ns: i64) -> Result<Sums, StoreError> {
+        let sql = format!("SELECT {} FROM ledger WHERE started_ns >= ?", sql::sums(&hours::OF_A_ROW[..8]));
         Ok(self.0.query_row(&sql, [since_ns], |row| read_sums(row, 0))?)
     }
 
-    fn counted_from(&self) -> Result<Option<(i64, Sums)>, StoreError> {
+    fn counted_from(&self, _log: i64) -> Result<Option<(i64, Sums)>, StoreError> {
         Ok(counted_from(&self.0)?)
     }
 
     fn uneven_hours(&self, most: usize) -> Result<Vec<String>, StoreError> {
-        let differences = SUMMED.replace(", ", "), SUM(").replace(",\n    ", "), SUM(");
-        let negative = SUMMED.replace(", ", ", -").replace(",\n    ", ", -");
-        let sql = format!(
-            "SELECT hour, {GROUP}, SUM(requests), SUM({differences}) FROM (
-                 SELECT hour, {GROUP}, requests, {SUMMED} FROM spend_hour
-                 UNION ALL SELECT started_ns / {HOUR_NS}, {GROUP}, -1, -{negative} FROM ledger
-             ) GROUP BY 1, 2, 3, 4, 5, 6, 7, 8, 9
-             HAVING SUM(requests) <> 0 OR SUM({any}) <> 0 LIMIT ?",
-            any = differences.replace(", ", " <> 0 OR ")
-        );
-        let mut query = self.0.prepare(&sql)?;
-        let names: Vec<String> = query.column_names().map(str::to_owned).collect();
-        let rows = query.query_map([most as i64], |row| {
-            let group: Vec<String> = (1..9).map(|at| row.get(at)).collect::<Result<_, _>>()?;
-            let mut off = Vec::new();
-            for (at, name) in names.iter().enumerate().skip(9) {
-                let difference: i64 = row.get(at)?;
-                if difference != 0 {
-                    off.push(format!("{difference:+} {}", name.trim_start_matches("SUM(").trim_end_matches(')')));
-                }
-            }
-            let hour: i64 = row.get(0)?;
-            let time = time::OffsetDateTime::from_unix_timestamp(hour.saturating_mul(3600));
-            let time =
-                time.map_or_else(|_| hour.to_string(), |time| format!("{} {:02}:00 UTC", time.date(), time.hour()));
-            Ok(format!("{time} {}: its sum is off its rows by {}", group.join(" "), off.join(", ")))
+        let mut query = self.0.prepare(&sql::uneven(most))?;
+        let rows = query.query_map([], |row| {
+            let group: Vec<String> = (1..GROUP.len()).map(|at| row.get(at)).collect::<Result<_, _>>()?;
+            let off = (0..SUMMED.len()).map(|at| row.get(GROUP.len() + at)).collect::<Result<Vec<_>, _>>()?;
+            Ok(hours::uneven(row.get(0)?, &group, &off))
         })?;
         Ok(rows.collect::<Result<_, _>>()?)
     }
 
     fn requests_without_one_end(&self, most: usize) -> Result<Vec<String>, StoreError> {
-        let mut query = self.0.prepare(
-            "SELECT request_id, SUM(outcome <> 'failed_over') AS ends FROM ledger WHERE role <> 'shadow'
-             GROUP BY request_id HAVING ends <> 1 LIMIT ?",
-        )?;
-        let rows = query.query_map([most as i64], |row| {
-            let (request, ends): (String, i64) = (row.get(0)?, row.get(1)?);
-            Ok(format!("request {request} has {ends} rows that end it"))
-        })?;
+        let mut query = self.0.prepare(&sql::ends(most))?;
+        let rows = query.query_map([], |row| Ok(ends(&row.get::<_, String>(0)?, row.get(1)?)))?;
         Ok(rows.collect::<Result<_, _>>()?)
     }
 
-    fn answers(&self, by: GroupBy, since_ns: i64) -> Result<Vec<feedback::Answers>, StoreError> {
+    fn answers(&self, by: GroupBy, since_ns: i64) -> Result<Vec<Answers>, StoreError> {
         Ok(feedback::answers(&self.0, by, since_ns)?)
     }
 
-    fn judged(&self, by: GroupBy, since_ns: i64) -> Result<BTreeMap<(String, String), feedback::Judged>, StoreError> {
+    fn judged(&self, by: GroupBy, since_ns: i64) -> Result<BTreeMap<(String, String), Judged>, StoreError> {
         Ok(feedback::judged(&self.0, by, since_ns)?)
     }
 }

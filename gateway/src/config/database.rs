@@ -1,0 +1,66 @@
+//! `storage.database` of `gateway.toml`: where the ledger's rows are kept, if not in the data folder.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use super::folder_of;
+use super::reader::{Section, Source};
+use crate::accounting::ledger::store::postgres::Target;
+
+/// `read` reads a file that is then watched.
+pub(super) fn database(
+    storage: &Section<'_, '_>,
+    folder: &Path,
+    read: &mut impl FnMut(PathBuf) -> String,
+) -> Option<Arc<Target>> {
+    let (named, ca) = (storage.string("database"), storage.string("database_ca"));
+    let Some(named) = named else {
+        if let Some(ca) = ca {
+            storage.problem_at(
+                ca.at,
+                "`storage.database_ca` says who signs the certificate of `storage.database`, and there is none",
+            );
+        }
+        return None;
+    };
+    let url = storage.resolve(&named)?;
+    let ca = ca.map(|ca| read(folder.join(ca.value)));
+    match Target::parse(url.expose(), ca.as_deref()) {
+        Ok(target) if target.has_password() && !named.value.starts_with("env:") => {
+            let what = "`storage.database` holds a password, and files are shown and shared; write \"env:DATABASE_URL\" and set that";
+            storage.problem_at(named.at, what);
+            None
+        }
+        Ok(target) => Some(Arc::new(target)),
+        Err(why) => {
+            storage.problem_at(named.at, format!("`storage.database`: {why}"));
+            None
+        }
+    }
+}
+
+/// What a file says of it, whatever else is in that and in its siblings: commands that only read the ledger need no more.
+///
+/// # Errors
+/// What is wrong with it.
+pub fn database_of(path: &Path) -> Result<Option<Arc<Target>>, String> {
+    let text = std::fs::read_to_string(path).map_err(|error| format!("{}: {error}", path.display()))?;
+    let source = Source::new(path, &text);
+    let table = source.parse();
+    let mut unreadable = None;
+    let mut read = |file: PathBuf| {
+        std::fs::read_to_string(&file).unwrap_or_else(|error| {
+            unreadable = Some(format!("{}: {error}", file.display()));
+            String::new()
+        })
+    };
+    let root = source.root(&table);
+    let database = root.section("storage").and_then(|storage| database(&storage, folder_of(path), &mut read));
+    drop(root);
+    let (problems, _) = source.into_parts();
+    match unreadable {
+        Some(why) => Err(why),
+        None if problems.0.is_empty() => Ok(database),
+        None => Err(format!("the configuration cannot be used:\n{problems}")),
+    }
+}
