@@ -22,6 +22,7 @@ mod drain;
 mod embeddings;
 mod endings;
 mod engine;
+mod faults;
 mod feedback;
 mod glimmer;
 mod golden;

@@ -5,8 +5,8 @@
 #   tools/setup.sh bench    what building needs, and what the gateway is measured beside: nginx; llama.cpp; SMG, mistral.rs, transformers
 #                           and sentence-transformers (in venvs under the target folder; many GB, because PyTorch comes with CUDA)
 #   tools/setup.sh cuda     what building needs; nvcc and CUDA's libraries in a venv under the target folder (1.2 GB)
-#   tools/setup.sh test     what building needs, cargo-nextest, cargo-deny, Prometheus and amtool, and the Python clients (in a venv
-#                           under the target folder)
+#   tools/setup.sh test     what building needs, cargo-nextest, cargo-deny, Prometheus and amtool, Redis, Postgres, and the Python
+#                           clients (in a venv under the target folder)
 #   tools/setup.sh long     as test, and what models are compared with: transformers, sentence-transformers and MiniLM (several GB)
 #   tools/setup.sh pictures what drawing the dashboards needs: node, chromium, and Grafana's components beside the script
 set -euo pipefail
@@ -38,6 +38,9 @@ case ${1:-build} in
     need prometheus prometheus
     need promtool prometheus
     need amtool prometheus-alertmanager
+    need redis-server redis-server
+    need redis-cli redis-tools
+    compgen -G '/usr/lib/postgresql/*/bin/postgres' >/dev/null || packages+=(postgresql)
     need_python ;;
   bench)
     [ -x /usr/sbin/nginx ] || need nginx nginx-light

@@ -2,9 +2,13 @@
 
 pub mod collector;
 pub mod evidence;
+pub mod fault;
 pub mod gateway;
 pub mod http;
+pub mod postgres;
 pub mod prometheus;
+pub mod redis;
+pub mod server;
 pub mod upstream;
 
 use std::time::{Duration, Instant};
