@@ -23,7 +23,7 @@ pub fn connector(to: &Uri, connect_max: Duration) -> Result<Connector, String> {
     Ok(HttpsConnectorBuilder::new().with_tls_config(tls).https_or_http().enable_http1().wrap_connector(connector))
 }
 
-fn tls(wanted: bool) -> Result<rustls::ClientConfig, String> {
+pub fn tls(wanted: bool) -> Result<rustls::ClientConfig, String> {
     let mut roots = rustls::RootCertStore::empty();
     if wanted {
         let found = rustls_native_certs::load_native_certs();

@@ -11,9 +11,10 @@ use super::{Outcome, Place, keys, text};
 use crate::accounting::ledger::{Ledger, Recovery, store};
 use crate::admission::Admission;
 use crate::admission::before::Before;
-use crate::admission::counts::Time;
+use crate::admission::counts::{Counts, Time};
 use crate::admission::local::Local;
 use crate::admission::rules::Defaults;
+use crate::admission::shared::Shared;
 use crate::app::{App, Phase, Snapshot};
 use crate::auth::Auth;
 use crate::auth::api_key::{Pepper, generate};
@@ -93,8 +94,19 @@ pub fn build(
     let before = store::books(data_dir.path())
         .and_then(|books| Before::read(rules, clock.now_ns(), &names, |since| books.spent_since(since)))
         .map_err(text)?;
-    let time = Arc::new(Time::new(clock.clone()));
-    let counts: Arc<Local> = Arc::new(Local::new(time.clone(), before));
+    let (time, before) = (Arc::new(Time::new(clock.clone())), Arc::new(before));
+    let local: Local = Local::new(time.clone(), before.clone());
+    let counts: Arc<dyn Counts> = match &config.gateway.redis {
+        Some(redis) => Arc::new(Shared::start(
+            redis,
+            data_dir.replica().map_err(text)?,
+            local,
+            before,
+            time.clone(),
+            metrics.clone(),
+        )?),
+        None => Arc::new(local),
+    };
 
     let hub = Hub::from_environment(data_dir.hub());
     let intake = Intake { hub, downloads: Downloads::Allowed, program: overrides.program.clone() };
