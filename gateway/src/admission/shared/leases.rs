@@ -9,9 +9,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use parking_lot::Mutex;
-use tokio::sync::mpsc;
+use tokio::sync::{OwnedMutexGuard, mpsc};
 
 use super::script::{Reply, Want};
+use super::settle::Name;
 use super::store::Store;
 use crate::admission::core::rule::Sharing;
 use crate::admission::counts::{Ask, Time};
@@ -24,9 +25,6 @@ const TEND_EVERY: Duration = Duration::from_millis(250);
 const CALLS_MAX: usize = 1_024;
 const WHOLE: u64 = 10_000;
 
-/// A counter, and where its day or month begins.
-type Name = (String, i64);
-
 pub struct Leases {
     cells: Mutex<HashMap<Name, Arc<Cell>>>,
     calls: mpsc::Sender<Arc<Cell>>,
@@ -38,7 +36,7 @@ pub struct Cell {
     key: String,
     amounts: Mutex<Amounts>,
     /// Held while the store is asked. It is told what is on lease, so it answers one question before the next.
-    drawing: tokio::sync::Mutex<()>,
+    drawing: Arc<tokio::sync::Mutex<()>>,
 }
 
 struct Amounts {
@@ -64,8 +62,13 @@ impl Amounts {
         u64::try_from(self.left.saturating_add(self.held)).unwrap_or(0)
     }
 
-    fn missing(&self) -> u64 {
-        self.left.min(0).unsigned_abs()
+    fn take(&mut self, amount: u64) {
+        self.left = self.left.saturating_sub(signed(amount));
+        self.held = self.held.saturating_add(signed(amount));
+    }
+
+    fn is_low(&self) -> bool {
+        self.left < self.block() / 2
     }
 
     fn is_idle(&self, now: Duration) -> bool {
@@ -87,16 +90,35 @@ impl Cell {
         u64::try_from(self.amounts.lock().left).unwrap_or(0)
     }
 
-    /// What a request wants that has taken `amount`, if that was too much. `books` is asked last: what is settled meanwhile
-    /// then counts twice rather than never.
-    fn want(&self, amount: u64, books: impl FnOnce(&Ask) -> u64) -> Option<Want> {
-        let (ask, least, most, leased) = {
-            let amounts = self.amounts.lock();
-            let missing = amounts.missing();
-            let most = missing.saturating_add(amounts.block().unsigned_abs());
-            (amounts.ask.clone(), missing.min(amount), most, amounts.leased())
+    /// Takes so much if it is there.
+    fn take(&self, ask: &Ask) -> bool {
+        let mut amounts = self.amounts.lock();
+        amounts.ask = ask.clone();
+        let is_there = ask.amount == 0 || amounts.left >= signed(ask.amount);
+        if is_there {
+            amounts.take(ask.amount);
+        }
+        is_there
+    }
+
+    /// Takes so much, and says what is to be drawn for it if it was not there. `books` is asked last: what is settled
+    /// meanwhile then counts twice rather than never.
+    fn take_or_draw(&self, ask: &Ask, books: impl FnOnce(&str, &Ask) -> u64) -> Option<Want> {
+        let (least, most, leased) = {
+            let mut amounts = self.amounts.lock();
+            let leased = amounts.leased();
+            amounts.take(ask.amount);
+            let missing = amounts.left.min(0).unsigned_abs();
+            (missing, missing.saturating_add(amounts.block().unsigned_abs()), leased)
         };
-        (least > 0).then(|| Want { key: self.key.clone(), books: books(&ask), ask, least, most, leased: Some(leased) })
+        (least > 0).then(|| Want {
+            key: self.key.clone(),
+            books: books(&self.key, ask),
+            ask: ask.clone(),
+            least,
+            most,
+            leased: Some(leased),
+        })
     }
 
     fn fill(&self, amount: u64) {
@@ -117,7 +139,7 @@ impl Cell {
     }
 
     /// Draws the next part, or gives back what is too much.
-    async fn tend(&self, store: &Store, now: Duration, books: &impl Fn(&Ask) -> u64) {
+    async fn tend(&self, store: &Store, now: Duration, books: &impl Fn(&str, &Ask) -> u64) {
         let _one_at_a_time = self.drawing.lock().await;
         let (ask, most, leased) = {
             let mut amounts = self.amounts.lock();
@@ -128,13 +150,14 @@ impl Cell {
                 _ => 0,
             };
             amounts.left -= back;
-            let most = if !is_idle && amounts.left < block / 2 { block - amounts.left } else { 0 };
+            let most = if !is_idle && amounts.is_low() { block - amounts.left } else { 0 };
             if most == 0 && (amounts.refills() || back == 0 && !amounts.is_stale) {
                 return;
             }
             (amounts.ask.clone(), most.unsigned_abs(), amounts.leased())
         };
-        let want = Want { key: self.key.clone(), books: books(&ask), ask, least: 0, most, leased: Some(leased) };
+        let want =
+            Want { key: self.key.clone(), books: books(&self.key, &ask), ask, least: 0, most, leased: Some(leased) };
         match store.reserve("", &[want]).await {
             Ok(Reply::Taken(got)) => self.fill(got.iter().map(|got| got.amount).sum()),
             Ok(Reply::Short(..)) => {}
@@ -143,10 +166,11 @@ impl Cell {
     }
 }
 
-/// What a request has taken from a lease. Dropped, all of it goes back.
+/// What a request takes from a lease. Dropped, all of it goes back.
 pub struct Drawn {
-    pub cell: Arc<Cell>,
-    amount: u64,
+    cell: Arc<Cell>,
+    ask: Ask,
+    is_taken: bool,
     leases: Arc<Leases>,
 }
 
@@ -156,7 +180,7 @@ impl Drawn {
     }
 
     fn end(&mut self, used: u64) {
-        if self.cell.give_back(std::mem::take(&mut self.amount), used) {
+        if std::mem::take(&mut self.is_taken) && self.cell.give_back(self.ask.amount, used) {
             self.leases.call(&self.cell);
         }
     }
@@ -164,39 +188,39 @@ impl Drawn {
 
 impl Drop for Drawn {
     fn drop(&mut self) {
-        if self.amount > 0 {
-            self.end(0);
-        }
+        self.end(0);
     }
 }
 
 /// Leases that have too little for a request, which nobody else draws meanwhile.
-pub struct Lacking<'d> {
+pub struct Lacking {
     /// Which of them.
     pub at: Vec<usize>,
-    cells: Vec<&'d Arc<Cell>>,
-    _drawing: Vec<tokio::sync::MutexGuard<'d, ()>>,
+    cells: Vec<Arc<Cell>>,
+    _drawing: Vec<OwnedMutexGuard<()>>,
     pub wants: Vec<Want>,
 }
 
-impl<'d> Lacking<'d> {
-    /// Of those that were drawn from beyond what they had; each is locked in the order of its name.
-    pub async fn find(drawn: &'d [Drawn], books: impl Fn(&Ask) -> u64) -> Lacking<'d> {
-        let lack = |drawn: &(usize, &Drawn)| drawn.1.cell.amounts.lock().missing() > 0;
-        let mut drawn: Vec<(usize, &Drawn)> = drawn.iter().enumerate().filter(lack).collect();
-        drawn.sort_unstable_by(|one, other| one.1.cell.key.cmp(&other.1.cell.key));
-        let mut lacking = Lacking { at: Vec::new(), cells: Vec::new(), _drawing: Vec::new(), wants: Vec::new() };
-        for (at, Drawn { cell, amount, .. }) in drawn {
-            let guard = cell.drawing.lock().await;
+impl Lacking {
+    /// Those that have not been taken from, each locked in the order of its name. All of them are then.
+    pub async fn find(drawn: &mut [Drawn], books: impl Fn(&str, &Ask) -> u64) -> Lacking {
+        let mut lacking: Vec<(usize, &mut Drawn)> =
+            drawn.iter_mut().enumerate().filter(|(_, drawn)| !drawn.is_taken).collect();
+        lacking.sort_unstable_by(|one, other| one.1.cell.key.cmp(&other.1.cell.key));
+        let mut found = Lacking { at: Vec::new(), cells: Vec::new(), _drawing: Vec::new(), wants: Vec::new() };
+        for (at, drawn) in lacking {
+            let guard = drawn.cell.drawing.clone().lock_owned().await;
+            let want = drawn.cell.take_or_draw(&drawn.ask, &books);
+            drawn.is_taken = true;
             // Somebody else may have drawn enough meanwhile.
-            if let Some(want) = cell.want(*amount, &books) {
-                lacking.at.push(at);
-                lacking.cells.push(cell);
-                lacking._drawing.push(guard);
-                lacking.wants.push(want);
+            if let Some(want) = want {
+                found.at.push(at);
+                found.cells.push(drawn.cell.clone());
+                found._drawing.push(guard);
+                found.wants.push(want);
             }
         }
-        lacking
+        found
     }
 
     pub fn fill(self, amounts: impl Iterator<Item = u64>) {
@@ -215,20 +239,14 @@ impl Leases {
         (Arc::new(Leases { cells: Mutex::default(), calls, time }), called)
     }
 
-    /// Takes what is asked, whether or not it is there: what is not is to be drawn.
+    /// Takes what is asked, if it is there.
     pub fn take(self: &Arc<Self>, key: String, ask: &Ask) -> Drawn {
         let cell = self.cell(key, ask);
-        let is_low = {
-            let mut amounts = cell.amounts.lock();
-            amounts.ask = ask.clone();
-            amounts.left = amounts.left.saturating_sub(signed(ask.amount));
-            amounts.held = amounts.held.saturating_add(signed(ask.amount));
-            amounts.left >= 0 && amounts.left < amounts.block() / 2
-        };
-        if is_low {
+        let is_taken = cell.take(ask);
+        if is_taken && cell.amounts.lock().is_low() {
             self.call(&cell);
         }
-        Drawn { cell, amount: ask.amount, leases: self.clone() }
+        Drawn { cell, ask: ask.clone(), is_taken, leases: self.clone() }
     }
 
     pub fn left(&self, key: String, ask: &Ask) -> u64 {
@@ -239,7 +257,7 @@ impl Leases {
     fn cell(&self, key: String, ask: &Ask) -> Arc<Cell> {
         let make = || {
             let amounts = Amounts { ask: ask.clone(), left: 0, held: 0, is_stale: false };
-            Arc::new(Cell { key: key.clone(), amounts: Mutex::new(amounts), drawing: tokio::sync::Mutex::default() })
+            Arc::new(Cell { key: key.clone(), amounts: Mutex::new(amounts), drawing: Arc::default() })
         };
         self.cells.lock().entry((key.clone(), ask.at.period.start_ns)).or_insert_with(make).clone()
     }
@@ -250,7 +268,7 @@ impl Leases {
     }
 
     /// Looks after all of them for ever.
-    pub async fn tend(&self, store: &Store, mut called: mpsc::Receiver<Arc<Cell>>, books: impl Fn(&Ask) -> u64) {
+    pub async fn tend(&self, store: &Store, mut called: mpsc::Receiver<Arc<Cell>>, books: impl Fn(&str, &Ask) -> u64) {
         let mut look = tokio::time::interval(TEND_EVERY);
         loop {
             tokio::select! {

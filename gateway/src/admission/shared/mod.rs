@@ -17,8 +17,8 @@ use async_trait::async_trait;
 use tokio::sync::mpsc;
 
 use self::leases::{Drawn, Lacking, Leases};
-use self::script::{Reply, Settled, Want};
-use self::settle::Open;
+use self::script::{Reply, Want};
+use self::settle::{Ended, Open, Untold};
 use self::store::{Away, Store};
 use super::before::Before;
 use super::core::rule::{Down, Rule, Sharing};
@@ -38,10 +38,10 @@ pub struct Shared {
     /// What is not shared.
     local: Local,
     /// What this gateway has used itself of what is.
-    books: Arc<Local>,
+    books: Arc<Books>,
     store: Arc<Store>,
     leases: Arc<Leases>,
-    settles: mpsc::Sender<Settled>,
+    settles: mpsc::Sender<Ended>,
     seen: moka::sync::Cache<String, State>,
     /// Grants of this life.
     life: String,
@@ -64,7 +64,7 @@ impl Shared {
         let wrong = |why| format!("`storage.redis`: {why}");
         let life = format!("{:x}", time.clock.now_ns());
         let store = Arc::new(Store::new(config, gateway, time.clock.clone(), metrics).map_err(wrong)?);
-        let books: Arc<Local> = Arc::new(Local::new(time.clone(), before));
+        let books = Arc::new(Books { used: Local::new(time.clone(), before), untold: Arc::default() });
         let (leases, called) = Leases::new(time);
         let (settles, ended) = settle::queue();
         let (first, is_there) = std::sync::mpsc::channel();
@@ -75,8 +75,8 @@ impl Shared {
             runtime.block_on(async {
                 tokio::join!(
                     kept.keep(first),
-                    settle::send(&kept, ended),
-                    tended.tend(&kept, called, |ask| used(&known, ask)),
+                    settle::send(&kept, ended, known.untold.clone()),
+                    tended.tend(&kept, called, |key, ask| known.told(key, ask)),
                 )
             });
         };
@@ -88,15 +88,15 @@ impl Shared {
     }
 
     fn key(&self, ask: &Ask) -> String {
-        script::key(&ask.rule, if ask.rule.is_clients_choice() { self.books.subject(ask) } else { ask.subject })
+        script::key(&ask.rule, if ask.rule.is_clients_choice() { self.books.used.subject(ask) } else { ask.subject })
     }
 
     /// Takes what is asked of shared rules.
     async fn share(&self, asks: Vec<Ask>) -> Result<Held, Denied> {
         let (at_once, on_lease): (Vec<usize>, Vec<usize>) = (0..asks.len()).partition(|at| lease(&asks[*at]).is_none());
         let keys: Vec<String> = asks.iter().map(|ask| self.key(ask)).collect();
-        let drawn: Vec<Drawn> = on_lease.iter().map(|at| self.leases.take(keys[*at].clone(), &asks[*at])).collect();
-        let lacking = Lacking::find(&drawn, |ask| used(&self.books, ask)).await;
+        let mut drawn: Vec<Drawn> = on_lease.iter().map(|at| self.leases.take(keys[*at].clone(), &asks[*at])).collect();
+        let lacking = Lacking::find(&mut drawn, |key, ask| self.books.told(key, ask)).await;
         // In the order in which they are asked for.
         let asked: Vec<usize> = at_once.iter().copied().chain(lacking.at.iter().map(|at| on_lease[*at])).collect();
         let mut wants: Vec<Want> = at_once.iter().map(|at| self.want(&keys[*at], &asks[*at])).collect();
@@ -119,16 +119,16 @@ impl Shared {
                 out_of_reach = asked;
             }
         }
-        let books = self.keep_books(&asks, &out_of_reach)?;
+        let noted = self.keep_books(&asks, &out_of_reach)?;
         let is_there = |at: &usize| !out_of_reach.contains(at);
         let drawn = on_lease.iter().zip(drawn).filter(|(at, _)| is_there(at));
         Ok(Held {
             stood_in: out_of_reach.iter().any(|at| down(&asks[*at]) == Down::Local),
-            books,
-            ledger: self.books.clone(),
+            noted,
+            books: self.books.clone(),
             drawn: drawn.map(|(at, drawn)| (asks[*at].clone(), drawn)).collect(),
             open,
-            asked: at_once.iter().map(|at| asks[*at].clone()).collect(),
+            asked: at_once.iter().map(|at| (keys[*at].clone(), asks[*at].clone())).collect(),
         })
     }
 
@@ -155,12 +155,12 @@ impl Shared {
         let (checked, noted): (Vec<usize>, Vec<usize>) = (0..asks.len()).partition(stands_in);
         let parts = |which: &[usize]| which.iter().map(|at| part(&asks[*at])).collect::<Vec<Ask>>();
         let taken =
-            self.books.take(&parts(&checked)).map_err(|denied| Denied { ask: checked[denied.ask], ..denied })?;
-        Ok([taken, self.books.take_anyway(&parts(&noted))])
+            self.books.used.take(&parts(&checked)).map_err(|denied| Denied { ask: checked[denied.ask], ..denied })?;
+        Ok([taken, self.books.used.take_anyway(&parts(&noted))])
     }
 
     fn want(&self, key: &str, ask: &Ask) -> Want {
-        let books = used(&self.books, ask);
+        let books = self.books.told(key, ask);
         Want { key: key.to_owned(), ask: ask.clone(), least: ask.amount, most: ask.amount, books, leased: None }
     }
 }
@@ -219,12 +219,12 @@ impl Grant for Both {
 /// What a request has of shared rules. Dropped, all of it goes back.
 struct Held {
     /// What was taken from a part of a limit, and what was only noted.
-    books: [Granted; 2],
-    ledger: Arc<Local>,
+    noted: [Granted; 2],
+    books: Arc<Books>,
     drawn: Vec<(Ask, Drawn)>,
     open: Option<Open>,
     /// The grant's counters.
-    asked: Vec<Ask>,
+    asked: Vec<(String, Ask)>,
     stood_in: bool,
 }
 
@@ -232,17 +232,45 @@ impl Held {
     fn settle(mut self, uses: &dyn Fn(&Rule) -> u64) {
         // A strict rule reserved the most that can be: it is never exceeded by what it let in.
         let uses_of = |ask: &Ask| if ask.rule.strict { uses(&ask.rule).min(ask.amount) } else { uses(&ask.rule) };
-        // The books first: the store is told what they then say, and a lease is not less before they are more.
-        self.books.iter_mut().for_each(|books| books.end(uses));
+        let parts = self.asked.iter().map(|(_, ask)| uses_of(ask)).collect();
+        let told = self.asked.iter().filter(|(_, ask)| self.open.is_some() && is_calendar(ask));
+        let counted: Vec<(settle::Name, u64)> = told.map(|(key, ask)| (name(key, ask), uses_of(ask))).collect();
+        // In this order nothing is in the books that the store would not know if it is told what they say, and no lease is
+        // less before they are more.
+        self.books.untold.add(&counted);
+        self.noted.iter_mut().for_each(|noted| noted.end(uses));
         for (ask, drawn) in self.drawn.drain(..) {
             drawn.settle(uses_of(&ask));
         }
         if let Some(open) = self.open.take() {
-            let is_calendar = |ask: &Ask| ask.rule.per.is_some_and(Per::is_calendar);
-            let part = |ask: &Ask| (uses_of(ask), is_calendar(ask).then(|| used(&self.ledger, ask)));
-            open.settle(self.asked.iter().map(part).collect());
+            open.settle(parts, counted);
         }
     }
+}
+
+/// What this gateway has itself used under shared rules.
+struct Books {
+    used: Local,
+    untold: Arc<Untold>,
+}
+
+impl Books {
+    /// What the store should know at least of a day or a month.
+    fn told(&self, key: &str, ask: &Ask) -> u64 {
+        if !is_calendar(ask) {
+            return 0;
+        }
+        let used = self.used.state(&part(ask)).used;
+        used.saturating_sub(self.untold.get(&name(key, ask)))
+    }
+}
+
+fn is_calendar(ask: &Ask) -> bool {
+    ask.rule.per.is_some_and(Per::is_calendar)
+}
+
+fn name(key: &str, ask: &Ask) -> settle::Name {
+    (key.to_owned(), ask.at.period.start_ns)
 }
 
 /// What is shared, and what is not.
@@ -266,11 +294,6 @@ fn down(ask: &Ask) -> Down {
 fn part(ask: &Ask) -> Ask {
     let replicas = ask.rule.shared.map_or(1, |Sharing { replicas, .. }| replicas);
     Ask { limit: (ask.limit / replicas.max(1)).max(1), ..ask.clone() }
-}
-
-/// What this gateway has itself used in a day or a month.
-fn used(books: &Local, ask: &Ask) -> u64 {
-    if ask.rule.per.is_some_and(Per::is_calendar) { books.state(&part(ask)).used } else { 0 }
 }
 
 #[cfg(test)]

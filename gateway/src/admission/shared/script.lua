@@ -210,8 +210,8 @@ function sliding.kept(counter)
   return counter.window + HOUR
 end
 
--- Days or months. Of each gateway a period remembers what it has used by its own books, which only rise, so it may be told
--- twice, in any order, and again after it was lost; and what it has on lease. What is reserved by grants is `held`.
+-- Days or months. Of each gateway a period remembers what it has used, at least what its own books say: that may be told
+-- again and again, and is where it was lost; and what it has on lease. What is reserved by grants is `held`.
 local PERIODS_MAX = 3
 local calendar = {}
 
@@ -267,13 +267,11 @@ function calendar.take(counter, ask, amount)
   return found.from
 end
 
-function calendar.settle(counter, mark, amount, used, books)
+function calendar.settle(counter, mark, amount, used)
   for _, found in ipairs(counter.periods) do
     if found.from == mark then
       found.held = math.max(found.held - amount, 0)
-      local before = found.used[gateway] or 0
-      local after = books and math.max(before, books) or before + used
-      if after > 0 then found.used[gateway] = after end
+      if used > 0 then found.used[gateway] = (found.used[gateway] or 0) + used end
     end
   end
 end
@@ -350,12 +348,12 @@ local function save(key, counter, kept)
 end
 
 -- Ends a grant: a list of key, kind, mark and amount for each of its counters. Without what was used, all of it was.
-local function settle(grant, used, books)
+local function settle(grant, used)
   for at, part in ipairs(grant) do
     local key, kind, mark, amount = part[1], kinds[part[2]], part[3], part[4]
     local counter = load(key)
     if counter then
-      kind.settle(counter, mark, amount, used and used[at] or amount, books and books[at])
+      kind.settle(counter, mark, amount, used and used[at] or amount)
       redis.call('SET', key, cmsgpack.pack(counter), 'KEEPTTL')
     end
   end
@@ -471,21 +469,18 @@ local function reserve()
   return reply
 end
 
--- For each grant: its name, how many counters, and for each what was used of it and the gateway's books, of which it may have
--- none. One that is not known was settled before, or buried.
+-- For each grant: its name, how many counters, and for each what was used of it. One that is not known was settled before,
+-- or buried.
 local function settle_all()
   local at = 5
   while ARGV[at] do
-    local name, count, used, books = ARGV[at], tonumber(ARGV[at + 1]), {}, {}
-    for part = 1, count do
-      used[part] = tonumber(ARGV[at + 2 * part])
-      books[part] = tonumber(ARGV[at + 2 * part + 1]) or false
-    end
-    at = at + 2 + 2 * count
+    local name, count, used = ARGV[at], tonumber(ARGV[at + 1]), {}
+    for part = 1, count do used[part] = tonumber(ARGV[at + 1 + part]) end
+    at = at + 2 + count
     local grant = redis.call('HGET', GRANTS .. gateway, name)
     if grant then
       redis.call('HDEL', GRANTS .. gateway, name)
-      settle(cmsgpack.unpack(grant), used, books)
+      settle(cmsgpack.unpack(grant), used)
     end
   end
   return { 1, now }

@@ -22,7 +22,7 @@ pub struct Want {
     /// It takes what there is, up to the most; with less than the least, nothing.
     pub least: u64,
     pub most: u64,
-    /// What this gateway has used in the ask's day or month, as far as it knows.
+    /// What this gateway has used in the ask's day or month, and has told.
     pub books: u64,
     /// What it has on lease, if it takes ahead.
     pub leased: Option<u64>,
@@ -42,11 +42,11 @@ pub enum Reply {
     Short(usize, Short),
 }
 
-/// How a grant ends: what was used under each of its counters, and this gateway's books after it.
+/// How a grant ends: what was used under each of its counters.
 #[derive(Clone, Debug)]
 pub struct Settled {
     pub grant: String,
-    pub parts: Vec<(u64, Option<u64>)>,
+    pub parts: Vec<u64>,
 }
 
 /// A counter's name among all that are shared. What counts something else than a rule of its name did begins anew.
@@ -80,16 +80,8 @@ impl Want {
 }
 
 impl Settled {
-    /// Nothing of it was used.
-    pub fn cancelled(grant: String, parts: usize) -> Settled {
-        Settled { grant, parts: vec![(0, None); parts] }
-    }
-
     pub fn add_to(&self, command: &mut Cmd) {
-        command.arg(&self.grant).arg(self.parts.len());
-        for (used, books) in &self.parts {
-            command.arg(*used).arg(books.map_or(String::new(), |books| books.to_string()));
-        }
+        command.arg(&self.grant).arg(self.parts.len()).arg(&self.parts);
     }
 }
 

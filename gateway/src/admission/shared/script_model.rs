@@ -247,7 +247,6 @@ impl World {
         }
         let at = self.chance.below(self.open.len() as u64) as usize;
         let Open { gateway, name, parts } = self.open.swap_remove(at);
-        let mut settled = Settled { grant: name, parts: Vec::new() };
         let mut used = Vec::new();
         for (at, taken, start_ns) in &parts {
             let part = match self.chance.below(4) {
@@ -257,13 +256,10 @@ impl World {
                 // A debt.
                 _ => taken.amount() + self.chance.below(taken.amount() / 4 + 2),
             };
-            let pair = &mut self.pairs[*at];
-            let books = pair.books.entry((gateway, *start_ns)).or_default();
-            *books += part;
-            let is_calendar = pair.rule.per.is_some_and(Per::is_calendar);
-            settled.parts.push((part, is_calendar.then_some(*books)));
+            *self.pairs[*at].books.entry((gateway, *start_ns)).or_default() += part;
             used.push(part);
         }
+        let settled = Settled { grant: name, parts: used.clone() };
         let twice = self.chance.below(4) == 0;
         for _ in 0..1 + usize::from(twice) {
             self.run("settle", &[], gateway, |command| settled.add_to(command));

@@ -1,6 +1,11 @@
 //! How grants end. That happens where nothing can wait, in a drop, so room to say it is taken before a grant is asked for;
 //! a task of its own then says it, until it is heard.
 
+use std::collections::HashMap;
+use std::collections::hash_map::Entry;
+use std::sync::Arc;
+
+use parking_lot::Mutex;
 use tokio::sync::mpsc::{self, OwnedPermit, Receiver, Sender};
 
 use super::script::Settled;
@@ -11,52 +16,93 @@ const OPEN_MAX: usize = 16_384;
 /// Of them told at once.
 const TOLD_MAX: usize = 64;
 
-pub fn queue() -> (Sender<Settled>, Receiver<Settled>) {
+/// A counter, and where its day or month begins.
+pub type Name = (String, i64);
+
+/// How a grant ended, and what of it this gateway's books have counted.
+pub struct Ended {
+    settled: Settled,
+    counted: Vec<(Name, u64)>,
+}
+
+/// What the books have counted and the store has not: until it has, it believes that it is held.
+#[derive(Default)]
+pub struct Untold(Mutex<HashMap<Name, u64>>);
+
+impl Untold {
+    pub fn get(&self, name: &Name) -> u64 {
+        self.0.lock().get(name).copied().unwrap_or(0)
+    }
+
+    pub fn add(&self, counted: &[(Name, u64)]) {
+        let mut untold = self.0.lock();
+        for (name, amount) in counted {
+            *untold.entry(name.clone()).or_default() += amount;
+        }
+    }
+
+    fn told(&self, counted: Vec<(Name, u64)>) {
+        let mut untold = self.0.lock();
+        for (name, amount) in counted {
+            if let Entry::Occupied(mut left) = untold.entry(name) {
+                *left.get_mut() = left.get().saturating_sub(amount);
+                if *left.get() == 0 {
+                    left.remove();
+                }
+            }
+        }
+    }
+}
+
+pub fn queue() -> (Sender<Ended>, Receiver<Ended>) {
     mpsc::channel(OPEN_MAX)
 }
 
 /// A grant that is asked for, or there. Dropped, it is cancelled: the store may have given it without our knowing.
 pub struct Open {
-    room: Option<OwnedPermit<Settled>>,
+    room: Option<OwnedPermit<Ended>>,
     pub grant: String,
     parts: usize,
 }
 
 impl Open {
     /// `None` where there is no room.
-    pub fn new(queue: &Sender<Settled>, grant: String, parts: usize) -> Option<Open> {
+    pub fn new(queue: &Sender<Ended>, grant: String, parts: usize) -> Option<Open> {
         let room = queue.clone().try_reserve_owned().ok()?;
         Some(Open { room: Some(room), grant, parts })
     }
 
-    pub fn settle(mut self, parts: Vec<(u64, Option<u64>)>) {
-        if let Some(room) = self.room.take() {
-            room.send(Settled { grant: std::mem::take(&mut self.grant), parts });
-        }
+    /// `counted` is already among what is untold.
+    pub fn settle(mut self, parts: Vec<u64>, counted: Vec<(Name, u64)>) {
+        self.end(parts, counted);
     }
 
     /// It was refused: there is nothing to end.
     pub fn forget(mut self) {
         self.room = None;
     }
-}
 
-impl Drop for Open {
-    fn drop(&mut self) {
+    fn end(&mut self, parts: Vec<u64>, counted: Vec<(Name, u64)>) {
         if let Some(room) = self.room.take() {
-            room.send(Settled::cancelled(std::mem::take(&mut self.grant), self.parts));
+            room.send(Ended { settled: Settled { grant: std::mem::take(&mut self.grant), parts }, counted });
         }
     }
 }
 
+impl Drop for Open {
+    fn drop(&mut self) {
+        self.end(vec![0; self.parts], Vec::new());
+    }
+}
+
 /// Tells the store for ever.
-pub async fn send(store: &Store, mut queue: Receiver<Settled>) {
-    let mut told = Vec::with_capacity(TOLD_MAX);
-    while queue.recv_many(&mut told, TOLD_MAX).await > 0 {
+pub async fn send(store: &Store, mut queue: Receiver<Ended>, untold: Arc<Untold>) {
+    let mut ended = Vec::with_capacity(TOLD_MAX);
+    while queue.recv_many(&mut ended, TOLD_MAX).await > 0 {
         // To be told twice does no harm.
-        while store.settle(&told).await.is_err() {
+        while store.settle(ended.iter().map(|ended| &ended.settled)).await.is_err() {
             store.back().await;
         }
-        told.clear();
+        ended.drain(..).for_each(|ended| untold.told(ended.counted));
     }
 }

@@ -41,6 +41,7 @@ pub struct Store {
     link: ArcSwapOption<Link>,
     misses: AtomicU32,
     broken: Notify,
+    mended: Notify,
     clock: Arc<dyn Clock>,
     metrics: Arc<Metrics>,
 }
@@ -78,6 +79,7 @@ impl Store {
             link: ArcSwapOption::empty(),
             misses: AtomicU32::new(0),
             broken: Notify::new(),
+            mended: Notify::new(),
             clock,
             metrics,
         })
@@ -100,10 +102,10 @@ impl Store {
     ///
     /// # Errors
     /// `Away`; then they are to be settled again.
-    pub async fn settle(&self, settled: &[Settled]) -> Result<(), Away> {
+    pub async fn settle<'s>(&self, settled: impl Iterator<Item = &'s Settled>) -> Result<(), Away> {
         let link = self.link.load_full().ok_or(Away)?;
         let mut command = self.command(&link, "settle", [].into_iter());
-        settled.iter().for_each(|one| one.add_to(&mut command));
+        settled.for_each(|one| one.add_to(&mut command));
         self.call(&link, &command).await.map(|_| ())
     }
 
@@ -151,8 +153,12 @@ impl Store {
 
     /// Ends when there is a connection.
     pub async fn back(&self) {
-        while self.link.load().is_none() {
-            sleep(RETRY_AFTER).await;
+        loop {
+            let mended = self.mended.notified();
+            if self.link.load().is_some() {
+                return;
+            }
+            mended.await;
         }
     }
 
@@ -169,6 +175,7 @@ impl Store {
                     tracing::info!(server = %self.server.host, "the shared counters are there");
                     self.misses.store(0, Ordering::Relaxed);
                     self.link.store(Some(link.clone()));
+                    self.mended.notify_waiters();
                     self.metrics.store_up("redis", true);
                     // Nobody may be waiting any more.
                     let _ = tried.send(());
