@@ -349,6 +349,16 @@ fn what_a_killed_gateway_held_is_back_or_counted_within_its_time_and_counted_onc
 }
 
 #[test]
+fn a_gateway_that_is_stopped_gives_back_what_it_had_ahead() {
+    let (redis, upstream) = (Redis::start(), Upstream::start());
+    let rules = rule("day", "20", "requests", "per = \"day\"\nshared = \"50%\"\ndown = \"closed\"");
+    let mut gateways = gateways(2, &redis.url(), &upstream, &rules);
+    assert_eq!(code(&post(&gateways[0])), "ok");
+    gateways[0].stop();
+    assert_eq!((race(&gateways[1..], 30), upstream.calls()), (19, 20));
+}
+
+#[test]
 fn a_password_opens_the_store_and_is_told_to_nobody() {
     let upstream = Upstream::start();
     let redis = Redis::start_with(&["--requirepass", "open-sesame-93"]);
@@ -360,4 +370,41 @@ fn a_password_opens_the_store_and_is_told_to_nobody() {
         let told = [gateway.stderr(), gateway.stdout(), gateway.metrics()].concat();
         assert!(!told.contains("sesame"), "{told}");
     }
+}
+
+#[test]
+fn the_way_to_the_store_is_encrypted_where_that_is_asked_and_only_to_one_that_is_trusted() {
+    let (upstream, folder) = (Upstream::start(), tempfile::tempdir().unwrap());
+    let made = rcgen::generate_simple_self_signed(vec!["localhost".to_owned()]).unwrap();
+    let path = |name: &str| folder.path().join(name).display().to_string();
+    std::fs::write(path("cert.pem"), made.cert.pem()).unwrap();
+    std::fs::write(path("key.pem"), made.signing_key.serialize_pem()).unwrap();
+    let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port().to_string();
+    let redis = Redis::start_with(&[
+        "--tls-port",
+        &port,
+        "--tls-cert-file",
+        &path("cert.pem"),
+        "--tls-key-file",
+        &path("key.pem"),
+        "--tls-auth-clients",
+        "no",
+    ]);
+    let rules = rule("day", "8", "requests", "per = \"day\"\nshared = \"strict\"\ndown = \"closed\"");
+    let plain = redis.server.port.to_string();
+    let other = rcgen::generate_simple_self_signed(vec!["localhost".to_owned()]).unwrap();
+    std::fs::write(path("other.pem"), other.cert.pem()).unwrap();
+    for (host, port, trusted, expected) in [
+        ("localhost", &port, "cert.pem", "ok"),
+        ("localhost", &port, "other.pem", "limits_unavailable"),
+        // A name that the certificate is not of.
+        ("127.0.0.1", &port, "cert.pem", "limits_unavailable"),
+        // A server that speaks in the clear is none.
+        ("localhost", &plain, "cert.pem", "limits_unavailable"),
+    ] {
+        let setup = setup(&format!("rediss://{host}:{port}"), "10s", &upstream, &rules);
+        setup.env("SSL_CERT_FILE", &path(trusted));
+        assert_eq!(code(&post(&setup.start())), expected, "{host}:{port} {trusted}");
+    }
+    assert_eq!(upstream.calls(), 1);
 }

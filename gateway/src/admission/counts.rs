@@ -52,6 +52,9 @@ pub trait Counts: Send + Sync {
 
     /// How the counter of an ask stands.
     fn state(&self, ask: &Ask) -> State;
+
+    /// Nobody asks any more: what was taken ahead of requests goes back.
+    fn close(&self) {}
 }
 
 /// What was taken. Dropped, all of it goes back.

@@ -209,6 +209,11 @@ impl Admission {
         self.keys.write().entry(id.to_owned()).or_insert_with(make).clone()
     }
 
+    /// At the end, once nothing runs.
+    pub fn close(&self) {
+        self.counts.close();
+    }
+
     /// Shows what keys have spent of today's budgets.
     pub fn observe(&self) {
         let (now, now_ns) = (self.watch.time.now(), self.watch.time.clock.now_ns());

@@ -63,6 +63,7 @@ pub(super) fn run(place: &Place, listen: Option<SocketAddr>, admin: Option<Socke
         greet(&app, addresses.0, addresses.1, key.as_deref(), &data_dir);
     });
     data_dir.remove_run();
+    app.admission.close();
     app.ledger.shut_down();
     app.observe.shut_down();
     outcome.map_err(text)

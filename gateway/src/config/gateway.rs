@@ -260,7 +260,13 @@ fn redis(storage: &Section<'_, '_>) -> Option<RedisConfig> {
         }
         return None;
     };
-    Some(RedisConfig { url: storage.resolve(&url)?, deadline: deadline.unwrap_or(REDIS_DEADLINE) })
+    let at = url.at;
+    let url = storage.resolve(&url)?;
+    // It is not shown: there may be a password in it.
+    if !["redis://", "rediss://"].iter().any(|scheme| url.expose().starts_with(scheme)) {
+        storage.problem_at(at, "`storage.redis` must begin with redis:// or rediss://");
+    }
+    Some(RedisConfig { url, deadline: deadline.unwrap_or(REDIS_DEADLINE) })
 }
 
 /// A request that has to ask waits so long at the most.

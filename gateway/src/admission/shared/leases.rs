@@ -27,8 +27,15 @@ const WHOLE: u64 = 10_000;
 
 pub struct Leases {
     cells: Mutex<HashMap<Name, Arc<Cell>>>,
-    calls: mpsc::Sender<Arc<Cell>>,
+    calls: mpsc::Sender<Call>,
     time: Arc<Time>,
+}
+
+/// What is to be looked at sooner.
+pub enum Call {
+    One(Arc<Cell>),
+    /// All go back, and then nobody comes any more.
+    Close(std::sync::mpsc::Sender<()>),
 }
 
 /// One lease.
@@ -161,8 +168,14 @@ impl Cell {
         match store.reserve("", &[want]).await {
             Ok(Reply::Taken(got)) => self.fill(got.iter().map(|got| got.amount).sum()),
             Ok(Reply::Short(..)) => {}
-            Err(_) => self.amounts.lock().is_stale = true,
+            Err(_) => self.doubt(),
         }
+    }
+
+    /// Nobody knows whether it was filled.
+    fn doubt(&self) {
+        let mut amounts = self.amounts.lock();
+        amounts.is_stale = !amounts.refills();
     }
 }
 
@@ -199,6 +212,7 @@ pub struct Lacking {
     cells: Vec<Arc<Cell>>,
     _drawing: Vec<OwnedMutexGuard<()>>,
     pub wants: Vec<Want>,
+    is_answered: bool,
 }
 
 impl Lacking {
@@ -207,7 +221,8 @@ impl Lacking {
         let mut lacking: Vec<(usize, &mut Drawn)> =
             drawn.iter_mut().enumerate().filter(|(_, drawn)| !drawn.is_taken).collect();
         lacking.sort_unstable_by(|one, other| one.1.cell.key.cmp(&other.1.cell.key));
-        let mut found = Lacking { at: Vec::new(), cells: Vec::new(), _drawing: Vec::new(), wants: Vec::new() };
+        let mut found =
+            Lacking { at: Vec::new(), cells: Vec::new(), _drawing: Vec::new(), wants: Vec::new(), is_answered: false };
         for (at, drawn) in lacking {
             let guard = drawn.cell.drawing.clone().lock_owned().await;
             let want = drawn.cell.take_or_draw(&drawn.ask, &books);
@@ -223,18 +238,27 @@ impl Lacking {
         found
     }
 
-    pub fn fill(self, amounts: impl Iterator<Item = u64>) {
+    pub fn fill(mut self, amounts: impl Iterator<Item = u64>) {
+        self.is_answered = true;
         self.cells.iter().zip(amounts).for_each(|(cell, amount)| cell.fill(amount));
     }
 
-    /// Nobody knows whether they were filled.
-    pub fn doubt(self) {
-        self.cells.iter().for_each(|cell| cell.amounts.lock().is_stale = true);
+    /// There was too little.
+    pub fn refuse(mut self) {
+        self.is_answered = true;
+    }
+}
+
+impl Drop for Lacking {
+    fn drop(&mut self) {
+        if !self.is_answered {
+            self.cells.iter().for_each(|cell| cell.doubt());
+        }
     }
 }
 
 impl Leases {
-    pub fn new(time: Arc<Time>) -> (Arc<Leases>, mpsc::Receiver<Arc<Cell>>) {
+    pub fn new(time: Arc<Time>) -> (Arc<Leases>, mpsc::Receiver<Call>) {
         let (calls, called) = mpsc::channel(CALLS_MAX);
         (Arc::new(Leases { cells: Mutex::default(), calls, time }), called)
     }
@@ -264,21 +288,31 @@ impl Leases {
 
     /// Where too many wait, it is looked at in its turn.
     fn call(&self, cell: &Arc<Cell>) {
-        let _ = self.calls.try_send(cell.clone());
+        let _ = self.calls.try_send(Call::One(cell.clone()));
+    }
+
+    /// Gives everything back; `done` hears of it.
+    pub fn close(&self, done: std::sync::mpsc::Sender<()>) {
+        let _ = self.calls.try_send(Call::Close(done));
     }
 
     /// Looks after all of them for ever.
-    pub async fn tend(&self, store: &Store, mut called: mpsc::Receiver<Arc<Cell>>, books: impl Fn(&str, &Ask) -> u64) {
+    pub async fn tend(&self, store: &Store, mut called: mpsc::Receiver<Call>, books: impl Fn(&str, &Ask) -> u64) {
         let mut look = tokio::time::interval(TEND_EVERY);
         loop {
-            tokio::select! {
-                Some(cell) = called.recv() => cell.tend(store, self.time.now(), &books).await,
-                _ = look.tick() => {
-                    for cell in self.due() {
-                        cell.tend(store, self.time.now(), &books).await;
-                    }
-                }
+            let (cells, now, done) = tokio::select! {
+                Some(call) = called.recv() => match call {
+                    Call::One(cell) => (vec![cell], self.time.now(), None),
+                    // By then all are idle.
+                    Call::Close(done) => (self.cells.lock().values().cloned().collect(), Duration::MAX, Some(done)),
+                },
+                _ = look.tick() => (self.due(), self.time.now(), None),
+            };
+            for cell in cells {
+                cell.tend(store, now, &books).await;
             }
+            // Nobody may be waiting any more.
+            let _ = done.map(|done| done.send(()));
         }
     }
 

@@ -18,7 +18,7 @@ use tokio::sync::mpsc;
 
 use self::leases::{Drawn, Lacking, Leases};
 use self::script::{Reply, Want};
-use self::settle::{Ended, Open, Untold};
+use self::settle::{Message, Open, Untold};
 use self::store::{Away, Store};
 use super::before::Before;
 use super::core::rule::{Down, Rule, Sharing};
@@ -41,7 +41,7 @@ pub struct Shared {
     books: Arc<Books>,
     store: Arc<Store>,
     leases: Arc<Leases>,
-    settles: mpsc::Sender<Ended>,
+    settles: mpsc::Sender<Message>,
     seen: moka::sync::Cache<String, State>,
     /// Grants of this life.
     life: String,
@@ -110,12 +110,13 @@ impl Shared {
             }
             Ok(Reply::Short(at, short)) => {
                 open.into_iter().for_each(Open::forget);
+                lacking.refuse();
                 self.seen.insert(wants[at].key.clone(), short.state);
                 let wait = if short.wait == Wait::ForOthers { Wait::For(FOR_OTHERS) } else { short.wait };
                 return Err(Denied { ask: asked[at], short: Some(Short { wait, ..short }) });
             }
             Err(Away) => {
-                lacking.doubt();
+                drop(lacking);
                 out_of_reach = asked;
             }
         }
@@ -198,7 +199,18 @@ impl Counts for Shared {
         let held = state.held.saturating_sub(left);
         State { held, remaining: state.remaining.saturating_add(left).min(ask.limit), ..state }
     }
+
+    fn close(&self) {
+        let (done, is_done) = std::sync::mpsc::channel();
+        settle::close(&self.settles, done.clone());
+        self.leases.close(done);
+        // Once for each of the two. Without a store neither can, and what is left counts as used.
+        let _ = is_done.recv_timeout(CLOSE_MAX).and_then(|()| is_done.recv_timeout(CLOSE_MAX));
+    }
 }
+
+/// How long an end waits for the store.
+const CLOSE_MAX: Duration = Duration::from_secs(1);
 
 struct Both {
     local: Granted,

@@ -25,6 +25,13 @@ pub struct Ended {
     counted: Vec<(Name, u64)>,
 }
 
+/// What the store is to be told.
+pub enum Message {
+    Ended(Ended),
+    /// That was all; who sends this hears when it is told.
+    Close(std::sync::mpsc::Sender<()>),
+}
+
 /// What the books have counted and the store has not: until it has, it believes that it is held.
 #[derive(Default)]
 pub struct Untold(Mutex<HashMap<Name, u64>>);
@@ -54,20 +61,20 @@ impl Untold {
     }
 }
 
-pub fn queue() -> (Sender<Ended>, Receiver<Ended>) {
+pub fn queue() -> (Sender<Message>, Receiver<Message>) {
     mpsc::channel(OPEN_MAX)
 }
 
 /// A grant that is asked for, or there. Dropped, it is cancelled: the store may have given it without our knowing.
 pub struct Open {
-    room: Option<OwnedPermit<Ended>>,
+    room: Option<OwnedPermit<Message>>,
     pub grant: String,
     parts: usize,
 }
 
 impl Open {
     /// `None` where there is no room.
-    pub fn new(queue: &Sender<Ended>, grant: String, parts: usize) -> Option<Open> {
+    pub fn new(queue: &Sender<Message>, grant: String, parts: usize) -> Option<Open> {
         let room = queue.clone().try_reserve_owned().ok()?;
         Some(Open { room: Some(room), grant, parts })
     }
@@ -84,7 +91,8 @@ impl Open {
 
     fn end(&mut self, parts: Vec<u64>, counted: Vec<(Name, u64)>) {
         if let Some(room) = self.room.take() {
-            room.send(Ended { settled: Settled { grant: std::mem::take(&mut self.grant), parts }, counted });
+            let settled = Settled { grant: std::mem::take(&mut self.grant), parts };
+            room.send(Message::Ended(Ended { settled, counted }));
         }
     }
 }
@@ -96,13 +104,27 @@ impl Drop for Open {
 }
 
 /// Tells the store for ever.
-pub async fn send(store: &Store, mut queue: Receiver<Ended>, untold: Arc<Untold>) {
-    let mut ended = Vec::with_capacity(TOLD_MAX);
-    while queue.recv_many(&mut ended, TOLD_MAX).await > 0 {
+pub async fn send(store: &Store, mut queue: Receiver<Message>, untold: Arc<Untold>) {
+    let mut messages = Vec::with_capacity(TOLD_MAX);
+    while queue.recv_many(&mut messages, TOLD_MAX).await > 0 {
+        let (mut ended, mut closed) = (Vec::with_capacity(messages.len()), Vec::new());
+        for message in messages.drain(..) {
+            match message {
+                Message::Ended(one) => ended.push(one),
+                Message::Close(done) => closed.push(done),
+            }
+        }
         // To be told twice does no harm.
         while store.settle(ended.iter().map(|ended| &ended.settled)).await.is_err() {
             store.back().await;
         }
-        ended.drain(..).for_each(|ended| untold.told(ended.counted));
+        ended.into_iter().for_each(|ended| untold.told(ended.counted));
+        // Nobody may be waiting any more.
+        closed.into_iter().for_each(|done| done.send(()).unwrap_or_default());
     }
+}
+
+/// `done` hears when everything before is told.
+pub fn close(queue: &Sender<Message>, done: std::sync::mpsc::Sender<()>) {
+    let _ = queue.try_send(Message::Close(done));
 }
