@@ -30,7 +30,7 @@ test: ## Everything that CI runs: format, clippy, licences, unit, property and e
 test-long: ## What takes long: 1,000 kills instead of 20, histories of shared limits, goldens computed anew by transformers, MiniLM beside sentence-transformers
 	@tools/setup.sh long
 	$(CARGO_TARGET_DIR)/long/bin/python runtime/tests/families/make.py
-	GLASSGATE_HISTORIES=20000 cargo nextest run --profile long --locked -p glassgate --lib -E 'test(script_model)'
+	GLASSGATE_HISTORIES=100000 cargo nextest run --profile long --locked -p glassgate --lib -E 'test(script_model)'
 	GLASSGATE_KILLS=1000 GLASSGATE_CLIENTS=$(CARGO_TARGET_DIR)/clients cargo nextest run --profile long --locked -p glassgate --test e2e -E 'test(kill)'
 	GLASSGATE_LONG=$(CARGO_TARGET_DIR)/long cargo nextest run --locked -p glassgate-runtime --run-ignored only -E 'test(minilm)'
 

@@ -311,6 +311,19 @@ fn a_store_that_was_never_there_leaves_each_gateway_its_part_of_the_limit() {
 }
 
 #[test]
+fn what_was_taken_ahead_is_used_up_before_anybody_notices_that_the_store_is_gone() {
+    let (mut redis, upstream) = (Redis::start(), Upstream::start());
+    let rules = rule("day", "20", "requests", "per = \"day\"\nshared = \"50%\"\ndown = \"closed\"");
+    let gateway = setup(&redis.url(), "10s", &upstream, &rules).start();
+    // One, and half of the limit ahead.
+    assert_eq!(code(&post(&gateway)), "ok");
+    redis.server.kill();
+    let answers: Vec<String> = (0..11).map(|_| code(&post(&gateway))).collect();
+    assert!(answers[..10].iter().all(|code| code == "ok"), "{answers:?}");
+    assert_eq!(answers[10], "limits_unavailable");
+}
+
+#[test]
 fn a_store_that_has_forgotten_everything_is_told_what_was_spent_today() {
     let (redis, upstream) = (Redis::start(), Upstream::start());
     let rules = rule("day", "8", "requests", "per = \"day\"\nshared = \"strict\"\ndown = \"closed\"");
@@ -329,6 +342,7 @@ fn what_a_killed_gateway_held_is_back_or_counted_within_its_time_and_counted_onc
     let rules = [
         rule("places", "4", "concurrency", "shared = \"50%\"\ndown = \"closed\""),
         rule("day", "10", "requests", "per = \"day\"\nshared = \"strict\"\ndown = \"closed\""),
+        rule("month", "10", "requests", "per = \"month\"\nshared = \"50%\"\ndown = \"closed\""),
     ];
     let mut gateways = gateways(2, &redis.url(), &upstream, &rules.concat());
     upstream.always(Script::Gated(words("Hello.")));
@@ -342,7 +356,8 @@ fn what_a_killed_gateway_held_is_back_or_counted_within_its_time_and_counted_onc
     let killed = Instant::now();
     eventually("the places to be free", || (post(&gateways[1]).status == 200).then_some(()));
     assert!(killed.elapsed() <= LIFE + Duration::from_secs(5), "{:?}", killed.elapsed());
-    // Its next life finds in its ledger what the others have counted already: four, and this one.
+    // Its next life finds in its ledger what the others have counted already: four, and this one. What it had ahead beyond
+    // that is there again.
     gateways[0].restart();
     let let_in = (0..12).map(|number| post(&gateways[number % 2])).filter(|response| response.status == 200).count();
     assert_eq!(let_in, 5);

@@ -309,6 +309,10 @@ fn part(ask: &Ask) -> Ask {
 }
 
 #[cfg(test)]
+#[path = "../../../../tests/support/fault.rs"]
+#[allow(dead_code, reason = "the end-to-end tests need more of it")]
+mod fault;
+#[cfg(test)]
 #[path = "../../../../tests/support/redis.rs"]
 #[allow(dead_code, reason = "the end-to-end tests need more of it")]
 mod redis_server;

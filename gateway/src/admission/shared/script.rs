@@ -9,7 +9,7 @@ use crate::admission::core::{Short, State, Wait};
 use crate::admission::counts::Ask;
 use crate::api::limit::Per;
 
-pub const SOURCE: &str = include_str!("script.lua");
+pub const SOURCE: &str = concat!(include_str!("counters.lua"), "\n", include_str!("script.lua"));
 /// Numbers of an answer for each counter that was taken from.
 const GOT_FIELDS: usize = 5;
 const MS: i64 = 1_000_000;

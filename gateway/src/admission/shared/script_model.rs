@@ -358,8 +358,16 @@ fn a_script_with_a_mistake_is_found_out() {
         ("redis.call('HDEL', GRANTS .. gateway, name)", ""),
         // What a dead gateway held is free.
         ("used and used[at] or amount", "used and used[at] or 0"),
-        // One that is short takes from those before it all the same.
-        ("if short then\n", "if short and #KEYS == 1 then\n"),
+        // A request that is refused takes all the same.
+        (
+            "if counters[at].changed then",
+            "if counters[at].changed or kinds[asks[at].kind].take(counters[at], asks[at], asks[at].least) then",
+        ),
+        // What is full goes on refilling.
+        (
+            "math.min(counter.level + (now - counter.at) * counter.limit, counter.limit * counter.window)",
+            "counter.level + (now - counter.at) * counter.limit",
+        ),
     ] {
         assert!(SOURCE.contains(line), "{line}");
         let wrong = SOURCE.replace(line, mistake);

@@ -5,6 +5,7 @@ use std::sync::atomic::AtomicU64;
 use tokio::runtime::Runtime;
 use tokio::task::JoinSet;
 
+use super::fault::{FaultProxy, Faults};
 use super::redis_server::Redis;
 use super::*;
 use crate::admission::core::rule::{Mode, Subjects};
@@ -31,19 +32,19 @@ impl World {
         let redis = Redis::start();
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
         let time = Arc::new(Time::new(Arc::new(SystemClock)));
-        let gateways = (0..gateways).map(|number| start(&redis.url(), number, &time)).collect();
+        let gateways = (0..gateways).map(|number| start(&redis.url(), number, &time, PATIENCE)).collect();
         World { _redis: redis, runtime, gateways, time }
-    }
-
-    fn ask(&self, rule: &Arc<Rule>, key: &str, amount: u64) -> Ask {
-        let subjects = Subjects { key: key.to_owned(), ..Subjects::default() };
-        let (now, now_ns) = (self.time.now(), self.time.clock.now_ns());
-        Bound { rule: rule.clone(), limit: rule.limit }.ask(&subjects, amount, now, now_ns, now_ns)
     }
 }
 
-fn start(url: &str, number: usize, time: &Arc<Time>) -> Arc<Shared> {
-    let config = RedisConfig { url: Secret::new(url), deadline: PATIENCE };
+fn ask(time: &Time, rule: &Arc<Rule>, key: &str, amount: u64) -> Ask {
+    let subjects = Subjects { key: key.to_owned(), ..Subjects::default() };
+    let (now, now_ns) = (time.now(), time.clock.now_ns());
+    Bound { rule: rule.clone(), limit: rule.limit }.ask(&subjects, amount, now, now_ns, now_ns)
+}
+
+fn start(url: &str, number: usize, time: &Arc<Time>, deadline: Duration) -> Arc<Shared> {
+    let config = RedisConfig { url: Secret::new(url), deadline };
     let (local, metrics) = (Local::new(time.clone(), Arc::default()), Arc::new(Metrics::new()));
     Arc::new(Shared::start(&config, format!("gateway-{number}"), local, Arc::default(), time.clone(), metrics).unwrap())
 }
@@ -76,7 +77,7 @@ fn race(rule: Arc<Rule>, racers: u64) -> (u64, u64) {
         let mut racing = JoinSet::new();
         for _ in 0..IN_FLIGHT {
             let gateways = world.gateways.clone();
-            let (ask, place) = (world.ask(&rule, "one", 0), world.ask(&places, "one", 1));
+            let (first, place) = (ask(&world.time, &rule, "one", 0), ask(&world.time, &places, "one", 1));
             let (spent, let_in, next) = (spent.clone(), let_in.clone(), next.clone());
             racing.spawn(async move {
                 loop {
@@ -85,7 +86,7 @@ fn race(rule: Arc<Rule>, racers: u64) -> (u64, u64) {
                         return;
                     }
                     let amount = 1 + number % 40;
-                    let asks = [Ask { amount, ..ask.clone() }, place.clone()];
+                    let asks = [Ask { amount, ..first.clone() }, place.clone()];
                     let gateway = &gateways[(number % 3) as usize];
                     let Ok(grant) = gateway.reserve(&asks).await else { continue };
                     let_in.fetch_add(1, Ordering::Relaxed);
@@ -130,4 +131,118 @@ fn a_leased_budget_is_never_passed_either() {
     println!("{let_in} of {} were let in and spent {spent} of {limit}", RACERS / 5);
     // What others hold on lease at the end is out of reach for a moment.
     assert!((limit * 9 / 10..=limit).contains(&spent), "{spent}");
+}
+
+#[test]
+fn what_refills_is_passed_by_a_lease_of_each_gateway_at_the_most() {
+    let (limit, lease) = (400, 20);
+    let world = World::new(3);
+    let rule = rule("second", Of::Tokens, Some(Per::Second), limit, Some(lease * 10_000 / limit));
+    let used = Arc::new(AtomicU64::new(0));
+    let began = std::time::Instant::now();
+    world.runtime.block_on(async {
+        let mut racing = JoinSet::new();
+        for number in 0..12_usize {
+            let (gateway, used) = (world.gateways[number % 3].clone(), used.clone());
+            let (rule, time) = (rule.clone(), world.time.clone());
+            racing.spawn(async move {
+                for turn in 0..u64::MAX {
+                    if began.elapsed() > Duration::from_millis(1_500) {
+                        return;
+                    }
+                    let amount = 1 + turn % 7;
+                    let grant = gateway.reserve(&[ask(&time, &rule, "one", amount)]).await;
+                    if let Ok(grant) = grant {
+                        // Some reserve more than they use.
+                        let uses = amount / (1 + turn % 2);
+                        used.fetch_add(uses, Ordering::Relaxed);
+                        grant.settle(&|_| uses);
+                    }
+                    tokio::task::yield_now().await;
+                }
+            });
+        }
+        while let Some(ended) = racing.join_next().await {
+            ended.unwrap();
+        }
+    });
+    let (used, most) = (used.load(Ordering::Relaxed), limit as f64 * (1.0 + began.elapsed().as_secs_f64()));
+    println!("{used} of {most}, and {lease} for each gateway");
+    assert!(used as f64 <= most + 3.0 * lease as f64, "{used} of {most}");
+    assert!(used > limit, "{used}");
+}
+
+#[test]
+fn on_a_network_that_breaks_again_and_again_nothing_is_counted_twice_and_nothing_stays_held() {
+    let redis = Redis::start();
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
+    let time = Arc::new(Time::new(Arc::new(SystemClock)));
+    let server = ([127, 0, 0, 1], redis.server.port).into();
+    let proxies: Vec<FaultProxy> = (0..3).map(|seed| FaultProxy::start(server, seed)).collect();
+    let start = |(number, proxy): (usize, &FaultProxy)| {
+        start(&format!("redis://{}", proxy.address), number, &time, Duration::from_millis(50))
+    };
+    let gateways: Vec<Arc<Shared>> = proxies.iter().enumerate().map(start).collect();
+    let limit = 1_000_000;
+    let (day, places) = (rule("day", Of::Usd, Some(Per::Day), limit, None), rule_of_places(None));
+    let (spent, let_in, away) = (AtomicU64::new(0), AtomicU64::new(0), AtomicU64::new(0));
+    let is_over = std::sync::atomic::AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        for number in 0..6_usize {
+            let (gateway, runtime, time) = (&gateways[number % 3], &runtime, &time);
+            let (day, places, spent, let_in, away, is_over) = (&day, &places, &spent, &let_in, &away, &is_over);
+            scope.spawn(move || {
+                for turn in 0..u64::MAX {
+                    if is_over.load(Ordering::Relaxed) {
+                        return;
+                    }
+                    let amount = 1 + turn % 9;
+                    let asks = [ask(time, day, "one", amount), ask(time, places, "one", 1)];
+                    match runtime.block_on(gateway.reserve(&asks)) {
+                        Ok(grant) if turn % 5 == 0 => drop(grant),
+                        Ok(grant) => {
+                            spent.fetch_add(amount, Ordering::Relaxed);
+                            let_in.fetch_add(1, Ordering::Relaxed);
+                            grant.settle(&|rule| if rule.per.is_some() { amount } else { 0 });
+                        }
+                        Err(denied) => {
+                            assert_eq!(denied.short, None, "there is room for all");
+                            away.fetch_add(1, Ordering::Relaxed);
+                            std::thread::sleep(Duration::from_millis(1));
+                        }
+                    }
+                }
+            });
+        }
+        for round in 0..12_u64 {
+            let proxy = &proxies[(round % 3) as usize];
+            let faults = Faults::default();
+            let faults = match round % 4 {
+                0 => Faults { reset_after: Some(1 + round * 997), ..faults },
+                1 => Faults { latency: Duration::from_millis(80), ..faults },
+                2 => Faults { blackhole: true, ..faults },
+                _ => Faults { close_after: Some(round * 1_003), ..faults },
+            };
+            // Some break the question, others the answer to what was done.
+            if round % 2 == 0 {
+                proxy.to_client(faults)
+            } else {
+                proxy.to_server(faults)
+            }
+            std::thread::sleep(Duration::from_millis(150));
+            proxy.heal();
+            std::thread::sleep(Duration::from_millis(100));
+        }
+        is_over.store(true, Ordering::Relaxed);
+    });
+    gateways.iter().for_each(|gateway| runtime.block_on(gateway.store.back()));
+    gateways.iter().for_each(|gateway| gateway.close());
+    let (let_in, away) = (let_in.into_inner(), away.into_inner());
+    println!("{let_in} were let in, {away} found no store");
+    assert!(let_in > 100 && away > 10, "this proved nothing: {let_in} were let in, {away} found no store");
+    let asks = [ask(&time, &day, "one", 0), ask(&time, &places, "one", 0)];
+    let grant = runtime.block_on(gateways[0].reserve(&asks)).unwrap();
+    let [day, places] = asks.map(|ask| gateways[0].state(&ask));
+    drop(grant);
+    assert_eq!((day.used, day.held, places.held), (spent.into_inner(), 0, 0));
 }
