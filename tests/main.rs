@@ -39,6 +39,7 @@ mod prices;
 mod readme;
 mod rules;
 mod shadow;
+mod shared;
 mod sources;
 mod steered;
 mod stores;

@@ -338,3 +338,28 @@ fn who_stands_in_is_bound_by_the_limits_of_their_own_model_and_who_failed_used_n
     );
     assert_eq!(limit(&asked())["rule"], "the-remote");
 }
+
+#[test]
+fn a_rule_that_cannot_be_shared_is_refused_and_says_what_is_missing() {
+    let rule = "[[limits.rules]]\nname = \"r\"\nlimit = 5\nof = \"usd\"\nper = \"day\"\n";
+    let store = "redis = \"redis://127.0.0.1:1\"";
+    for (storage, rules, said) in [
+        ("", "shared = \"strict\"\ndown = \"open\"", "set `redis` in `[storage]`"),
+        ("", "down = \"open\"", "`down` means something for a rule that is `shared`"),
+        (store, "shared = \"strict\"", "say how many there are with `limits.replicas`"),
+        (store, "shared = \"60%\"\ndown = \"open\"", "a part from \"0.1%\" to \"50%\", not \"60%\""),
+        (store, "shared = \"loosely\"\ndown = \"open\"", "must be \"no\", \"strict\" or a part"),
+        (store, "shared = \"5%\"\ndown = \"shut\"", "must be \"local\" or \"open\" or \"closed\""),
+        (store, "shared = \"5%\"\ndown = \"open\"\nmode = \"throttle\"\nthrottle = \"1/minute\"", "cannot throttle"),
+        ("redis = \"http://127.0.0.1\"", "", "`storage.redis` must begin with redis:// or rediss://"),
+        ("redis = \"env:NO_SUCH_REDIS\"", "", "the environment variable `NO_SUCH_REDIS` is not set"),
+        ("redis_deadline = \"1s\"", "", "means something beside `redis`"),
+    ] {
+        let setup = Setup::shipped();
+        setup.replace("gateway.toml", "[storage]", &format!("[storage]\n{storage}"));
+        append(&setup.path("gateway.toml"), &format!("\n{rule}{rules}\n"));
+        let output = setup.run(&["check"]);
+        let text = String::from_utf8_lossy(&output.stderr).into_owned() + &String::from_utf8_lossy(&output.stdout);
+        assert!(!output.status.success() && text.contains(said), "{said:?} is missing in: {text}");
+    }
+}

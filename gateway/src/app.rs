@@ -121,7 +121,8 @@ impl App {
                 config.gateway.store() != current.config.gateway.store()
                     || config.gateway.data_dir != current.config.gateway.data_dir
                     || config.gateway.wal_bytes_max != current.config.gateway.wal_bytes_max
-                    || config.gateway.commit_every != current.config.gateway.commit_every,
+                    || config.gateway.commit_every != current.config.gateway.commit_every
+                    || config.gateway.redis != current.config.gateway.redis,
             ),
             (
                 "models.threads, models.memory_max, models.kv_cache, models.queue_max or models.itl_target",

@@ -84,6 +84,23 @@ impl DataDir {
     pub fn hub(&self) -> PathBuf {
         self.0.join("hub")
     }
+    /// What this folder's gateway is called among those that it shares counters with: the same in each of its lives, because
+    /// they add to the same books.
+    ///
+    /// # Errors
+    /// When the file can neither be read nor made.
+    pub fn replica(&self) -> Result<String, DataDirError> {
+        let path = self.0.join("replica");
+        match std::fs::read_to_string(&path) {
+            Ok(name) => Ok(name.trim().to_owned()),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                let name = uuid::Uuid::new_v4().simple().to_string();
+                write_secret(&path, &name)?;
+                Ok(name)
+            }
+            Err(source) => Err(DataDirError::Io { path, source }),
+        }
+    }
     fn run_file(&self) -> PathBuf {
         self.0.join("run.json")
     }

@@ -162,6 +162,10 @@ pub enum Refusal {
         retry_after: Duration,
     },
     LedgerFull,
+    /// The counters of a rule that refuses where they are out of reach are so.
+    LimitsUnavailable {
+        rule: String,
+    },
     Draining,
     // Whether we can
     EngineBusy {
@@ -274,6 +278,7 @@ impl Refusal {
             Refusal::WaitedTooLong { .. }    => (429, "rate_limit_error",      "waited_too_long", Some(true)),
             Refusal::Flooded { .. }          => (429, "rate_limit_error",      "too_many_refused", Some(true)),
             Refusal::LedgerFull              => (503, "server_error",          "ledger_full", Some(true)),
+            Refusal::LimitsUnavailable { .. } => (503, "server_error",         "limits_unavailable", Some(true)),
             Refusal::Draining                => (503, "server_error",          "shutting_down", Some(true)),
             Refusal::EngineBusy { .. }       => (503, "server_error",          "engine_busy", Some(true)),
             Refusal::QueuedTooLong { .. }    => (503, "server_error",          "engine_busy", Some(true)),
@@ -362,6 +367,7 @@ impl Refusal {
             Refusal::Limited(reached) | Refusal::WaitedTooLong { reached, .. } => reached.retry_after,
             Refusal::TooManyConnections
             | Refusal::LedgerFull
+            | Refusal::LimitsUnavailable { .. }
             | Refusal::TokenKeysUnavailable
             | Refusal::FeedbackUnavailable
             | Refusal::Draining => Some(Duration::from_secs(1)),

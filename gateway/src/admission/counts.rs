@@ -8,7 +8,7 @@ use async_trait::async_trait;
 
 use super::core::rule::{Rule, Subject};
 use super::core::set::Moment;
-use super::core::{Short, State};
+use super::core::{Short, State, Wait};
 use crate::ports::Clock;
 
 /// One counter that a request needs, and how much of it.
@@ -26,7 +26,14 @@ pub struct Ask {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Denied {
     pub ask: usize,
-    pub short: Short,
+    /// `None`: who keeps count cannot be asked, and the rule then lets nobody in.
+    pub short: Option<Short>,
+}
+
+impl Denied {
+    pub fn wait(&self) -> Wait {
+        self.short.map_or(Wait::Never, |short| short.wait)
+    }
 }
 
 #[async_trait]
@@ -45,6 +52,9 @@ pub trait Counts: Send + Sync {
 
     /// How the counter of an ask stands.
     fn state(&self, ask: &Ask) -> State;
+
+    /// Nobody asks any more: what was taken ahead of requests goes back.
+    fn close(&self) {}
 }
 
 /// What was taken. Dropped, all of it goes back.
@@ -52,6 +62,11 @@ pub trait Counts: Send + Sync {
 pub trait Grant: Send + Sync {
     /// Keeps what was used under each rule and gives back the rest.
     fn settle(self: Box<Self>, used: &dyn Fn(&Rule) -> u64);
+
+    /// Whether a limit was held to that is only this gateway's part of the shared one.
+    fn stood_in(&self) -> bool {
+        false
+    }
 }
 
 /// Time since the start, by the clock that never runs backwards.

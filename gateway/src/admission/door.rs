@@ -22,6 +22,8 @@ pub struct Door {
     pub(super) told: Vec<Ask>,
     pub(super) warning: Option<String>,
     pub(super) waited: Option<Duration>,
+    /// Whether only this gateway's part of a shared limit was held to.
+    pub(super) stood_in: bool,
 }
 
 impl Door {
@@ -31,11 +33,12 @@ impl Door {
     }
 
     /// OpenAI's `x-ratelimit-*` headers, a warning where a budget that does not refuse is spent, and how long it took to be
-    /// let in, if that was not at once.
+    /// let in, if that was not at once; and whether what gateways count together was out of reach.
     pub fn headers(&self) -> Vec<(&'static str, String)> {
         let warning = self.warning.iter().map(|warning| ("x-glassgate-budget-warning", warning.clone()));
         let waited = self.waited.map(|waited| ("x-glassgate-waited-ms", waited.as_millis().to_string()));
-        self.quotas().headers().into_iter().chain(warning).chain(waited).collect()
+        let stood_in = self.stood_in.then(|| ("x-ratelimit-mode", "local".to_owned()));
+        self.quotas().headers().into_iter().chain(warning).chain(waited).chain(stood_in).collect()
     }
 
     /// Whether a rule that may bind this request wants to know the most that can be, where the most likely is not that.

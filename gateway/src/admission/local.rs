@@ -73,12 +73,12 @@ pub struct Local<L = Mutex<Counter>> {
     families: RwLock<HashMap<String, Vec<Arc<Family<L>>>>>,
     numbers: AtomicU64,
     time: Arc<Time>,
-    before: RwLock<Before>,
+    before: RwLock<Arc<Before>>,
     subjects_max: usize,
 }
 
 impl<L: Locked> Local<L> {
-    pub fn new(time: Arc<Time>, before: Before) -> Local<L> {
+    pub fn new(time: Arc<Time>, before: Arc<Before>) -> Local<L> {
         let before = RwLock::new(before);
         Local { families: RwLock::default(), numbers: AtomicU64::new(0), time, before, subjects_max: SUBJECTS_MAX }
     }
@@ -96,7 +96,7 @@ impl<L: Locked> Local<L> {
                 }
             }
         }
-        *known = before;
+        *known = Arc::new(before);
     }
 
     /// A rule that counts something else than the one of its name before begins anew.
@@ -117,10 +117,19 @@ impl<L: Locked> Local<L> {
     }
 
     fn cell(&self, ask: &Ask) -> Arc<Cell<L>> {
+        self.place(ask).1
+    }
+
+    /// Whose counter an ask is counted in: its subject's, or that of all for whom there is no room.
+    pub(super) fn subject(&self, ask: &Ask) -> Subject {
+        self.place(ask).0
+    }
+
+    fn place(&self, ask: &Ask) -> (Subject, Arc<Cell<L>>) {
         let family = self.family(&ask.rule);
         let shard = &family.shards[usize::from(ask.subject.0[0]) % SHARDS];
         if let Some(cell) = shard.read().cells.get(&ask.subject) {
-            return cell.clone();
+            return (ask.subject, cell.clone());
         }
         // In this order: `remember` finds every counter that was made without what it knows.
         let before = self.before.read();
@@ -131,7 +140,7 @@ impl<L: Locked> Local<L> {
             let counter = Counter::new(&ask.rule, ask.limit, Moment { period, ..ask.at }, used);
             Arc::new(Cell { number: self.numbers.fetch_add(1, Ordering::Relaxed), counter: L::new(counter) })
         };
-        shard.cells.entry(subject).or_insert_with(make).clone()
+        (subject, shard.cells.entry(subject).or_insert_with(make).clone())
     }
 }
 
@@ -170,13 +179,27 @@ fn together<L: Locked, T>(
         counter.set_limit(ask.at.now, ask.limit, ask.rule.mode);
         claims.push(Claim { counter, mode: ask.rule.mode, at: ask.at, amount: ask.amount });
     }
-    look(&mut claims).map_err(|denied| Denied { ask: cells[denied.claim].0, short: denied.short })
+    look(&mut claims).map_err(|denied| Denied { ask: cells[denied.claim].0, short: Some(denied.short) })
 }
 
 impl<L: Locked> Local<L> {
-    fn take(&self, asks: &[Ask]) -> Result<Granted<L>, Denied> {
+    pub(super) fn take(&self, asks: &[Ask]) -> Result<Granted<L>, Denied> {
+        self.take_by(asks, set::reserve)
+    }
+
+    /// Takes whether or not there is room: somebody else has said that there is.
+    pub(super) fn take_anyway(&self, asks: &[Ask]) -> Granted<L> {
+        let taken = self.take_by(asks, |claims| Ok(set::take(claims)));
+        taken.unwrap_or_else(|_| Granted { held: Vec::new(), time: self.time.clone() })
+    }
+
+    fn take_by(
+        &self,
+        asks: &[Ask],
+        take: impl FnOnce(&mut [Claim<'_>]) -> Result<Vec<Taken>, set::Denied>,
+    ) -> Result<Granted<L>, Denied> {
         let cells = in_order(asks, |ask| self.cell(ask));
-        let taken = together(asks, &cells, set::reserve)?;
+        let taken = together(asks, &cells, take)?;
         let held = cells.into_iter().zip(taken).map(|((at, cell), taken)| (asks[at].rule.clone(), cell, taken));
         Ok(Granted { held: held.collect(), time: self.time.clone() })
     }
@@ -202,7 +225,7 @@ impl<L: Locked> Counts for Local<L> {
 }
 
 /// What was taken for a request. Dropped, all of it goes back.
-struct Granted<L: Locked> {
+pub(super) struct Granted<L: Locked = Mutex<Counter>> {
     held: Vec<(Arc<Rule>, Arc<Cell<L>>, Taken)>,
     time: Arc<Time>,
 }
@@ -214,7 +237,7 @@ impl<L: Locked> Grant for Granted<L> {
 }
 
 impl<L: Locked> Granted<L> {
-    fn end(&mut self, used: &dyn Fn(&Rule) -> u64) {
+    pub(super) fn end(&mut self, used: &dyn Fn(&Rule) -> u64) {
         let now = self.time.now();
         for (rule, cell, taken) in self.held.drain(..) {
             let used = used(&rule);

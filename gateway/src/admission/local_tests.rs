@@ -43,6 +43,7 @@ fn rule(name: &str, of: Of, per: Option<Per>, by: &[Dimension]) -> Arc<Rule> {
         exact: false,
         strict: true,
         wait: Duration::ZERO,
+        shared: None,
     })
 }
 
@@ -65,7 +66,7 @@ type Take = fn(&Watched, &[Ask]) -> Option<Granted<shuttle::sync::Mutex<Counter>
 /// reserved; and an operator lowers a limit meanwhile.
 fn story(take: Take) {
     let time = Arc::new(Time::new(Arc::new(SystemClock)));
-    let local: Arc<Watched> = Arc::new(Local::new(time, Before::default()));
+    let local: Arc<Watched> = Arc::new(Local::new(time, Arc::default()));
     let rules = Arc::new([
         rule("all", Of::Usd, Some(Per::Day), &[]),
         rule("key", Of::Usd, Some(Per::Month), &[Dimension::Key]),
@@ -135,7 +136,7 @@ fn a_store_that_lets_go_between_looking_and_taking_is_found_out() {
 #[test]
 fn who_makes_up_subjects_gets_no_more_memory_and_no_fresh_limit() {
     let time = Arc::new(Time::new(Arc::new(SystemClock)));
-    let local: Local = Local { subjects_max: 16 * SHARDS, ..Local::new(time, Before::default()) };
+    let local: Local = Local { subjects_max: 16 * SHARDS, ..Local::new(time, Arc::default()) };
     let mut users = (*rule("users", Of::Requests, Some(Per::Minute), &[Dimension::User])).clone();
     users.limit = 2;
     let users = Arc::new(users);

@@ -14,6 +14,7 @@ mod held;
 pub mod local;
 pub mod queue;
 pub mod rules;
+pub mod shared;
 
 use std::collections::HashMap;
 use std::num::NonZeroU32;
@@ -24,9 +25,9 @@ use governor::clock::{Clock as _, DefaultClock};
 use governor::{DefaultDirectRateLimiter, Quota as Cells, RateLimiter};
 use parking_lot::{Mutex, RwLock};
 
-use self::core::Wait;
 use self::core::bucket::Bucket;
 use self::core::rule::{Mode, Rule, Subjects};
+use self::core::{Short, Wait};
 use self::counts::{Ask, Counts, Denied, Time};
 pub use self::door::Door;
 use self::held::{Held, amount};
@@ -119,7 +120,8 @@ impl Admission {
     /// Takes a place among the requests at a time, and looks whether there is room for one more request.
     ///
     /// # Errors
-    /// `Limited`, by the limit that has none and with when to come back; `Flooded` for who does not listen.
+    /// `Limited`, by the limit that has none and with when to come back; `LimitsUnavailable`; `Flooded` for who does not
+    /// listen.
     pub async fn knock(&self, caller: &Caller, default: &Limits, rules: &[Arc<Rule>]) -> Result<Door, Refusal> {
         let limits = caller.limits(default);
         let key = self.key(caller, &limits);
@@ -134,6 +136,7 @@ impl Admission {
             told: Vec::new(),
             warning: None,
             waited: None,
+            stood_in: false,
         };
         let began_ns = self.watch.time.clock.now_ns();
         // Which model is meant nobody knows yet; of those who do not bind by it the headers can tell already.
@@ -142,8 +145,8 @@ impl Admission {
         let requests = door.asks(began_ns, |rule| one_more(rule).then_some(1));
         self.counts.peek(&requests).map_err(|denied| self.refusal(&door, &requests, denied))?;
         let places = door.asks(began_ns, |rule| is_taken_at_door(rule).then_some(1));
-        let place = self.counts.reserve(&places).await;
-        door._place = Some(place.map_err(|denied| self.refusal(&door, &places, denied))?);
+        let place = self.counts.reserve(&places).await.map_err(|denied| self.refusal(&door, &places, denied))?;
+        (door.stood_in, door._place) = (place.stood_in(), Some(place));
         Ok(door)
     }
 
@@ -206,6 +209,11 @@ impl Admission {
         self.keys.write().entry(id.to_owned()).or_insert_with(make).clone()
     }
 
+    /// At the end, once nothing runs.
+    pub fn close(&self) {
+        self.counts.close();
+    }
+
     /// Shows what keys have spent of today's budgets.
     pub fn observe(&self) {
         let (now, now_ns) = (self.watch.time.now(), self.watch.time.clock.now_ns());
@@ -223,8 +231,8 @@ impl Admission {
     /// Reserves what the request could use, writes the intent, and hands out leave to start.
     ///
     /// # Errors
-    /// `Limited`, by the limit that has no room and with when to come back; `LedgerFull`: without a place for its record,
-    /// no request is taken. Nothing stays reserved then.
+    /// `Limited`, by the limit that has no room and with when to come back; `LimitsUnavailable`; `LedgerFull`: without a
+    /// place for its record, no request is taken. Nothing stays reserved then.
     pub async fn admit(
         &self,
         door: &mut Door,
@@ -244,6 +252,7 @@ impl Admission {
                 (refusal, _) => refusal,
             })?;
         door.waited = waited;
+        door.stood_in |= grant.stood_in();
         let hold = Held::new(grant, &terms.row.model, most, self.watch.clone(), self.queue.clone());
         // Also where it binds a model that may stand in.
         let may_bind = |rule: &Rule| rule.is_by_model() || rule.binds(&door.subjects);
@@ -305,8 +314,11 @@ impl Admission {
     }
 
     fn refusal(&self, door: &Door, asks: &[Ask], denied: Denied) -> Refusal {
-        let (ask, state) = (&asks[denied.ask], denied.short.state);
+        let ask = &asks[denied.ask];
         self.watch.decided(&ask.rule, false);
+        let Some(Short { state, wait }) = denied.short else {
+            return Refusal::LimitsUnavailable { rule: ask.rule.name.clone() };
+        };
         let at_ns = ask.at.period.now_ns.saturating_add(i64::try_from(state.reset.as_nanos()).unwrap_or(i64::MAX));
         Refusal::Limited(Box::new(Reached {
             rule: ask.rule.name.clone(),
@@ -319,7 +331,7 @@ impl Admission {
             requested: ask.amount,
             // Nobody knows when requests end.
             resets: ask.rule.per.map(|_| (at_ns, state.reset)),
-            retry_after: told(denied.short.wait),
+            retry_after: told(wait),
             quotas: door.quotas(),
         }))
     }

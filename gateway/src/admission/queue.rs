@@ -71,13 +71,13 @@ impl Queue {
         let at = denied.map_or(line.unwrap_or_default(), |denied| denied.ask);
         let refused = |denied, waited| Refused { denied, waited };
         let (began, wait) = (Instant::now(), asks[at].rule.wait);
-        if let Some(denied) = denied.filter(|denied| wait.is_zero() || denied.short.wait == Wait::Never) {
+        if let Some(denied) = denied.filter(|denied| wait.is_zero() || denied.wait() == Wait::Never) {
             return Err(refused(denied, None));
         }
         let Some(waiting) = self.join(&asks[at], key) else {
             // There is no room in the line, and who went past it would go past all that wait there.
             let short = || Short { state: counts.state(&asks[at]), wait: Wait::ForOthers };
-            return Err(refused(denied.unwrap_or_else(|| Denied { ask: at, short: short() }), None));
+            return Err(refused(denied.unwrap_or_else(|| Denied { ask: at, short: Some(short()) }), None));
         };
         let deadline = began + wait;
         loop {
@@ -92,10 +92,10 @@ impl Queue {
                     }
                     Err(denied) if is_over => return Err(refused(denied, Some(began.elapsed()))),
                     Err(denied) => {
-                        if asks[denied.ask].rule.wait.is_zero() || denied.short.wait == Wait::Never {
+                        if asks[denied.ask].rule.wait.is_zero() || denied.wait() == Wait::Never {
                             return Err(refused(denied, None));
                         }
-                        retry = match denied.short.wait {
+                        retry = match denied.wait() {
                             Wait::For(wait) => deadline.min(Instant::now() + wait),
                             _ => deadline,
                         };

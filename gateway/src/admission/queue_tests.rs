@@ -23,7 +23,7 @@ impl Counts for Full {
         // Soon there is room, for whoever is first then.
         Err(Denied {
             ask: 0,
-            short: Short { state: self.state(&asks[0]), wait: Wait::For(Duration::from_millis(100)) },
+            short: Some(Short { state: self.state(&asks[0]), wait: Wait::For(Duration::from_millis(100)) }),
         })
     }
     fn state(&self, ask: &Ask) -> State {
@@ -77,7 +77,11 @@ async fn a_line_that_is_full_is_no_way_past_those_who_wait_in_it() {
     let before = full.0.load(Ordering::Relaxed);
     for key in ["a", "c"] {
         let refused = come(key).expect("is told at once").expect_err("there is no place");
-        assert_eq!((refused.waited, refused.denied.short.wait), (None, Wait::ForOthers), "{key}");
+        assert_eq!(
+            (refused.waited, refused.denied.short.map(|short| short.wait)),
+            (None, Some(Wait::ForOthers)),
+            "{key}"
+        );
     }
     assert_eq!(full.0.load(Ordering::Relaxed), before, "and asked for no room that others wait for");
 }

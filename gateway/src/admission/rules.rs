@@ -34,6 +34,7 @@ impl Default for Defaults {
                 exact: false,
                 strict: false,
                 wait: Duration::ZERO,
+                shared: None,
             })
         };
         Defaults([

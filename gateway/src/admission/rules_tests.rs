@@ -136,7 +136,7 @@ fn a_rule_that_was_edited_counts_on_beside_requests_that_began_before_the_edit()
 fn a_hundred_thousand_racing_reservations_overshoot_a_strict_budget_by_nothing() {
     const BUDGET: u64 = 1_000_000;
     let time = Arc::new(Time::new(Arc::new(Hands(Mutex::new((20_000 * DAY, Instant::now()))))));
-    let local: Local = Local::new(time, Before::default());
+    let local: Local = Local::new(time, Arc::default());
     let by = [Dimension::Tenant];
     let rules = [
         Rule { strict: true, ..rule("month", Of::Usd, Some(Per::Month), BUDGET, &by) },

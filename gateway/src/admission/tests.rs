@@ -86,7 +86,7 @@ impl World {
         let since = |since| Ok::<_, ()>(if since <= 20_000 * DAY { sums.clone() } else { Vec::new() });
         let before = Before::read(all, clock.now_ns(), &HashMap::new(), since).unwrap();
         let time = Arc::new(Time::new(clock.clone()));
-        let counts: Arc<Local> = Arc::new(Local::new(time.clone(), before));
+        let counts: Arc<Local> = Arc::new(Local::new(time.clone(), Arc::new(before)));
         let admission = Admission::new(paper.clone(), counts, time, metrics.clone());
         World { admission, clock, paper, metrics, limits, rules }
     }

@@ -9,7 +9,6 @@ use crate::accounting::ledger::store::{Database, StoreError};
 use crate::accounting::ledger::{Ledger, Recovery};
 use crate::admission::before::Before;
 use crate::admission::core::rule::Rule;
-use crate::admission::local::Local;
 use crate::observe::metrics::Metrics;
 
 /// How long a start waits for what the last life left to be in the store.
@@ -61,7 +60,7 @@ impl Late {
     ///
     /// # Errors
     /// When there can be no thread.
-    pub(super) fn catch_up(self, counts: Arc<Local>) -> std::io::Result<()> {
+    pub(super) fn catch_up(self, remember: impl Fn(Before) + Send + 'static) -> std::io::Result<()> {
         let wait = move || {
             let Late(beginning) = self;
             let Some(recovery) = beginning.ledger.recovered_some_time() else { return };
@@ -70,7 +69,7 @@ impl Late {
                 // What began since is counted already.
                 match beginning.spent(beginning.now_ns) {
                     Ok(before) => {
-                        counts.remember(before);
+                        remember(before);
                         tracing::info!("the ledger's database is back; budgets know what was spent before this start");
                         return;
                     }

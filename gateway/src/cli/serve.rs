@@ -10,9 +10,10 @@ use super::beginning::Beginning;
 use super::{Outcome, Place, keys, text};
 use crate::accounting::ledger::Ledger;
 use crate::admission::Admission;
-use crate::admission::counts::Time;
+use crate::admission::counts::{Counts, Time};
 use crate::admission::local::Local;
 use crate::admission::rules::Defaults;
+use crate::admission::shared::Shared;
 use crate::app::{App, Phase, Snapshot};
 use crate::auth::Auth;
 use crate::auth::api_key::{Pepper, generate};
@@ -58,6 +59,7 @@ pub(super) fn run(place: &Place, listen: Option<SocketAddr>, admin: Option<Socke
         greet(&app, addresses.0, addresses.1, key.as_deref(), &data_dir);
     });
     data_dir.remove_run();
+    app.admission.close();
     app.ledger.shut_down();
     app.observe.shut_down();
     outcome.map_err(text)
@@ -90,10 +92,21 @@ pub fn build(
     };
     let (before, late) = beginning.read()?;
     let time = Arc::new(Time::new(clock.clone()));
-    let counts: Arc<Local> = Arc::new(Local::new(time.clone(), before));
+    let before = Arc::new(before);
+    let local: Arc<Local> = Arc::new(Local::new(time.clone(), before.clone()));
     if let Some(late) = late {
-        late.catch_up(counts.clone()).map_err(text)?;
+        let local = local.clone();
+        late.catch_up(move |before| local.remember(before)).map_err(text)?;
     }
+    let counts: Arc<dyn Counts> = match &gateway.redis {
+        Some(redis) => {
+            // What several gateways spent is in their database; of that, this one's is what the store has of it.
+            let own = if gateway.database.is_some() { Arc::default() } else { before };
+            let replica = data_dir.replica().map_err(text)?;
+            Arc::new(Shared::start(redis, replica, local, own, time.clone(), metrics.clone())?)
+        }
+        None => local,
+    };
 
     let hub = Hub::from_environment(data_dir.hub());
     let intake = Intake { hub, downloads: Downloads::Allowed, program: overrides.program.clone() };

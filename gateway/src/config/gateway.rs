@@ -8,6 +8,7 @@ use std::time::Duration;
 use super::auth::AuthConfig;
 use super::limits::{self, Limits, Written};
 use super::reader::{At, Section};
+use super::secret::Secret;
 use super::traces::{self, TraceSink};
 use crate::accounting::ledger::store::Database;
 use crate::accounting::ledger::store::postgres::Target;
@@ -36,6 +37,8 @@ pub struct GatewayConfig {
     pub durability: Durability,
     /// How long a row that must survive a power cut waits for others, to be synced with them.
     pub commit_every: Duration,
+    /// Where gateways count together.
+    pub redis: Option<RedisConfig>,
     pub model_roots: Vec<PathBuf>,
     pub engine: EngineConfig,
     /// How long requests may go on with a model that a reload has replaced or removed.
@@ -81,6 +84,15 @@ impl Default for ListenConfig {
             head_timeout: Duration::from_secs(10),
         }
     }
+}
+
+/// A store of counters that several gateways share.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RedisConfig {
+    /// With a password in it, perhaps.
+    pub url: Secret,
+    /// How long a request waits for its answer.
+    pub deadline: Duration,
 }
 
 /// What the embedded runtime may take.
@@ -146,6 +158,7 @@ pub(super) fn gateway(root: Section<'_, '_>, folder: &Path, read: &mut impl FnMu
         wal_bytes_max: 64 << 20,
         durability: Durability::Process,
         commit_every: Duration::from_millis(2),
+        redis: None,
         model_roots: vec![folder.join("../models")],
         engine: EngineConfig {
             device: Device::Auto,
@@ -202,6 +215,7 @@ pub(super) fn gateway(root: Section<'_, '_>, folder: &Path, read: &mut impl FnMu
             storage.problem("`storage.commit_every` is above \"1s\", and every answer of a route with power durability waits for it");
         }
         config.wal_bytes_max = storage.bytes("wal_max", 3 << 10).map_or(config.wal_bytes_max, |n| n);
+        config.redis = redis(&storage);
         storage.finish();
     }
     if let Some(models) = root.section("models") {
@@ -224,7 +238,7 @@ pub(super) fn gateway(root: Section<'_, '_>, folder: &Path, read: &mut impl FnMu
     }
     let mut written = Vec::new();
     if let Some(section) = root.section("limits") {
-        (config.limits, written) = limits::limits(section);
+        (config.limits, written) = limits::limits(section, config.redis.is_some());
         config.rules = written.iter().map(|written| written.rule.clone()).collect();
     }
     if let Some(cache) = root.section("cache") {
@@ -250,6 +264,26 @@ pub(super) fn gateway(root: Section<'_, '_>, folder: &Path, read: &mut impl FnMu
     root.finish();
     Read { config, routes, prices, written }
 }
+
+fn redis(storage: &Section<'_, '_>) -> Option<RedisConfig> {
+    let deadline = storage.duration("redis_deadline");
+    let Some(url) = storage.string("redis") else {
+        if deadline.is_some() {
+            storage.problem("`storage.redis_deadline` means something beside `redis`");
+        }
+        return None;
+    };
+    let at = url.at;
+    let url = storage.resolve(&url)?;
+    // It is not shown: there may be a password in it.
+    if !["redis://", "rediss://"].iter().any(|scheme| url.expose().starts_with(scheme)) {
+        storage.problem_at(at, "`storage.redis` must begin with redis:// or rediss://");
+    }
+    Some(RedisConfig { url, deadline: deadline.unwrap_or(REDIS_DEADLINE) })
+}
+
+/// A request that has to ask waits so long at the most.
+const REDIS_DEADLINE: Duration = Duration::from_millis(20);
 
 /// Answers wait for it.
 const COMMIT_EVERY_MAX: Duration = Duration::from_secs(1);

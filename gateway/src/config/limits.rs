@@ -9,7 +9,7 @@ use super::problem::did_you_mean;
 use super::reader::{At, Section};
 use super::{ModelConfig, NAME_CHARS_MAX, RouteConfig};
 use crate::accounting::core::NanoUsd;
-use crate::admission::core::rule::{Mode, Rule};
+use crate::admission::core::rule::{Down, Mode, Rule, Sharing};
 use crate::admission::rules::DEFAULTS;
 use crate::api::limit::{Dimension, Of, Per};
 
@@ -45,6 +45,16 @@ const AMOUNT_MAX: u64 = 1_000_000_000_000_000;
 const WAIT_MAX: Duration = Duration::from_secs(60);
 /// A request asks every rule that binds it.
 const RULES_MAX: usize = 64;
+const REPLICAS_MAX: u64 = 1_000;
+/// Shared counts of what refills are whole numbers of a sixty-thousandth each, of which the store can hold so many.
+const SHARED_A_MINUTE_MAX: u64 = 75_000_000_000;
+
+/// What rules that are shared need.
+#[derive(Clone, Copy)]
+struct Common {
+    has_store: bool,
+    replicas: Option<u64>,
+}
 
 /// A rule, and where the names stand that must exist elsewhere.
 pub(super) struct Written {
@@ -52,7 +62,8 @@ pub(super) struct Written {
     only: Vec<(Dimension, At<String>)>,
 }
 
-pub(super) fn limits(section: Section<'_, '_>) -> (Limits, Vec<Written>) {
+/// `has_store`: whether there is something that gateways can share counters in.
+pub(super) fn limits(section: Section<'_, '_>, has_store: bool) -> (Limits, Vec<Written>) {
     let default = Limits::default();
     let number = |key, max: u32, default| section.integer(key, 1..=u64::from(max)).map_or(default, |n| n as u32);
     let limits = Limits {
@@ -66,6 +77,7 @@ pub(super) fn limits(section: Section<'_, '_>) -> (Limits, Vec<Written>) {
             })
         }),
     };
+    let replicas = section.integer("replicas", 1..=REPLICAS_MAX);
     let sections = section.list("rules");
     if sections.len() > RULES_MAX {
         section.problem(format!("there are {} `[[limits.rules]]`, and there may be {RULES_MAX}", sections.len()));
@@ -76,7 +88,7 @@ pub(super) fn limits(section: Section<'_, '_>) -> (Limits, Vec<Written>) {
         if let Some(name) = &name {
             check_name(&section, name, &written);
         }
-        written.extend(rule(&section, name));
+        written.extend(rule(&section, name, Common { has_store, replicas }));
         section.finish();
     }
     section.finish();
@@ -98,7 +110,7 @@ fn check_name(section: &Section<'_, '_>, name: &At<String>, written: &[Written])
     }
 }
 
-fn rule(section: &Section<'_, '_>, name: Option<At<String>>) -> Option<Written> {
+fn rule(section: &Section<'_, '_>, name: Option<At<String>>, common: Common) -> Option<Written> {
     let words = |all: &[&'static str], key| section.word(key, all).map(str::to_owned);
     let of = words(&Of::ALL.map(Of::as_str), "of").and_then(|word| Of::ALL.into_iter().find(|of| of.as_str() == word));
     let per = words(&Per::ALL.map(Per::as_str), "per");
@@ -110,6 +122,7 @@ fn rule(section: &Section<'_, '_>, name: Option<At<String>>) -> Option<Written> 
     let only = only(section);
     let zone = section.string("zone");
     let (word, mode) = mode(section);
+    let shared = sharing(section, mode, common);
     let exact = section.boolean("exact").unwrap_or(false);
     let strict = section.boolean("strict").unwrap_or(false);
     let wait = section.duration_or_none("wait").filter(|wait| !wait.is_zero());
@@ -150,8 +163,18 @@ fn rule(section: &Section<'_, '_>, name: Option<At<String>>) -> Option<Written> 
             name.value
         ));
     }
+    let limit = limit(section, of, &amount);
+    if shared.is_some() && !is_calendar && per.is_some() && limit > SHARED_A_MINUTE_MAX {
+        section.problem_at(
+            amount.at,
+            format!(
+                "`{}` is `shared` and refills, and then may be {SHARED_A_MINUTE_MAX} (75 usd) at the most",
+                name.value
+            ),
+        );
+    }
     let rule = Rule {
-        limit: limit(section, of, &amount),
+        limit,
         of,
         per,
         by,
@@ -161,9 +184,54 @@ fn rule(section: &Section<'_, '_>, name: Option<At<String>>) -> Option<Written> 
         exact,
         strict,
         wait: wait.unwrap_or_default(),
+        shared,
         name: name.value,
     };
     Some(Written { rule: Arc::new(rule), only })
+}
+
+fn sharing(section: &Section<'_, '_>, mode: Mode, common: Common) -> Option<Sharing> {
+    let shared = section.string("shared");
+    let down = section.word("down", &["local", "open", "closed"]);
+    let Some(shared) = shared.filter(|shared| shared.value != "no") else {
+        if down.is_some() {
+            section.problem("`down` means something for a rule that is `shared`");
+        }
+        return None;
+    };
+    if !common.has_store {
+        section.problem_at(shared.at, "`shared` needs somewhere to count together: set `redis` in `[storage]`");
+    }
+    if matches!(mode, Mode::Throttle { .. }) {
+        section.problem_at(shared.at, "what is `shared` cannot throttle; use `mode = \"hard\"` or \"soft\"");
+    }
+    let down = match down {
+        Some("open") => Down::Open,
+        Some("closed") => Down::Closed,
+        _ => Down::Local,
+    };
+    if down == Down::Local && common.replicas.is_none() {
+        section.problem_at(
+            shared.at,
+            "where the store is out of reach, each gateway holds to its part: say how many there are with `limits.replicas`, or `down = \"open\"` or \"closed\"",
+        );
+    }
+    let lease = match shared.value.as_str() {
+        "strict" => None,
+        share => Some(share_of(share).unwrap_or_else(|| {
+            let what =
+                format!("`shared` must be \"no\", \"strict\" or a part from \"0.1%\" to \"50%\", not \"{share}\"");
+            section.problem_at(shared.at, what);
+            1
+        })),
+    };
+    Some(Sharing { lease, down, replicas: common.replicas.unwrap_or(1) })
+}
+
+/// In ten-thousandths.
+fn share_of(text: &str) -> Option<u64> {
+    let percent: f64 = text.strip_suffix('%')?.trim().parse().ok()?;
+    (0.1..=50.0).contains(&percent).then(|| (percent * 100.0).round() as u64)
 }
 
 /// As it is written, and what it means.

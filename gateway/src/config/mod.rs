@@ -22,7 +22,7 @@ use std::sync::Arc;
 
 pub use auth::{AuthConfig, JwtConfig, JwtKeys};
 pub use database::database_of;
-pub use gateway::{AccessLogTo, Device, EngineConfig, GatewayConfig, ListenConfig, ShadowConfig};
+pub use gateway::{AccessLogTo, Device, EngineConfig, GatewayConfig, ListenConfig, RedisConfig, ShadowConfig};
 pub use limits::{CONCURRENCY_MAX, Limits, REQUESTS_PER_MINUTE_MAX, TOKENS_PER_MINUTE_MAX};
 pub use prices::PricesConfig;
 use problem::Problems;

@@ -101,6 +101,9 @@ impl Refusal {
             Refusal::LedgerFull => {
                 "The gateway cannot record usage at the moment and takes no requests until it can.".into()
             }
+            Refusal::LimitsUnavailable { rule } => format!(
+                "The limit `{rule}` is shared with other gateways, and what they count together is out of reach at the moment. Try again."
+            ),
             Refusal::Draining => {
                 "The gateway is shutting down. Try again on another connection.".into()
             }

@@ -113,6 +113,7 @@ impl Refusal {
             Refusal::WaitedTooLong { waited: seconds(2), reached: Box::new(reached.clone()) },
             Refusal::Flooded { limit: 2_400, retry_after: Duration::from_millis(25) },
             Refusal::LedgerFull,
+            Refusal::LimitsUnavailable { rule: "acme-month".into() },
             Refusal::Draining,
             Refusal::EngineBusy { retry_after: Duration::from_secs(2) },
             Refusal::QueuedTooLong { limit: Duration::from_secs(15), retry_after: Duration::from_secs(2) },

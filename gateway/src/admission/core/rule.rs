@@ -27,6 +27,27 @@ impl Mode {
     }
 }
 
+/// How gateways share a rule's counters.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Sharing {
+    /// What a gateway takes ahead, in ten-thousandths of the limit; `None`: each request asks.
+    pub lease: Option<u64>,
+    pub down: Down,
+    /// How many gateways there are.
+    pub replicas: u64,
+}
+
+/// What holds where the shared counters are out of reach.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Down {
+    /// Each gateway holds to its part of the limit.
+    Local,
+    /// No limit.
+    Open,
+    /// Every request is refused.
+    Closed,
+}
+
 /// A family of counters: one for each subject, which is what `by` says of a request.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Rule {
@@ -49,6 +70,8 @@ pub struct Rule {
     pub strict: bool,
     /// How long a request may wait for room instead of being refused.
     pub wait: Duration,
+    /// `None`: each gateway counts for itself.
+    pub shared: Option<Sharing>,
 }
 
 /// Whom a request is counted for.

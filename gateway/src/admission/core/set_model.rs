@@ -108,6 +108,7 @@ fn rule((per, exact): (Option<Per>, bool), limit: u64) -> Rule {
         exact,
         strict: false,
         wait: Duration::ZERO,
+        shared: None,
     }
 }
 
