@@ -8,11 +8,11 @@ use std::sync::{Arc, Barrier};
 use std::thread;
 use std::time::Duration;
 
-use glassgate::accounting::ledger::Ledger;
 use glassgate::accounting::ledger::disk::RealDisk;
 use glassgate::accounting::ledger::store::Database;
 use glassgate::accounting::ledger::store::postgres::Target;
 use glassgate::accounting::ledger::verify::verify;
+use glassgate::accounting::ledger::{Ledger, Settings};
 use glassgate::accounting::settlement::{Durability, Journal as _};
 use glassgate::observe::metrics::Metrics;
 use serde_json::{Value, json};
@@ -26,7 +26,7 @@ use crate::support::postgres::Postgres;
 const LONG: Duration = Duration::from_secs(60);
 
 fn open(folder: &Path, database: &Database) -> Ledger {
-    Ledger::open(folder, database, 64 << 20, Duration::from_millis(1), Arc::new(Metrics::new())).unwrap()
+    Ledger::open(folder, database, Settings::default(), Arc::new(Metrics::new())).unwrap()
 }
 
 /// A request from its beginning to its end.

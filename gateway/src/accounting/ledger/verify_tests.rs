@@ -20,8 +20,8 @@ fn lived() -> tempfile::TempDir {
     let folder = tempfile::tempdir().unwrap();
     let open = || {
         let metrics = Arc::new(Metrics::new());
-        let ledger =
-            Ledger::open(folder.path(), &Database::of(folder.path()), 16_000, Duration::ZERO, metrics).unwrap();
+        let settings = Settings { bytes_max: 16_000, commit_every: Duration::ZERO, ..Settings::default() };
+        let ledger = Ledger::open(folder.path(), &Database::of(folder.path()), settings, metrics).unwrap();
         ledger.recovered(Duration::from_secs(60)).unwrap();
         ledger
     };

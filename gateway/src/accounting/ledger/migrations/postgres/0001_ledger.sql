@@ -45,3 +45,6 @@ CREATE TABLE ledger_count (
     cache_read_tokens BIGINT NOT NULL, cache_write_tokens BIGINT NOT NULL, output_tokens BIGINT NOT NULL,
     reasoning_tokens BIGINT NOT NULL, billed_nano_usd BIGINT NOT NULL, provider_cost_nano_usd BIGINT NOT NULL
 );
+
+-- Rows of requests whose ids come before this are not kept any more; their sums are.
+CREATE TABLE ledger_kept (first_id TEXT COLLATE "C" NOT NULL);

@@ -71,9 +71,14 @@ struct Context<'p> {
 impl Store for Postgres {
     fn ship(&mut self, rows: &[&Row], judgements: &[&Judgement]) -> Result<Shipped, StoreError> {
         self.run(async |session, context| {
-            make_months(session, context.months, rows).await?;
+            let kept_from = read::kept_from(session).await?;
+            let is_gone = |row: &Row| super::is_gone(row, kept_from.as_deref());
+            let kept: Vec<&Row> = rows.iter().copied().filter(|row| !is_gone(row)).collect();
+            make_months(session, context.months, &kept).await?;
             session.batch("BEGIN").await?;
-            let fates = add(session, context.log, rows).await?;
+            let mut fates = add(session, context.log, &kept).await?.into_iter();
+            let fate = |row: &&Row| if is_gone(row) { Some(Fate::There) } else { fates.next() };
+            let fates: Vec<Fate> = rows.iter().filter_map(fate).collect();
             add_hours(session, context, &super::new(rows, &fates)).await?;
             let mut verdicts = Vec::with_capacity(judgements.len());
             for judgement in judgements {
@@ -109,6 +114,33 @@ impl Store for Postgres {
             session.execute(&sql, &values).await.map(drop)
         })
     }
+
+    fn keep_from(&mut self, month: Month) -> Result<bool, StoreError> {
+        self.run(async |session, context| {
+            let old: Vec<Month> = months(session).await?.into_iter().filter(|there| *there < month).collect();
+            // Who reads for a long time is not to stand between this and all who write: another time, then.
+            session.batch("BEGIN; SET LOCAL lock_timeout = '1s'; DELETE FROM ledger_kept").await?;
+            session.execute("INSERT INTO ledger_kept VALUES ($1)", &[&month.first_id()]).await?;
+            for gone in old {
+                session.batch(&format!("DROP TABLE IF EXISTS ledger_{gone}, feedback_{gone}")).await?;
+                context.months.remove(&gone);
+            }
+            session.batch("COMMIT").await?;
+            Ok(false)
+        })
+    }
+
+    fn latest(&mut self) -> Result<Option<Month>, StoreError> {
+        self.run(async |session, _| Ok(months(session).await?.into_iter().max()))
+    }
+}
+
+/// Months that have partitions.
+async fn months(session: &mut Session) -> Result<Vec<Month>, StoreError> {
+    let names = "SELECT CAST(relname AS TEXT) FROM pg_inherits JOIN pg_class ON pg_class.oid = inhrelid
+        WHERE inhparent = CAST('ledger' AS REGCLASS)";
+    let partitions = session.query(names, &[]).await?;
+    Ok(partitions.iter().filter_map(|row| row.get::<_, &str>(0).strip_prefix("ledger_")?.parse().ok()).collect())
 }
 
 const COUNTED: [&str; 9] = [
