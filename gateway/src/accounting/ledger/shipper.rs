@@ -103,8 +103,12 @@ fn fell(shared: &Shared, error: &StoreError) -> bool {
     shared.metrics.store_up("ledger", false);
     let mut state = shared.lock();
     let (rows, judgements) = (state.queue.len() - state.judgements, state.judgements);
-    tracing::error!(%error, rows, judgements, "the ledger's store cannot be written; rows wait in the log, judgements in memory");
-    state.down = Some(error.to_string());
+    let why = error.to_string();
+    // Once for each cause: it may be away for hours.
+    if state.down.as_ref() != Some(&why) {
+        tracing::error!(%error, rows, judgements, "the ledger's store cannot be written; rows wait in the log, judgements in memory");
+    }
+    state.down = Some(why);
     shared.recovered.notify_all();
     if state.closing {
         return false;
@@ -161,6 +165,9 @@ fn ship(shared: &Shared, store: &mut dyn Store) -> Result<usize, StoreError> {
         if let Some(segment) = state.log.segment(segment) {
             segment.unshipped = segment.unshipped.saturating_sub(1);
         }
+    }
+    if state.down.take().is_some() {
+        tracing::info!("the ledger's store is back");
     }
     let broken = state.log.is_broken();
     if state.is_recovering() {
