@@ -152,6 +152,12 @@ fn every_mistake_is_reported_with_file_line_and_a_suggestion() {
         (
             "gateway.toml",
             "durability = \"process\"",
+            "retain = \"30 days\"",
+            &["gateway.toml:12:", "`storage.retain` must be from \"2 months\"", "\"13 months\""],
+        ),
+        (
+            "gateway.toml",
+            "durability = \"process\"",
             "database_ca = \"ca.pem\"",
             &["gateway.toml:12:", "`storage.database_ca`", "there is none"],
         ),

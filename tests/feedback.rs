@@ -284,7 +284,7 @@ fn a_ledger_from_before_there_was_feedback_can_be_judged() {
     gateway.stop();
     let path = gateway.data_dir().join("ledger.sqlite");
     let earlier =
-        "DROP TABLE feedback; DROP INDEX ledger_by_foreign_trace; DROP TABLE spend_hour; DROP TABLE ledger_count;
+        "DROP TABLE feedback; DROP INDEX ledger_by_foreign_trace; DROP TABLE spend_hour; DROP TABLE ledger_count; DROP TABLE ledger_kept;
                    ALTER TABLE ledger DROP COLUMN user_id; ALTER TABLE ledger DROP COLUMN unpriced; PRAGMA user_version = 0";
     Connection::open(&path).unwrap().execute_batch(earlier).unwrap();
     let early = gateway.run(&["feedback"]);

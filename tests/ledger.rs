@@ -3,6 +3,8 @@
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
 
+use parquet::file::reader::{FileReader as _, SerializedFileReader};
+use parquet::record::Field;
 use serde_json::{Value, json};
 
 use crate::support::eventually;
@@ -38,7 +40,7 @@ fn a_ledger_is_whole_beside_the_gateway_that_writes_it_and_after_its_end() {
 }
 
 #[test]
-fn rows_are_exported_with_their_columns_in_both_formats() {
+fn rows_are_exported_with_their_columns_in_every_format() {
     let gateway = TestGateway::start();
     gateway.ask("What is Glassgate?");
     gateway.ask("12 + 34 = ?");
@@ -57,10 +59,24 @@ fn rows_are_exported_with_their_columns_in_both_formats() {
             assert_eq!(text, field, "{name}");
         }
     }
+    let file = gateway.run(&["ledger", "export", "--format", "parquet"]).stdout;
+    let file = SerializedFileReader::new(bytes::Bytes::from(file)).unwrap();
+    let told: Vec<Value> = file.get_row_iter(None).unwrap().map(|row| parquet_row(&row.unwrap())).collect();
+    assert_eq!(told, rows, "the same rows, columns and kinds");
     assert!(rows.is_sorted_by_key(|row| row["started_ns"].as_i64().unwrap()));
     assert_eq!(gateway.cli(&["ledger", "export", "--until", "2026-01-01"]).lines().count(), 1, "the head alone");
     let bad = gateway.run(&["ledger", "export", "--since", "yesterday"]);
     assert!(String::from_utf8(bad.stderr).unwrap().contains("`yesterday` is no time"));
+}
+
+fn parquet_row(row: &parquet::record::Row) -> Value {
+    let value = |field: &Field| match field {
+        Field::Str(text) => json!(text),
+        Field::Long(number) => json!(number),
+        Field::Null => Value::Null,
+        other => panic!("{other:?}"),
+    };
+    Value::Object(row.get_column_iter().map(|(name, field)| (name.clone(), value(field))).collect())
 }
 
 #[test]

@@ -8,11 +8,12 @@ use std::sync::{Arc, Barrier};
 use std::thread;
 use std::time::Duration;
 
-use glassgate::accounting::ledger::Ledger;
 use glassgate::accounting::ledger::disk::RealDisk;
 use glassgate::accounting::ledger::store::Database;
+use glassgate::accounting::ledger::store::months::Month;
 use glassgate::accounting::ledger::store::postgres::Target;
 use glassgate::accounting::ledger::verify::verify;
+use glassgate::accounting::ledger::{Ledger, Settings};
 use glassgate::accounting::settlement::{Durability, Journal as _};
 use glassgate::observe::metrics::Metrics;
 use serde_json::{Value, json};
@@ -26,7 +27,7 @@ use crate::support::postgres::Postgres;
 const LONG: Duration = Duration::from_secs(60);
 
 fn open(folder: &Path, database: &Database) -> Ledger {
-    Ledger::open(folder, database, 64 << 20, Duration::from_millis(1), Arc::new(Metrics::new())).unwrap()
+    Ledger::open(folder, database, Settings::default(), Arc::new(Metrics::new())).unwrap()
 }
 
 /// A request from its beginning to its end.
@@ -350,4 +351,25 @@ fn a_role_that_may_not_make_tables_is_told_so_and_serves_those_that_are_there() 
     store.ship(&[&row("theirs")], &[]).unwrap();
     let names: BTreeSet<_> = postgres.ask("SELECT request_id FROM ledger").lines().map(str::to_owned).collect();
     assert_eq!(names, BTreeSet::from(["theirs".to_owned()]));
+}
+
+#[test]
+fn who_reads_for_a_long_time_keeps_no_new_month_waiting_and_no_old_one_longer_than_that() {
+    let postgres = Postgres::start();
+    let database = database(&postgres);
+    let mut store = (database.opener(1))().unwrap();
+    // November and December of 2026.
+    let (old, new) = (row("01a1b2c3d4e57abc0000000000000001"), row("01a24e5f8a007abc0000000000000001"));
+    store.ship(&[&old], &[]).unwrap();
+    let reader = database.books().unwrap();
+    assert_eq!(reader.sums_of(1, i64::MIN).unwrap().rows, 1);
+    store.ship(&[&new], &[]).expect("it is attached beside who reads");
+    let kept = Month::of(&new.request_id).unwrap();
+    assert_ne!(Month::of(&old.request_id), Some(kept), "months apart");
+    let why = store.keep_from(kept).unwrap_err().to_string();
+    assert!(why.contains("lock timeout"), "{why}");
+    assert_eq!(reader.sums_of(1, i64::MIN).unwrap().rows, 1, "one moment");
+    drop(reader);
+    assert!(!store.keep_from(kept).unwrap());
+    assert_eq!(rows(&postgres), 1);
 }

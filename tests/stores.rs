@@ -6,17 +6,20 @@ use std::time::Duration;
 
 use glassgate::accounting::core::{NanoUsd, Usage};
 use glassgate::accounting::feedback::{Change, Judgement, Of, Score, Verdict};
-use glassgate::accounting::ledger::Ledger;
 use glassgate::accounting::ledger::disk::RealDisk;
+use glassgate::accounting::ledger::store::months::Month;
 use glassgate::accounting::ledger::store::postgres::Target;
 use glassgate::accounting::ledger::store::{By, Database, Fate, GroupBy, Period, Store, hours};
 use glassgate::accounting::ledger::totals::Sums;
 use glassgate::accounting::ledger::verify::verify;
 use glassgate::accounting::ledger::wal;
+use glassgate::accounting::ledger::{Ledger, Settings};
 use glassgate::accounting::row::{Outcome, Role, Row, Sum, UsageSource};
 use glassgate::accounting::settlement::{Durability, Journal as _};
 use glassgate::observe::metrics::Metrics;
+use glassgate::ports::{Clock as _, SystemClock};
 
+use crate::support::eventually;
 use crate::support::postgres::Postgres;
 
 const HOUR: i64 = hours::HOUR_NS;
@@ -316,7 +319,7 @@ fn a_ledger_is_whole_through_its_lives_on_either_store() {
         let folder = tempfile::tempdir().unwrap();
         let life = |names: std::ops::Range<usize>| {
             let metrics = Arc::new(Metrics::new());
-            let ledger = Ledger::open(folder.path(), database, 64 << 20, Duration::from_millis(1), metrics).unwrap();
+            let ledger = Ledger::open(folder.path(), database, Settings::default(), metrics).unwrap();
             let found = ledger.recovered(Duration::from_secs(60)).unwrap();
             for i in names {
                 let row = row(&format!("r{i}"));
@@ -334,5 +337,89 @@ fn a_ledger_is_whole_through_its_lives_on_either_store() {
         let legs = verify(&RealDisk::new(folder.path().join("wal")), || database.books(), None).unwrap();
         assert!(legs.iter().all(|leg| leg.is_whole()), "{legs:?}");
         assert!(legs.iter().any(|leg| leg.name == "control totals" && leg.told.starts_with("60 rows")), "{legs:?}");
+    });
+}
+
+#[test]
+fn months_that_need_not_be_kept_go_and_their_sums_stay() {
+    // The first of some months of 2026, UTC.
+    let months = [1_767_225_600, 1_769_904_000, 1_772_323_200, 1_775_001_600].map(|second: i64| second * 1_000_000_000);
+    each(|database| {
+        let mut store = open(database, 1);
+        store.count_from(7).unwrap();
+        let of = |month: i64, number: usize| {
+            let began = month + (number as i64 % 20) * HOUR;
+            Row { started_ns: began, ..row(&id_at(began, number)) }
+        };
+        let rows: Vec<Row> = months.iter().flat_map(|month| (0..700).map(|number| of(*month, number))).collect();
+        // The last attempt of a request begins when its month has ended.
+        let late = Row { started_ns: months[2] + HOUR, attempt: 1, ..row(&id_at(months[2] - 1, 1)) };
+        let all: Vec<&Row> = rows.iter().chain([&late]).collect();
+        store.ship(&all, &[&judgement(&rows[0].response_id, Score::Boolean(true), 1)]).unwrap();
+        let judged = || database.books().unwrap().judged(GroupBy::Variant, 0).unwrap().len();
+        assert_eq!((store.latest().unwrap(), judged()), (Month::of(&rows[2100].request_id), 1));
+
+        let march = Month::of(&rows[1400].request_id).unwrap();
+        let steps = (0..).take_while(|_| store.keep_from(march).unwrap()).count();
+        assert!(steps <= 2, "{steps}");
+        let books = database.books().unwrap();
+        let mut left = Vec::new();
+        let mut each = |row: Row| {
+            left.push(row.request_id);
+            true
+        };
+        books.rows(i64::MIN, i64::MAX, &mut each).unwrap();
+        assert_eq!(left.len(), 1400);
+        assert!(left.iter().all(|id| Month::of(id) >= Some(march)));
+        assert_eq!(judged(), 0, "what was said of them goes with them");
+        let year = [Period { name: String::new(), first_ns: 0, past_ns: months[3] + 720 * HOUR }];
+        assert_eq!(books.spend(&[By::Tenant], &year).unwrap()[0].requests, 2801, "what was spent stays spent");
+        assert_eq!(books.uneven_hours(9).unwrap(), Vec::<String>::new());
+        assert_eq!(store.counts().unwrap().unwrap().1.rows, 2801);
+        assert_eq!(books.sums_of_hours(1).unwrap().rows, 2801);
+        // A row that comes again after that is not counted again, and a new one is.
+        let again = ship(&mut *store, &[rows[0].clone(), rows[2000].clone(), of(months[3], 999)]);
+        assert_eq!(again, [Fate::There, Fate::There, Fate::New]);
+        assert_eq!(store.counts().unwrap().unwrap().1.rows, 2802);
+    });
+}
+
+#[test]
+fn a_ledger_that_keeps_some_months_lets_go_of_older_ones_and_is_still_whole() {
+    each(|database| {
+        let folder = tempfile::tempdir().unwrap();
+        let settings = Settings { retain: Some(2), ..Settings::default() };
+        let now = SystemClock.now_ns();
+        let life = |rows: &[Row]| {
+            let ledger = Ledger::open(folder.path(), database, settings, Arc::new(Metrics::new())).unwrap();
+            ledger.recovered(Duration::from_secs(60)).unwrap();
+            for row in rows {
+                let slot = ledger.open(row).unwrap();
+                ledger.close(slot, row.clone(), Durability::Process).unwrap();
+            }
+            eventually("old months to go", || {
+                let mut old = 0;
+                let past = now - 90 * 24 * HOUR;
+                let mut count = |_| {
+                    old += 1;
+                    true
+                };
+                database.books().unwrap().rows(i64::MIN, past, &mut count).unwrap();
+                (old == 0).then_some(())
+            });
+            ledger.shut_down();
+        };
+        let at = |days: i64| {
+            let began = now - days * 24 * HOUR;
+            Row { started_ns: began, ..row(&id_at(began, days as usize)) }
+        };
+        // In a life of its own: what the log still has must be in the store.
+        let old: Vec<Row> = [200, 150, 100].map(at).into();
+        ship(&mut *open(database, 5), &old);
+        life(&[at(0)]);
+        life(&[]);
+        let legs = verify(&RealDisk::new(folder.path().join("wal")), || database.books(), None).unwrap();
+        let bad: Vec<_> = legs.iter().filter(|leg| !leg.is_whole()).collect();
+        assert!(bad.is_empty(), "{bad:?}");
     });
 }

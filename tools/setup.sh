@@ -2,7 +2,7 @@
 # Installs what a chore needs, or says in one line what is missing.
 #   tools/setup.sh build    what building needs: a C/C++ compiler and cmake
 #   tools/setup.sh demo     the above, Prometheus and curl
-#   tools/setup.sh bench    what building needs, and what the gateway is measured with and beside: valgrind; nginx; llama.cpp; SMG, mistral.rs, transformers
+#   tools/setup.sh bench    what building needs, and what the gateway is measured with and beside: valgrind; nginx; Postgres; llama.cpp; SMG, mistral.rs, transformers
 #                           and sentence-transformers (in venvs under the target folder; many GB, because PyTorch comes with CUDA)
 #   tools/setup.sh cuda     what building needs; nvcc and CUDA's libraries in a venv under the target folder (1.2 GB)
 #   tools/setup.sh test     what building needs, cargo-nextest, cargo-deny, Prometheus and amtool, Redis, Postgres, and the Python
@@ -45,6 +45,7 @@ case ${1:-build} in
   bench)
     [ -x /usr/sbin/nginx ] || need nginx nginx-light
     need valgrind valgrind
+    compgen -G '/usr/lib/postgresql/*/bin/postgres' >/dev/null || packages+=(postgresql)
     need_python ;;
   cuda)
     need_python ;;

@@ -120,8 +120,7 @@ impl App {
                 "storage",
                 config.gateway.store() != current.config.gateway.store()
                     || config.gateway.data_dir != current.config.gateway.data_dir
-                    || config.gateway.wal_bytes_max != current.config.gateway.wal_bytes_max
-                    || config.gateway.commit_every != current.config.gateway.commit_every
+                    || config.gateway.ledger != current.config.gateway.ledger
                     || config.gateway.redis != current.config.gateway.redis,
             ),
             (

@@ -1,8 +1,9 @@
 //! `make bench`: what the gateway costs and what batching gains, as ratios of figures taken in turn in one run.
 //!
 //! Absolute figures depend on the machine and its mood; each ratio is formed within a round, and median, minimum and
-//! maximum over the rounds are printed and written to `tests/bench/results/`. An argument (`embeddings`, `engine`, `serving`,
-//! `callers`, `governed`, `upstream`) runs that section alone, and one after `engine` (`speed`, `memory`, `prefix`, `clients`) that part of it.
+//! maximum over the rounds are printed and written to `tests/bench/results/`. An argument (`embeddings`, `engine`, `ledger`,
+//! `serving`, `callers`, `governed`, `upstream`) runs that section alone, and one after `engine` (`speed`, `memory`, `prefix`,
+//! `clients`) that part of it.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a benchmark that cannot go on should stop")]
 
 mod callers;
@@ -11,11 +12,18 @@ mod engine;
 mod governed;
 mod known_key;
 mod latency;
+mod ledger;
 mod load;
 mod origin;
+#[path = "../support/postgres.rs"]
+#[allow(dead_code, reason = "tests do more to it")]
+mod postgres;
 mod process;
 mod python;
 mod report;
+#[path = "../support/server.rs"]
+#[allow(dead_code, reason = "tests do more to it")]
+mod server;
 mod serving;
 mod subject;
 mod ungoverned;
@@ -30,7 +38,7 @@ static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
 
 /// Whatever hangs, it ends.
 const PATIENCE: Duration = Duration::from_secs(2 * 3600);
-const SECTIONS: [&str; 6] = ["embeddings", "engine", "serving", "callers", "governed", "upstream"];
+const SECTIONS: [&str; 7] = ["embeddings", "engine", "ledger", "serving", "callers", "governed", "upstream"];
 
 fn main() {
     // What it measures and what is no program of its own.
@@ -58,6 +66,9 @@ fn measure() {
     }
     if is_asked("engine") {
         engine::run(root, std::env::args().nth(2).as_deref());
+    }
+    if is_asked("ledger") {
+        ledger::run(root);
     }
     if is_asked("serving") {
         serving::run(root);

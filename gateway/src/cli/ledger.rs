@@ -7,9 +7,9 @@ use clap::{Subcommand, ValueEnum};
 use jiff::Timestamp;
 use serde_json::{Map, Value};
 
-use super::{Outcome, Place, client, ledger, text, when};
+use super::{Outcome, Place, client, ledger, parquet, text, when};
 use crate::accounting::ledger::disk::RealDisk;
-use crate::accounting::ledger::store::Database;
+use crate::accounting::ledger::store::{Books, Database};
 use crate::accounting::ledger::verify::{Scrape, verify};
 use crate::accounting::row::{COLUMNS, Cell, Row};
 use crate::data_dir::DataDir;
@@ -37,6 +37,8 @@ pub enum Format {
     Csv,
     /// One JSON object a line
     Ndjson,
+    /// One Parquet file
+    Parquet,
 }
 
 pub fn run(place: &Place, command: LedgerCommand) -> Outcome {
@@ -77,14 +79,25 @@ fn verify_it(data_dir: &DataDir, store: &Database, metrics: Option<PathBuf>) -> 
 
 fn export(store: &Database, format: Format, first_ns: i64, past_ns: i64) -> Outcome {
     let books = ledger(store)?;
-    let mut out = BufWriter::new(std::io::stdout().lock());
-    let mut written = Ok(());
-    if format == Format::Csv {
-        written = writeln!(out, "{}", COLUMNS.map(|(name, _)| name).join(","));
+    let span = (first_ns, past_ns);
+    match format {
+        Format::Csv => lines(&*books, span, Some(COLUMNS.map(|(name, _)| name).join(",")), csv),
+        Format::Ndjson => lines(&*books, span, None, ndjson),
+        Format::Parquet => file(&*books, span),
     }
+}
+
+fn lines(
+    books: &dyn Books,
+    (first_ns, past_ns): (i64, i64),
+    head: Option<String>,
+    line: fn(&Row) -> String,
+) -> Outcome {
+    let mut out = BufWriter::new(std::io::stdout().lock());
+    let mut written = head.map_or(Ok(()), |head| writeln!(out, "{head}"));
     let rows = books.rows(first_ns, past_ns, &mut |row| {
         if written.is_ok() {
-            written = writeln!(out, "{}", line(format, &row));
+            written = writeln!(out, "{}", line(&row));
         }
         written.is_ok()
     });
@@ -95,20 +108,30 @@ fn export(store: &Database, format: Format, first_ns: i64, past_ns: i64) -> Outc
     }
 }
 
-fn line(format: Format, row: &Row) -> String {
-    let cells = row.cells();
-    match format {
-        Format::Csv => cells.map(|cell| quoted(&cell.to_string())).join(","),
-        Format::Ndjson => {
-            let value = |cell: Cell<'_>| match cell {
-                Cell::Text(text) => Value::from(text),
-                Cell::Integer(number) => Value::from(number),
-                Cell::Null => Value::Null,
-            };
-            let named = COLUMNS.iter().map(|(name, _)| (*name).to_owned());
-            Value::Object(named.zip(cells.map(value)).collect::<Map<_, _>>()).to_string()
-        }
-    }
+fn file(books: &dyn Books, (first_ns, past_ns): (i64, i64)) -> Outcome {
+    let mut file = parquet::File::begin(std::io::stdout()).map_err(text)?;
+    let mut written = Ok(());
+    let rows = books.rows(first_ns, past_ns, &mut |row| {
+        written = file.add(row);
+        written.is_ok()
+    });
+    // What ends without its last bytes no reader takes for a whole file.
+    rows.map_err(text)?;
+    written.and_then(|()| file.end()).map_err(text)
+}
+
+fn csv(row: &Row) -> String {
+    row.cells().map(|cell| quoted(&cell.to_string())).join(",")
+}
+
+fn ndjson(row: &Row) -> String {
+    let value = |cell: Cell<'_>| match cell {
+        Cell::Text(text) => Value::from(text),
+        Cell::Integer(number) => Value::from(number),
+        Cell::Null => Value::Null,
+    };
+    let named = COLUMNS.iter().map(|(name, _)| (*name).to_owned());
+    Value::Object(named.zip(row.cells().map(value)).collect::<Map<_, _>>()).to_string()
 }
 
 /// A field of a CSV file: in quotes where it has to be.

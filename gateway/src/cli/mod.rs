@@ -8,6 +8,7 @@ mod feedback;
 mod keys;
 mod ledger;
 mod models;
+mod parquet;
 mod prices;
 mod routes;
 pub mod serve;

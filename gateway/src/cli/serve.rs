@@ -79,7 +79,7 @@ pub fn build(
     let metrics = Arc::new(Metrics::new());
     let gateway = &config.gateway;
     let store = gateway.store();
-    let ledger = Ledger::open(data_dir.path(), &store, gateway.wal_bytes_max, gateway.commit_every, metrics.clone());
+    let ledger = Ledger::open(data_dir.path(), &store, gateway.ledger, metrics.clone());
     let ledger = Arc::new(ledger.map_err(text)?);
     let keys = keys::store(data_dir)?.list().map_err(text)?;
     let beginning = Beginning {

@@ -39,6 +39,23 @@ pub(super) fn database(
     }
 }
 
+/// Months that rows may be kept; limits of a month ask for that month's.
+const MONTHS: std::ops::RangeInclusive<u32> = 2..=1_200;
+
+/// A number of months, such as "13 months".
+pub(super) fn months(section: &Section<'_, '_>, key: &str) -> Option<u32> {
+    let text = section.string(key)?;
+    let months = text.value.strip_suffix(" months").and_then(|number| number.parse().ok());
+    let months = months.filter(|months| MONTHS.contains(months));
+    if months.is_none() {
+        let (name, least, most) = (section.name(), MONTHS.start(), MONTHS.end());
+        let what =
+            format!("`{name}.{key}` must be from \"{least} months\" to \"{most} months\", such as \"13 months\"");
+        section.problem_at(text.at, what);
+    }
+    months
+}
+
 /// What a file says of it, whatever else is in that and in its siblings: commands that only read the ledger need no more.
 ///
 /// # Errors

@@ -10,6 +10,7 @@ use super::limits::{self, Limits, Written};
 use super::reader::{At, Section};
 use super::secret::Secret;
 use super::traces::{self, TraceSink};
+use crate::accounting::ledger::Settings;
 use crate::accounting::ledger::store::Database;
 use crate::accounting::ledger::store::postgres::Target;
 use crate::accounting::settlement::Durability;
@@ -32,11 +33,9 @@ pub struct GatewayConfig {
     pub data_dir: PathBuf,
     /// Where the ledger's rows are kept, if not in the data folder.
     pub database: Option<Arc<Target>>,
-    pub wal_bytes_max: u64,
+    pub ledger: Settings,
     /// Of routes that do not say.
     pub durability: Durability,
-    /// How long a row that must survive a power cut waits for others, to be synced with them.
-    pub commit_every: Duration,
     /// Where gateways count together.
     pub redis: Option<RedisConfig>,
     pub model_roots: Vec<PathBuf>,
@@ -155,9 +154,8 @@ pub(super) fn gateway(root: Section<'_, '_>, folder: &Path, read: &mut impl FnMu
         drain: Duration::from_secs(30),
         data_dir: folder.join("../data"),
         database: None,
-        wal_bytes_max: 64 << 20,
+        ledger: Settings::default(),
         durability: Durability::Process,
-        commit_every: Duration::from_millis(2),
         redis: None,
         model_roots: vec![folder.join("../models")],
         engine: EngineConfig {
@@ -210,11 +208,15 @@ pub(super) fn gateway(root: Section<'_, '_>, folder: &Path, read: &mut impl FnMu
         config.data_dir = storage.string("data_dir").map_or(config.data_dir, |text| folder.join(text.value));
         config.database = super::database::database(&storage, folder, read);
         config.durability = durability(&storage).unwrap_or(config.durability);
-        config.commit_every = storage.duration_or_none("commit_every").unwrap_or(config.commit_every);
-        if config.commit_every > COMMIT_EVERY_MAX {
+        let Settings { bytes_max, commit_every, .. } = Settings::default();
+        config.ledger = Settings {
+            bytes_max: storage.bytes("wal_max", 3 << 10).unwrap_or(bytes_max),
+            commit_every: storage.duration_or_none("commit_every").unwrap_or(commit_every),
+            retain: super::database::months(&storage, "retain"),
+        };
+        if config.ledger.commit_every > COMMIT_EVERY_MAX {
             storage.problem("`storage.commit_every` is above \"1s\", and every answer of a route with power durability waits for it");
         }
-        config.wal_bytes_max = storage.bytes("wal_max", 3 << 10).map_or(config.wal_bytes_max, |n| n);
         config.redis = redis(&storage);
         storage.finish();
     }

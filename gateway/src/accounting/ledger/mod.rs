@@ -46,6 +46,23 @@ pub struct Ledger {
     threads: Mutex<Vec<JoinHandle<()>>>,
 }
 
+/// How a ledger is kept.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Settings {
+    /// Of the log: what the store has not taken.
+    pub bytes_max: u64,
+    /// How long a row that must survive a power cut waits for others, to be synced with them.
+    pub commit_every: Duration,
+    /// So many months of rows are kept in the store, this one among them; `None`: all.
+    pub retain: Option<u32>,
+}
+
+impl Default for Settings {
+    fn default() -> Settings {
+        Settings { bytes_max: 64 << 20, commit_every: Duration::from_millis(2), retain: None }
+    }
+}
+
 struct Shared {
     disk: Arc<dyn Disk>,
     state: Mutex<State>,
@@ -133,46 +150,48 @@ pub struct OpenError {
 impl Ledger {
     /// Reads what the last life left in `data_dir`, opens a new segment and starts shipping to `store`. That may be down:
     /// then rows wait.
-    /// `commit_every`: how long a row that must be synced waits for others.
     ///
     /// # Errors
     /// When the log cannot be read or written: the gateway must not serve unmetered.
     pub fn open(
         data_dir: &Path,
         store: &Database,
-        bytes_max: u64,
-        commit_every: Duration,
+        settings: Settings,
         metrics: Arc<Metrics>,
     ) -> Result<Ledger, OpenError> {
         let folder = data_dir.join("wal");
         let failed = |source| OpenError { path: folder.clone(), source };
         std::fs::create_dir_all(&folder).map_err(failed)?;
         let disk = Arc::new(RealDisk::new(folder.clone()));
-        let shared = Arc::new(Shared::recover(disk, bytes_max, SystemClock.now_ns(), metrics).map_err(failed)?);
+        let shared =
+            Arc::new(Shared::recover(disk, settings.bytes_max, SystemClock.now_ns(), metrics).map_err(failed)?);
         let opener = store.opener(shared.lock().log.id);
-        Ledger::start(shared, opener, commit_every).map_err(failed)
+        Ledger::start(shared, opener, settings).map_err(failed)
     }
 
-    fn start(shared: Arc<Shared>, opener: Opener, commit_every: Duration) -> std::io::Result<Ledger> {
+    fn start(shared: Arc<Shared>, opener: Opener, settings: Settings) -> std::io::Result<Ledger> {
         let thread = |name: &str| std::thread::Builder::new().name(name.to_owned());
         let (ships, commits) = (shared.clone(), shared.clone());
         let threads = vec![
-            thread("ledger").spawn(move || shipper::run(&ships, &opener))?,
-            thread("ledger-sync").spawn(move || commit::run(&commits, commit_every))?,
+            thread("ledger").spawn(move || shipper::run(&ships, &opener, settings.retain))?,
+            thread("ledger-sync").spawn(move || commit::run(&commits, settings.commit_every))?,
         ];
         Ok(Ledger { shared, threads: Mutex::new(threads) })
     }
 
-    /// Waits until everything that the last life left is in the store, and tells what that was.
+    /// Waits until everything that the last life left is in the store, and tells what that was. A store that is at work,
+    /// as on tables of an older version, may take as long as that takes.
     ///
     /// # Errors
-    /// Why the store did not take it in time.
+    /// Why the store cannot take it, if that goes on so long.
     pub fn recovered(&self, patience: Duration) -> Result<Recovery, String> {
+        const LOOK_EVERY: Duration = Duration::from_millis(100);
         let deadline = Instant::now() + patience;
         let mut state = self.shared.lock();
         while !state.is_concluded {
-            if self.shared.recovered.wait_until(&mut state, deadline).timed_out() {
-                return Err(state.down.clone().unwrap_or_else(|| "it takes too long".to_owned()));
+            self.shared.recovered.wait_for(&mut state, LOOK_EVERY);
+            if let Some(why) = state.down.clone().filter(|_| Instant::now() >= deadline) {
+                return Err(why);
             }
         }
         Ok(std::mem::take(&mut state.recovery))

@@ -10,6 +10,7 @@ use super::super::core::{NanoUsd, Usage};
 use super::super::row::Outcome;
 use super::super::settlement::{Durability, Held, Journal as _, Slot};
 use super::disk::Segment;
+use super::store::months::Month;
 use super::store::{Fate, Shipped, Store, StoreError};
 use super::totals::Sums;
 use super::wal::{Id, id, tests::row};
@@ -214,6 +215,14 @@ impl Store for ModelStore {
     fn count_from(&mut self, epoch: i64) -> std::result::Result<(), StoreError> {
         self.commit(|rows, counted| *counted = Some((epoch, Sums::of(rows.values()))));
         Ok(())
+    }
+
+    fn keep_from(&mut self, _: Month) -> std::result::Result<bool, StoreError> {
+        Ok(false)
+    }
+
+    fn latest(&mut self) -> std::result::Result<Option<Month>, StoreError> {
+        Ok(None)
     }
 }
 

@@ -5,9 +5,11 @@ use std::time::{Duration, Instant};
 
 use super::super::feedback::{Change, Judgement, Verdict};
 use super::super::row::{Outcome, Row};
+use super::store::months::Month;
 use super::store::{Fate, Opener, Store, StoreError};
 use super::{NO_COUNT, Shared, State, Unshipped};
 use crate::observe::metrics::{Judged, Metrics};
+use crate::ports::{Clock as _, SystemClock};
 
 /// Rows in one transaction: large enough to make its cost vanish, small enough to keep the lag low.
 pub(super) const BATCH_ROWS: usize = 256;
@@ -15,26 +17,42 @@ pub(super) const BATCH_ROWS: usize = 256;
 const GATHER: Duration = Duration::from_millis(20);
 const RETRY: Duration = Duration::from_millis(200);
 
-/// Ships until the ledger closes and the queue is empty, or the store is down then.
-pub(super) fn run(shared: &Shared, opener: &Opener) {
-    ship_all(shared, opener);
+/// How often it is looked for months that need not be kept, and how long others have between two steps of letting go.
+const TIDY_EVERY: Duration = Duration::from_secs(3600);
+const TIDY_PAUSE: Duration = Duration::from_millis(50);
+
+/// Ships until the ledger closes and the queue is empty, or the store is down then. `retain`: so many months are kept, if
+/// not all.
+pub(super) fn run(shared: &Shared, opener: &Opener, retain: Option<u32>) {
+    ship_all(shared, opener, retain);
     // The log keeps rows for the next start. Nothing keeps judgements: whoever waits for a verdict hears that there is none.
     let mut state = shared.lock();
     state.queue.retain(|unshipped| unshipped.row().is_some());
     state.judgements = 0;
 }
 
-fn ship_all(shared: &Shared, opener: &Opener) {
+fn ship_all(shared: &Shared, opener: &Opener, retain: Option<u32>) {
     let Some(mut store) = connect(shared, opener) else { return };
+    let mut tidy_at = retain.map(|_| Instant::now());
     // A row that comes alone is shipped at once.
     let mut gather_until = Instant::now();
     loop {
         let mut state = shared.lock();
         while !state.has_work() && !state.closing {
-            shared.work.wait(&mut state);
+            match tidy_at {
+                None => shared.work.wait(&mut state),
+                Some(at) if shared.work.wait_until(&mut state, at).timed_out() => break,
+                Some(_) => {}
+            }
         }
-        if !state.has_work() {
-            return;
+        let (has_work, closing) = (state.has_work(), state.closing);
+        if !has_work {
+            drop(state);
+            if closing {
+                return;
+            }
+            tidy_at = tidy(&mut *store, retain);
+            continue;
         }
         while (1..BATCH_ROWS).contains(&state.queue.len()) && !state.closing && !state.is_recovering() {
             if shared.work.wait_until(&mut state, gather_until).timed_out() {
@@ -50,7 +68,30 @@ fn ship_all(shared: &Shared, opener: &Opener) {
         if many {
             gather_until = Instant::now() + GATHER;
         }
+        // Also where there is always something to ship.
+        if tidy_at.is_some_and(|at| at <= Instant::now()) {
+            tidy_at = tidy(&mut *store, retain);
+        }
     }
+}
+
+/// Lets go of what need not be kept. Gives when to do so again.
+fn tidy(store: &mut dyn Store, retain: Option<u32>) -> Option<Instant> {
+    let months = retain?;
+    let let_go = |store: &mut dyn Store| {
+        // Whichever is earlier: a clock that is ahead must not cost anybody their rows.
+        let now = Month::at(SystemClock.now_ns()).into_iter().chain(store.latest()?).min();
+        now.map_or(Ok(false), |now| store.keep_from(now.before(months - 1)))
+    };
+    let pause = match let_go(store) {
+        Ok(true) => TIDY_PAUSE,
+        Ok(false) => TIDY_EVERY,
+        Err(error) => {
+            tracing::warn!(%error, "months that need not be kept cannot be dropped now");
+            TIDY_EVERY
+        }
+    };
+    Some(Instant::now() + pause)
 }
 
 /// Opens the store, however long that takes; `None` if the ledger closes before.
@@ -71,8 +112,12 @@ fn fell(shared: &Shared, error: &StoreError) -> bool {
     shared.metrics.store_up("ledger", false);
     let mut state = shared.lock();
     let (rows, judgements) = (state.queue.len() - state.judgements, state.judgements);
-    tracing::error!(%error, rows, judgements, "the ledger's store cannot be written; rows wait in the log, judgements in memory");
-    state.down = Some(error.to_string());
+    let why = error.to_string();
+    // Once for each cause: it may be away for hours.
+    if state.down.as_ref() != Some(&why) {
+        tracing::error!(%error, rows, judgements, "the ledger's store cannot be written; rows wait in the log, judgements in memory");
+    }
+    state.down = Some(why);
     shared.recovered.notify_all();
     if state.closing {
         return false;
@@ -129,6 +174,9 @@ fn ship(shared: &Shared, store: &mut dyn Store) -> Result<usize, StoreError> {
         if let Some(segment) = state.log.segment(segment) {
             segment.unshipped = segment.unshipped.saturating_sub(1);
         }
+    }
+    if state.down.take().is_some() {
+        tracing::info!("the ledger's store is back");
     }
     let broken = state.log.is_broken();
     if state.is_recovering() {

@@ -8,7 +8,6 @@ use super::versions_tests::WAL_V1;
 use super::wal::tests::row;
 use super::*;
 
-const EVERY: Duration = Duration::from_millis(2);
 const LONG: Duration = Duration::from_secs(60);
 const PROCESS: Durability = Durability::Process;
 
@@ -19,7 +18,8 @@ pub(super) fn open(folder: &Path) -> (Ledger, Recovery) {
 }
 
 pub(super) fn start(folder: &Path, bytes_max: u64, metrics: &Arc<Metrics>) -> Ledger {
-    Ledger::open(folder, &Database::of(folder), bytes_max, EVERY, metrics.clone()).expect("the ledger opens")
+    let settings = Settings { bytes_max, ..Settings::default() };
+    Ledger::open(folder, &Database::of(folder), settings, metrics.clone()).expect("the ledger opens")
 }
 
 pub(super) fn disk(folder: &Path) -> RealDisk {
@@ -382,7 +382,7 @@ fn a_sync_that_failed_is_the_end_of_the_log_and_whoever_waited_is_told() {
     let failing = Arc::new(Forgetful(disk(folder.path()), 0.into()));
     let metrics = Arc::new(Metrics::new());
     let shared = Arc::new(Shared::recover(failing, 64 << 20, 1, metrics.clone()).unwrap());
-    let ledger = Ledger::start(shared, Database::of(folder.path()).opener(1), EVERY).unwrap();
+    let ledger = Ledger::start(shared, Database::of(folder.path()).opener(1), Settings::default()).unwrap();
     ledger.recovered(LONG).unwrap();
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     let slot = ledger.open(&row("doubtful")).unwrap();

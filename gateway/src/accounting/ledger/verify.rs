@@ -8,6 +8,7 @@ use std::collections::{HashMap, HashSet};
 use super::super::row::{COLUMNS, Row};
 use super::disk::Disk;
 use super::recovery::Reading;
+use super::store::months::whole_from_ns;
 use super::store::{Books, StoreError};
 use super::totals::Sums;
 use super::wal;
@@ -79,11 +80,17 @@ pub fn verify(
     legs.push(hours);
 
     let log = after.log();
-    let here = books.sums_of(log, i64::MIN)?;
+    let kept_from = books.kept_from()?;
+    // Rows that are not kept are told of by their hours; those of the others were held against their rows.
+    let here = match &kept_from {
+        None => books.sums_of(log, i64::MIN)?,
+        Some(_) => books.sums_of_hours(log)?,
+    };
     legs.push(totals(low, after.sums(), books.counted_from(log)?, |base| {
         here.plus(&Sums::of(&waiting)).since(&base).since(&uncounted)
     }));
-    if let Some(scrape) = scrape {
+    let is_kept = |since_ns: i64| kept_from.as_deref().is_none_or(|first| since_ns >= whole_from_ns(first));
+    if let Some(scrape) = scrape.filter(|scrape| is_kept(scrape.since_ns)) {
         let late = waiting.iter().filter(|row| row.started_ns >= scrape.since_ns);
         let here = books.sums_of(log, scrape.since_ns)?.plus(&Sums::of(late));
         legs.push(metrics(&scrape, &here));

@@ -17,7 +17,8 @@ const REQUESTS: usize = 40;
 
 fn open(folder: &Path) -> Ledger {
     let metrics = Arc::new(Metrics::new());
-    let ledger = Ledger::open(folder, &Database::of(folder), 16_000, Duration::ZERO, metrics).unwrap();
+    let settings = Settings { bytes_max: 16_000, commit_every: Duration::ZERO, ..Settings::default() };
+    let ledger = Ledger::open(folder, &Database::of(folder), settings, metrics).unwrap();
     let found = ledger.recovered(Duration::from_secs(60)).unwrap();
     assert!(!found.is_alarming(), "nothing happened to it: {found:?}");
     ledger

@@ -6,6 +6,7 @@ use std::collections::{BTreeMap, BTreeSet, HashSet};
 use super::super::super::row::{Outcome, Row};
 use super::super::totals::Sums;
 use super::Period;
+use super::months::whole_from_ns;
 
 pub const HOUR_NS: i64 = 3_600_000_000_000;
 /// Users of one hour with sums of their own; clients choose their names, so more share `other`.
@@ -160,6 +161,11 @@ pub fn cut(periods: &[Period]) -> (Vec<Span<'_>>, Vec<Span<'_>>) {
     }
     edges.retain(|(_, first, past)| first < past);
     (hours, edges)
+}
+
+/// The last hour some of whose rows may not be kept, where ids begin with this.
+pub fn partial(first_id: &str) -> i64 {
+    whole_from_ns(first_id).div_euclid(HOUR_NS)
 }
 
 /// A copy for comparison is nobody's spending.

@@ -3,7 +3,7 @@
 
 pub mod feedback;
 pub mod hours;
-mod months;
+pub mod months;
 pub mod postgres;
 mod sql;
 pub mod sqlite;
@@ -17,6 +17,7 @@ use super::super::feedback::{Judgement, Verdict};
 use super::super::row::{Row, Sum};
 use super::totals::Sums;
 use feedback::{Answers, Judged};
+use months::Month;
 
 /// Why a store did not do what it was asked to.
 #[derive(Debug, thiserror::Error)]
@@ -68,6 +69,19 @@ pub trait Store: Send {
     /// # Errors
     /// When it cannot be written.
     fn count_from(&mut self, epoch: i64) -> Result<(), StoreError>;
+
+    /// Lets go of rows from before a month, and what was said of them; their hourly sums stay. A row that comes later than
+    /// that is as good as there. Gives whether there is more to do, so that others get their turn.
+    ///
+    /// # Errors
+    /// When it cannot be written now.
+    fn keep_from(&mut self, month: Month) -> Result<bool, StoreError>;
+
+    /// The month of the latest request.
+    ///
+    /// # Errors
+    /// When it cannot be read.
+    fn latest(&mut self) -> Result<Option<Month>, StoreError>;
 }
 
 /// Opens the store for writing; asked again and again until it can.
@@ -213,7 +227,13 @@ pub trait Books {
     /// The count of a log, and what was here of it when that began.
     fn counted_from(&self, log: i64) -> Result<Option<(i64, Sums)>, StoreError>;
 
-    /// Groups whose hourly sums are not their rows', in words.
+    /// Ids of requests whose rows are kept are not before this; `None` if all are.
+    fn kept_from(&self) -> Result<Option<String>, StoreError>;
+
+    /// What hours of a log sum up to, also those whose rows are not kept.
+    fn sums_of_hours(&self, log: i64) -> Result<Sums, StoreError>;
+
+    /// Groups whose hourly sums are not their rows', in words, of hours whose rows are all kept.
     fn uneven_hours(&self, most: usize) -> Result<Vec<String>, StoreError>;
 
     /// Requests that do not have exactly one row that ends them.
@@ -229,4 +249,9 @@ pub trait Books {
 /// What is said of a request with so many ends.
 fn ends(request: &str, count: i64) -> String {
     format!("request {request} has {count} rows that end it")
+}
+
+/// Whether a row comes when those of its time are not kept any more. Nobody knows then whether it was there.
+fn is_gone(row: &Row, kept_from: Option<&str>) -> bool {
+    kept_from.is_some_and(|first| row.request_id.as_str() < first)
 }

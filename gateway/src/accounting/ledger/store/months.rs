@@ -39,6 +39,12 @@ impl Month {
         }
     }
 
+    /// So many months earlier.
+    pub fn before(self, months: u32) -> Month {
+        let count = (self.year * 12 + i32::from(self.month) - 1).saturating_sub_unsigned(months);
+        Month { year: count.div_euclid(12), month: count.rem_euclid(12) as u8 + 1 }
+    }
+
     /// How ids begin that are of this month or later.
     pub fn first_id(self) -> String {
         format!("{:012x}", self.first_ns().div_euclid(1_000_000).max(0))
@@ -58,6 +64,24 @@ impl std::fmt::Display for Month {
     }
 }
 
+impl std::str::FromStr for Month {
+    type Err = ();
+
+    fn from_str(text: &str) -> Result<Month, ()> {
+        let (year, month) = text.split_once('_').ok_or(())?;
+        let (year, month) = (year.parse().map_err(drop)?, month.parse().map_err(drop)?);
+        if (1..=12).contains(&month) { Ok(Month { year, month }) } else { Err(()) }
+    }
+}
+
+/// The first nanosecond at which rows with ids from here on are surely all of them: a request's later attempts begin later
+/// than its id was made, by a day at the most.
+pub fn whole_from_ns(first_id: &str) -> i64 {
+    const DAY_NS: i64 = 24 * 3_600_000_000_000;
+    let milliseconds = first_id.get(..TIME_DIGITS).and_then(|digits| i64::from_str_radix(digits, 16).ok());
+    milliseconds.map_or(i64::MIN, |first| first.saturating_mul(1_000_000).saturating_add(DAY_NS))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -74,10 +98,10 @@ mod tests {
             assert_eq!(Month::of(&id), Some(month));
             assert!((month.first_id()..month.next().first_id()).contains(&id), "{id}");
         }
-        assert_eq!(
-            (november.to_string().as_str(), november.next().next().to_string().as_str()),
-            ("2026_11", "2027_01")
-        );
+        assert_eq!((november.to_string(), "2026_11".parse()), ("2026_11".to_owned(), Ok(november)));
+        assert_eq!(november.before(13), Month { year: 2025, month: 10 });
+        assert_eq!(november.before(11).before(1), Month { year: 2025, month: 11 });
+        assert_eq!(whole_from_ns(&november.first_id()), november.first_ns() + 24 * 3_600_000_000_000);
         for foreign in ["", "r1", "0193A1B2C3D47abc8def0123456789ab", "é193a1b2c3d47abc8def0123456789a"] {
             assert_eq!(Month::of(foreign), None, "{foreign}");
         }

@@ -58,20 +58,23 @@ pub fn spent(Source { spans, join }: &Source<'_>) -> String {
     )
 }
 
-/// Groups of hours whose sums are not their rows'. Of users some share a sum, so they are taken together.
-pub fn uneven(most: usize) -> String {
+/// Groups of hours whose sums are not their rows', of hours after this one. Of users some share a sum, so they are taken
+/// together.
+pub fn uneven(after: i64, most: usize) -> String {
     let group = group_but_users();
     let summed = SUMMED.join(", ");
     let rows = OF_A_ROW.map(|of| format!("-({of})")).join(", ");
     let off = SUMMED.map(|column| format!("SUM({column}) <> 0")).join(" OR ");
     format!(
         "SELECT hour, {group}, {sums} FROM (
-             SELECT hour, {group}, {summed} FROM spend_hour
-             UNION ALL SELECT started_ns / {HOUR_NS}, {group}, {rows} FROM ledger
+             SELECT hour, {group}, {summed} FROM spend_hour WHERE hour > {after}
+             UNION ALL SELECT started_ns / {HOUR_NS}, {group}, {rows} FROM ledger WHERE started_ns / {HOUR_NS} > {after}
          ) AS both_sides GROUP BY hour, {group} HAVING {off} LIMIT {most}",
         sums = sums(&SUMMED)
     )
 }
+
+pub const KEPT_FROM: &str = "SELECT first_id FROM ledger_kept";
 
 /// Requests that do not have exactly one row that ends them, and how many they have.
 pub fn ends(most: usize) -> String {

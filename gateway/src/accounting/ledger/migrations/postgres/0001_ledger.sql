@@ -1,5 +1,6 @@
 -- The columns are those of SQLite's table, and one more: which log a row came from. Request ids begin with their time, so
--- that a month's rows are a partition, and a request id is unique over all of them. What has no such id is in `ledger_other`.
+-- that a month's rows are a partition, and a request id is unique over all of them. Times begin with 0 for five hundred years;
+-- what has another id is in `ledger_other`. There is no default partition: with one, a new month would have to wait for all who read.
 CREATE TABLE ledger (
     request_id TEXT COLLATE "C" NOT NULL, attempt BIGINT NOT NULL, role TEXT NOT NULL, response_id TEXT NOT NULL,
     trace_id TEXT COLLATE "C" NOT NULL, started_ns BIGINT NOT NULL, ended_ns BIGINT NOT NULL, tenant TEXT NOT NULL,
@@ -12,7 +13,7 @@ CREATE TABLE ledger (
     log BIGINT NOT NULL,
     PRIMARY KEY (request_id, attempt, role)
 ) PARTITION BY RANGE (request_id);
-CREATE TABLE ledger_other PARTITION OF ledger DEFAULT;
+CREATE TABLE ledger_other PARTITION OF ledger FOR VALUES FROM ('1') TO (MAXVALUE);
 CREATE INDEX ledger_by_time ON ledger (started_ns);
 -- Traces of our own begin like their requests' ids and are found by them.
 CREATE INDEX ledger_by_foreign_trace ON ledger (tenant, trace_id)
@@ -24,7 +25,7 @@ CREATE TABLE feedback (
     number DOUBLE PRECISION, label TEXT, comment TEXT, created_ns BIGINT NOT NULL, updated_ns BIGINT NOT NULL,
     PRIMARY KEY (request_id, name, key_id)
 ) PARTITION BY RANGE (request_id);
-CREATE TABLE feedback_other PARTITION OF feedback DEFAULT;
+CREATE TABLE feedback_other PARTITION OF feedback FOR VALUES FROM ('1') TO (MAXVALUE);
 
 -- Each log has sums of its own: replicas do not wait for each other's rows of the hour.
 CREATE TABLE spend_hour (
@@ -45,3 +46,6 @@ CREATE TABLE ledger_count (
     cache_read_tokens BIGINT NOT NULL, cache_write_tokens BIGINT NOT NULL, output_tokens BIGINT NOT NULL,
     reasoning_tokens BIGINT NOT NULL, billed_nano_usd BIGINT NOT NULL, provider_cost_nano_usd BIGINT NOT NULL
 );
+
+-- Rows of requests whose ids come before this are not kept any more; their sums are.
+CREATE TABLE ledger_kept (first_id TEXT COLLATE "C" NOT NULL);

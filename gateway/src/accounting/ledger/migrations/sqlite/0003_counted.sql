@@ -22,3 +22,6 @@ WHERE spend_hour.hour = counted.hour AND spend_hour.tenant = counted.tenant AND 
   AND spend_hour.user_id = counted.user_id AND spend_hour.route = counted.route AND spend_hour.model = counted.model
   AND spend_hour.variant = counted.variant AND spend_hour.role = counted.role AND spend_hour.outcome = counted.outcome
   AND spend_hour.price_version = counted.price_version;
+
+-- Rows of requests whose ids come before this are not kept any more; their sums are.
+CREATE TABLE ledger_kept (first_id TEXT NOT NULL);

@@ -15,6 +15,8 @@ use crate::outbound;
 
 /// How long one round trip may take.
 const PATIENCE: Duration = Duration::from_secs(10);
+/// How long an answer to a command may take.
+const LONG_PATIENCE: Duration = Duration::from_secs(600);
 const CONNECT_MAX: Duration = Duration::from_secs(5);
 const KEEPALIVE_EVERY: Duration = Duration::from_secs(15);
 
@@ -161,13 +163,28 @@ impl Session {
 
     /// As `query`, for whoever has time.
     pub(super) async fn query_long(&self, sql: &str, values: &[&(dyn ToSql + Sync)]) -> Result<Vec<Row>, StoreError> {
-        Ok(self.client.query(sql, values).await?)
+        within(LONG_PATIENCE, self.client.query(sql, values)).await
     }
 
     /// Gives how many rows changed.
     pub(super) async fn execute(&mut self, sql: &str, values: &[&(dyn ToSql + Sync)]) -> Result<u64, StoreError> {
         let statement = self.prepare(sql).await?;
         within(PATIENCE, self.client.execute(&statement, values)).await
+    }
+
+    /// Begins a transaction with a query, in one round trip.
+    pub(super) async fn begin(&mut self, sql: &str, values: &[&(dyn ToSql + Sync)]) -> Result<Vec<Row>, StoreError> {
+        let statement = self.prepare(sql).await?;
+        let begin = within(PATIENCE, self.client.batch_execute("BEGIN"));
+        let (_, rows) = tokio::try_join!(begin, within(PATIENCE, self.client.query(&statement, values)))?;
+        Ok(rows)
+    }
+
+    /// Ends one with a statement, in one round trip. (If that fails, nothing is committed.)
+    pub(super) async fn commit(&mut self, sql: &str, values: &[&(dyn ToSql + Sync)]) -> Result<(), StoreError> {
+        let statement = self.prepare(sql).await?;
+        let last = within(PATIENCE, self.client.execute(&statement, values));
+        tokio::try_join!(last, within(PATIENCE, self.client.batch_execute("COMMIT"))).map(drop)
     }
 
     async fn prepare(&mut self, sql: &str) -> Result<Statement, StoreError> {

@@ -24,7 +24,8 @@ pub(super) async fn up(session: &mut Session) -> Result<(), StoreError> {
     if version(session).await? == Some(MIGRATIONS.len()) {
         return Ok(());
     }
-    session.batch(&format!("BEGIN; SELECT pg_advisory_xact_lock({LOCK})")).await?;
+    session.batch("BEGIN").await?;
+    lock(session).await?;
     session.batch("CREATE TABLE IF NOT EXISTS ledger_version (version BIGINT NOT NULL)").await?;
     let version = version(session).await?.unwrap_or(0);
     let Some(missing) = MIGRATIONS.get(version..) else { return Err(newer()) };
@@ -33,6 +34,11 @@ pub(super) async fn up(session: &mut Session) -> Result<(), StoreError> {
     }
     let now = MIGRATIONS.len();
     session.batch(&format!("DELETE FROM ledger_version; INSERT INTO ledger_version VALUES ({now}); COMMIT")).await
+}
+
+/// Whoever changes tables does so alone, until the end of the transaction.
+pub(super) async fn lock(session: &Session) -> Result<(), StoreError> {
+    session.batch(&format!("SELECT pg_advisory_xact_lock({LOCK})")).await
 }
 
 /// # Errors

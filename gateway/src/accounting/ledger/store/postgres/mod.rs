@@ -17,7 +17,7 @@ use super::super::totals::Sums;
 use super::super::wal::{Id, id};
 use super::hours::{GROUP, SUMMED, Users};
 use super::months::Month;
-use super::{Fate, Shipped, Store, StoreError};
+use super::{Fate, Shipped, Store, StoreError, sql};
 pub use connect::Target;
 use connect::{Link, STATEMENT_MAX, Session};
 
@@ -72,14 +72,12 @@ impl Store for Postgres {
     fn ship(&mut self, rows: &[&Row], judgements: &[&Judgement]) -> Result<Shipped, StoreError> {
         self.run(async |session, context| {
             make_months(session, context.months, rows).await?;
-            session.batch("BEGIN").await?;
-            let fates = add(session, context.log, rows).await?;
-            add_hours(session, context, &super::new(rows, &fates)).await?;
+            let fates = begin(session, context.log, rows).await?;
             let mut verdicts = Vec::with_capacity(judgements.len());
             for judgement in judgements {
                 verdicts.push(feedback::judge(session, judgement).await?);
             }
-            session.batch("COMMIT").await?;
+            commit(session, context, &super::new(rows, &fates)).await?;
             Ok(Shipped { fates, verdicts })
         })
     }
@@ -109,6 +107,33 @@ impl Store for Postgres {
             session.execute(&sql, &values).await.map(drop)
         })
     }
+
+    fn keep_from(&mut self, month: Month) -> Result<bool, StoreError> {
+        self.run(async |session, context| {
+            let old: Vec<Month> = months(session).await?.into_iter().filter(|there| *there < month).collect();
+            // Who reads for a long time is not to stand between this and all who write: another time, then.
+            session.batch("BEGIN; SET LOCAL lock_timeout = '1s'; DELETE FROM ledger_kept").await?;
+            session.execute("INSERT INTO ledger_kept VALUES ($1)", &[&month.first_id()]).await?;
+            for gone in old {
+                session.batch(&format!("DROP TABLE IF EXISTS ledger_{gone}, feedback_{gone}")).await?;
+                context.months.remove(&gone);
+            }
+            session.batch("COMMIT").await?;
+            Ok(false)
+        })
+    }
+
+    fn latest(&mut self) -> Result<Option<Month>, StoreError> {
+        self.run(async |session, _| Ok(months(session).await?.into_iter().max()))
+    }
+}
+
+/// Months that have partitions.
+async fn months(session: &mut Session) -> Result<Vec<Month>, StoreError> {
+    let names = "SELECT CAST(relname AS TEXT) FROM pg_inherits JOIN pg_class ON pg_class.oid = inhrelid
+        WHERE inhparent = CAST('ledger' AS REGCLASS)";
+    let partitions = session.query(names, &[]).await?;
+    Ok(partitions.iter().filter_map(|row| row.get::<_, &str>(0).strip_prefix("ledger_")?.parse().ok()).collect())
 }
 
 const COUNTED: [&str; 9] = [
@@ -123,38 +148,41 @@ const COUNTED: [&str; 9] = [
     "provider_cost_nano_usd",
 ];
 
-/// Makes the partitions that rows need. Apart from what is shipped: it locks the table for all who write, for a moment.
+/// Makes the partitions that rows need, apart from what is shipped. Attached they wait for nobody who reads or writes, and
+/// nobody for them.
 async fn make_months(session: &mut Session, known: &mut HashSet<Month>, rows: &[&Row]) -> Result<(), StoreError> {
-    let months: HashSet<Month> = rows.iter().filter_map(|row| Month::of(&row.request_id)).collect();
-    for month in months {
-        if known.contains(&month) {
-            continue;
-        }
+    let needed: HashSet<Month> = rows.iter().filter_map(|row| Month::of(&row.request_id)).collect();
+    if needed.is_subset(known) {
+        return Ok(());
+    }
+    session.batch("BEGIN").await?;
+    migrate::lock(session).await?;
+    *known = months(session).await?.into_iter().collect();
+    for month in &needed - known {
         let (first, past) = (month.first_id(), month.next().first_id());
         for table in ["ledger", "feedback"] {
-            let there = session.query("SELECT to_regclass($1) IS NOT NULL", &[&format!("{table}_{month}")]).await?;
-            if there.first().is_none_or(|row| !row.get::<_, bool>(0)) {
-                session
-                    .batch(&format!(
-                        "CREATE TABLE IF NOT EXISTS {table}_{month} PARTITION OF {table} FOR VALUES FROM ('{first}') TO ('{past}')"
-                    ))
-                    .await?;
-            }
+            session
+                .batch(&format!(
+                    "CREATE TABLE {table}_{month} (LIKE {table} INCLUDING ALL);
+                     ALTER TABLE {table} ATTACH PARTITION {table}_{month} FOR VALUES FROM ('{first}') TO ('{past}')"
+                ))
+                .await?;
         }
         known.insert(month);
     }
-    Ok(())
+    session.batch("COMMIT").await
 }
 
-/// A row that is there already stays as it is.
-async fn add(session: &mut Session, log: i64, rows: &[&Row]) -> Result<Vec<Fate>, StoreError> {
+/// Begins with rows. One that is there already stays as it is.
+async fn begin(session: &mut Session, log: i64, rows: &[&Row]) -> Result<Vec<Fate>, StoreError> {
     if rows.is_empty() {
+        session.batch("BEGIN").await?;
         return Ok(Vec::new());
     }
     let columns = columns(rows);
     let mut values: Vec<&(dyn ToSql + Sync)> = columns.iter().map(|column| column as &(dyn ToSql + Sync)).collect();
     values.push(&log);
-    let inserted = session.query(&insert(), &values).await?;
+    let inserted = session.begin(&insert(), &values).await?;
     let mut inserted: HashSet<(String, i64, String)> =
         inserted.iter().map(|row| (row.get(0), row.get(1), row.get(2))).collect();
     // Of two that are the same in one batch the first is new.
@@ -163,9 +191,13 @@ async fn add(session: &mut Session, log: i64, rows: &[&Row]) -> Result<Vec<Fate>
         .map(|row| inserted.remove(&(row.request_id.clone(), row.attempt.into(), row.role.as_str().to_owned())))
         .collect();
     let old: Vec<&Row> = rows.iter().zip(&is_new).filter(|(_, is_new)| !**is_new).map(|(row, _)| *row).collect();
-    let there = if old.is_empty() { HashMap::new() } else { read::rows_of(session, &old).await? };
+    let (there, kept_from) = match old.is_empty() {
+        true => (HashMap::new(), None),
+        false => (read::rows_of(session, &old).await?, read::kept_from(session).await?),
+    };
     let fate = |row: &Row| match there.get(&id(row)) {
         Some(there) if cells(row) == cells(there) => Fate::There,
+        None if super::is_gone(row, kept_from.as_deref()) => Fate::There,
         _ => Fate::Different,
     };
     Ok(rows.iter().zip(is_new).map(|(row, is_new)| if is_new { Fate::New } else { fate(row) }).collect())
@@ -179,9 +211,11 @@ fn insert() -> String {
         .map(|(at, (_, kind))| format!("${}::{}[]", at + 1, if is_text(kind) { "text" } else { "bigint" }))
         .collect();
     format!(
-        "INSERT INTO ledger ({names}, log) SELECT *, ${log}::bigint FROM UNNEST({places})
+        "INSERT INTO ledger ({names}, log) SELECT *, ${log}::bigint FROM UNNEST({places}) AS fresh ({names})
+         WHERE request_id >= COALESCE(({kept_from}), '')
          ON CONFLICT DO NOTHING RETURNING request_id, attempt, role",
         log = COLUMNS.len() + 1,
+        kept_from = sql::KEPT_FROM,
         places = places.join(", ")
     )
 }
@@ -254,10 +288,10 @@ fn cells(row: &Row) -> Vec<Cow<'_, str>> {
         .collect()
 }
 
-/// Adds rows that are new to the sums of their hours.
-async fn add_hours(session: &mut Session, context: &mut Context<'_>, rows: &[&Row]) -> Result<(), StoreError> {
+/// Adds rows that are new to the sums of their hours, and commits.
+async fn commit(session: &mut Session, context: &mut Context<'_>, rows: &[&Row]) -> Result<(), StoreError> {
     if rows.is_empty() {
-        return Ok(());
+        return session.batch("COMMIT").await;
     }
     let rows = || rows.iter().copied();
     for hour in context.users.unknown(rows()) {
@@ -273,7 +307,7 @@ async fn add_hours(session: &mut Session, context: &mut Context<'_>, rows: &[&Ro
     let mut values: Vec<&(dyn ToSql + Sync)> = vec![&context.log, &hours];
     values.extend(names.iter().map(|column| column as &(dyn ToSql + Sync)));
     values.extend(sums.iter().map(|column| column as &(dyn ToSql + Sync)));
-    session.execute(&upsert(), &values).await.map(drop)
+    session.commit(&upsert(), &values).await
 }
 
 fn upsert() -> String {

@@ -133,6 +133,10 @@ pub(super) async fn counted_from(session: &mut Session, log: i64) -> Result<Opti
     Ok(read_count(&session.query(COUNTED_FROM, &[&log]).await?))
 }
 
+pub(super) async fn kept_from(session: &mut Session) -> Result<Option<String>, StoreError> {
+    Ok(session.query(sql::KEPT_FROM, &[]).await?.first().map(|row| row.get(0)))
+}
+
 /// All that is here of a log, as its hours say.
 pub(super) async fn sums_of_hours(session: &mut Session, log: i64) -> Result<Sums, StoreError> {
     let question = format!("SELECT {} FROM spend_hour WHERE log = $1", sql::sums(&SUMMED[..8]));
@@ -216,8 +220,17 @@ impl Books for PostgresBooks {
         Ok(read_count(&self.ask(COUNTED_FROM, &[&log])?))
     }
 
+    fn kept_from(&self) -> Result<Option<String>, StoreError> {
+        self.0.borrow_mut().run(async |session| kept_from(session).await)
+    }
+
+    fn sums_of_hours(&self, log: i64) -> Result<Sums, StoreError> {
+        self.0.borrow_mut().run(async |session| sums_of_hours(session, log).await)
+    }
+
     fn uneven_hours(&self, most: usize) -> Result<Vec<String>, StoreError> {
-        let rows = self.ask(&sql::uneven(most), &[])?;
+        let after = self.kept_from()?.map_or(-1, |first| hours::partial(&first));
+        let rows = self.ask(&sql::uneven(after, most), &[])?;
         let told = |row: &tokio_postgres::Row| {
             let group: Vec<String> = (1..GROUP.len()).map(|at| row.get(at)).collect();
             let off: Vec<i64> = (0..SUMMED.len()).map(|at| row.get(GROUP.len() + at)).collect();

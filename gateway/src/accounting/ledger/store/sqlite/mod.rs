@@ -15,6 +15,7 @@ use super::super::super::feedback::Judgement;
 use super::super::super::row::{COLUMNS, Cell, Row};
 use super::super::totals::Sums;
 use super::hours::Users;
+use super::months::Month;
 use super::{Fate, Shipped, Store, StoreError};
 
 impl From<std::io::Error> for StoreError {
@@ -103,7 +104,31 @@ impl Store for Sqlite {
         transaction.execute("INSERT INTO ledger_count VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)", params_from_iter(values))?;
         Ok(transaction.commit()?)
     }
+
+    fn keep_from(&mut self, month: Month) -> Result<bool, StoreError> {
+        let first_id = month.first_id();
+        let transaction = begin(&mut self.db)?;
+        transaction.execute("DELETE FROM ledger_kept", [])?;
+        transaction.execute("INSERT INTO ledger_kept VALUES (?)", [&first_id])?;
+        // Ids rise with time, so these are the first pages of the table, and new rows take them again.
+        let mut gone = 0;
+        for table in ["ledger", "feedback"] {
+            let first = format!("SELECT request_id FROM {table} WHERE request_id < ?1 ORDER BY 1 LIMIT {FORGOTTEN}");
+            let sql = format!("DELETE FROM {table} WHERE request_id IN ({first})");
+            gone += transaction.execute(&sql, [&first_id])?;
+        }
+        transaction.commit()?;
+        Ok(gone >= FORGOTTEN)
+    }
+
+    fn latest(&mut self) -> Result<Option<Month>, StoreError> {
+        let latest: Option<String> = self.db.query_row("SELECT MAX(request_id) FROM ledger", [], |row| row.get(0))?;
+        Ok(latest.as_deref().and_then(Month::of))
+    }
 }
+
+/// Rows that go in one transaction.
+const FORGOTTEN: usize = 1000;
 
 /// Begins to write, and waits for whoever else does: a transaction that began with reading would not be let wait.
 fn begin(db: &mut Connection) -> rusqlite::Result<Transaction<'_>> {
@@ -119,8 +144,13 @@ fn add(transaction: &Transaction<'_>, rows: &[&Row]) -> rusqlite::Result<Vec<Fat
         names.join(", ")
     );
     let mut insert = transaction.prepare_cached(&sql)?;
+    let kept_from = read::kept_from(transaction)?;
     let mut fates = Vec::with_capacity(rows.len());
     for row in rows {
+        if super::is_gone(row, kept_from.as_deref()) {
+            fates.push(Fate::There);
+            continue;
+        }
         let fate = match insert.execute(params_from_iter(row.cells()))? {
             0 if read::row(transaction, &super::super::wal::id(row))?.as_ref() == Some(*row) => Fate::There,
             0 => Fate::Different,

@@ -98,6 +98,10 @@ pub(super) fn counted_from(db: &Connection) -> rusqlite::Result<Option<(i64, Sum
     db.query_row("SELECT * FROM ledger_count", [], |row| Ok((row.get(0)?, read_sums(row, 1)?))).optional()
 }
 
+pub(super) fn kept_from(db: &Connection) -> rusqlite::Result<Option<String>> {
+    db.prepare_cached(sql::KEPT_FROM)?.query_row([], |row| row.get(0)).optional()
+}
+
 /// All that is here, as its hours say.
 pub(super) fn sums_of_hours(db: &Connection) -> rusqlite::Result<Sums> {
     db.query_row(&format!("SELECT {} FROM spend_hour", sql::sums(&SUMMED[..8])), [], |row| read_sums(row, 0))
@@ -191,8 +195,17 @@ impl Books for SqliteBooks {
         Ok(counted_from(&self.0)?)
     }
 
+    fn kept_from(&self) -> Result<Option<String>, StoreError> {
+        Ok(kept_from(&self.0)?)
+    }
+
+    fn sums_of_hours(&self, _log: i64) -> Result<Sums, StoreError> {
+        Ok(sums_of_hours(&self.0)?)
+    }
+
     fn uneven_hours(&self, most: usize) -> Result<Vec<String>, StoreError> {
-        let mut query = self.0.prepare(&sql::uneven(most))?;
+        let after = self.kept_from()?.map_or(-1, |first| hours::partial(&first));
+        let mut query = self.0.prepare(&sql::uneven(after, most))?;
         let rows = query.query_map([], |row| {
             let group: Vec<String> = (1..GROUP.len()).map(|at| row.get(at)).collect::<Result<_, _>>()?;
             let off = (0..SUMMED.len()).map(|at| row.get(GROUP.len() + at)).collect::<Result<Vec<_>, _>>()?;
