@@ -215,8 +215,8 @@ impl Chaos {
             for (route, expected) in
                 MODES.iter().zip([("ok", true), ("ok", false), ("limits_unavailable", false), ("ok", false)])
             {
-                let (code, stood_in, took) = self.ask(route);
-                assert_eq!((code.as_str(), stood_in), expected, "{what}: {route}, round {round}");
+                let (code, is_local, took) = self.ask(route);
+                assert_eq!((code.as_str(), is_local), expected, "{what}: {route}, round {round}");
                 assert!(took < Duration::from_secs(5), "{what}: {route} took {took:?}");
             }
         }
@@ -227,8 +227,8 @@ impl Chaos {
     fn is_back(&self, what: &str) {
         self.is_up(true);
         for route in MODES {
-            let (code, stood_in, _) = self.ask(route);
-            assert_eq!((code.as_str(), stood_in), ("ok", false), "{what} is over: {route}");
+            let (code, is_local, _) = self.ask(route);
+            assert_eq!((code.as_str(), is_local), ("ok", false), "{what} is over: {route}");
         }
     }
 }
@@ -340,7 +340,7 @@ fn a_store_that_has_forgotten_everything_is_told_what_was_spent_today() {
 fn what_a_killed_gateway_held_is_back_or_counted_within_its_time_and_counted_once() {
     let (redis, upstream) = (Redis::start(), Upstream::start());
     let rules = [
-        rule("places", "4", "concurrency", "shared = \"50%\"\ndown = \"closed\""),
+        rule("places", "4", "concurrency", "shared = \"strict\"\ndown = \"closed\""),
         rule("day", "10", "requests", "per = \"day\"\nshared = \"strict\"\ndown = \"closed\""),
         rule("month", "10", "requests", "per = \"month\"\nshared = \"50%\"\ndown = \"closed\""),
     ];

@@ -64,7 +64,7 @@ pub trait Grant: Send + Sync {
     fn settle(self: Box<Self>, used: &dyn Fn(&Rule) -> u64);
 
     /// Whether a limit was held to that is only this gateway's part of the shared one.
-    fn stood_in(&self) -> bool {
+    fn is_apart(&self) -> bool {
         false
     }
 }

@@ -23,7 +23,7 @@ pub struct Door {
     pub(super) warning: Option<String>,
     pub(super) waited: Option<Duration>,
     /// Whether only this gateway's part of a shared limit was held to.
-    pub(super) stood_in: bool,
+    pub(super) is_apart: bool,
 }
 
 impl Door {
@@ -37,8 +37,8 @@ impl Door {
     pub fn headers(&self) -> Vec<(&'static str, String)> {
         let warning = self.warning.iter().map(|warning| ("x-glassgate-budget-warning", warning.clone()));
         let waited = self.waited.map(|waited| ("x-glassgate-waited-ms", waited.as_millis().to_string()));
-        let stood_in = self.stood_in.then(|| ("x-ratelimit-mode", "local".to_owned()));
-        self.quotas().headers().into_iter().chain(warning).chain(waited).chain(stood_in).collect()
+        let is_apart = self.is_apart.then(|| ("x-ratelimit-mode", "local".to_owned()));
+        self.quotas().headers().into_iter().chain(warning).chain(waited).chain(is_apart).collect()
     }
 
     /// Whether a rule that may bind this request wants to know the most that can be, where the most likely is not that.

@@ -136,7 +136,7 @@ impl Admission {
             told: Vec::new(),
             warning: None,
             waited: None,
-            stood_in: false,
+            is_apart: false,
         };
         let began_ns = self.watch.time.clock.now_ns();
         // Which model is meant nobody knows yet; of those who do not bind by it the headers can tell already.
@@ -146,7 +146,7 @@ impl Admission {
         self.counts.peek(&requests).map_err(|denied| self.refusal(&door, &requests, denied))?;
         let places = door.asks(began_ns, |rule| is_taken_at_door(rule).then_some(1));
         let place = self.counts.reserve(&places).await.map_err(|denied| self.refusal(&door, &places, denied))?;
-        (door.stood_in, door._place) = (place.stood_in(), Some(place));
+        (door.is_apart, door._place) = (place.is_apart(), Some(place));
         Ok(door)
     }
 
@@ -252,7 +252,7 @@ impl Admission {
                 (refusal, _) => refusal,
             })?;
         door.waited = waited;
-        door.stood_in |= grant.stood_in();
+        door.is_apart |= grant.is_apart();
         let hold = Held::new(grant, &terms.row.model, most, self.watch.clone(), self.queue.clone());
         // Also where it binds a model that may stand in.
         let may_bind = |rule: &Rule| rule.is_by_model() || rule.binds(&door.subjects);

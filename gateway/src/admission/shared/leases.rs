@@ -60,7 +60,7 @@ struct Amounts {
 impl Amounts {
     /// What is drawn at a time.
     fn block(&self) -> i64 {
-        let share = self.ask.rule.shared.and_then(|Sharing { lease, .. }| lease).unwrap_or(WHOLE);
+        let share = self.ask.rule.shared.and_then(|Sharing { lease, .. }| lease).unwrap_or(0);
         let block = u128::from(self.ask.limit) * u128::from(share) / u128::from(WHOLE);
         i64::try_from(block).unwrap_or(i64::MAX).max(1)
     }

@@ -124,7 +124,7 @@ impl Shared {
         let is_there = |at: &usize| !out_of_reach.contains(at);
         let drawn = on_lease.iter().zip(drawn).filter(|(at, _)| is_there(at));
         Ok(Held {
-            stood_in: out_of_reach.iter().any(|at| down(&asks[*at]) == Down::Local),
+            is_apart: out_of_reach.iter().any(|at| down(&asks[*at]) == Down::Local),
             noted,
             books: self.books.clone(),
             drawn: drawn.map(|(at, drawn)| (asks[*at].clone(), drawn)).collect(),
@@ -223,8 +223,8 @@ impl Grant for Both {
         self.held.settle(used);
     }
 
-    fn stood_in(&self) -> bool {
-        self.held.stood_in
+    fn is_apart(&self) -> bool {
+        self.held.is_apart
     }
 }
 
@@ -237,7 +237,7 @@ struct Held {
     open: Option<Open>,
     /// The grant's counters.
     asked: Vec<(String, Ask)>,
-    stood_in: bool,
+    is_apart: bool,
 }
 
 impl Held {
@@ -294,8 +294,11 @@ fn pick(asks: &[Ask], which: &[usize]) -> Vec<Ask> {
     which.iter().map(|at| asks[*at].clone()).collect()
 }
 
+/// What is taken ahead. Places always are, one at a time at the least: who asks one after the other finds their own again,
+/// however late the store hears of it.
 fn lease(ask: &Ask) -> Option<u64> {
-    ask.rule.shared.and_then(|Sharing { lease, .. }| lease)
+    let at_a_time = ask.rule.per.is_none().then_some(1);
+    ask.rule.shared.and_then(|Sharing { lease, .. }| lease.or(at_a_time))
 }
 
 fn down(ask: &Ask) -> Down {

@@ -96,7 +96,7 @@ pub fn numbers(value: Value) -> Result<Vec<i64>, String> {
     let numbers = values.into_iter().map(number).collect::<Result<Vec<i64>, String>>()?;
     match numbers.first() {
         Some(0 | 1) => Ok(numbers),
-        Some(-1) => Err("a later connection of this gateway has taken over".into()),
+        Some(-1) => Err("another gateway goes by the name of this one, or a later connection of it; each needs a data folder of its own".into()),
         _ => Err(format!("no answer of ours: {numbers:?}")),
     }
 }

@@ -184,26 +184,27 @@ fn on_a_network_that_breaks_again_and_again_nothing_is_counted_twice_and_nothing
     };
     let gateways: Vec<Arc<Shared>> = proxies.iter().enumerate().map(start).collect();
     let limit = 1_000_000;
-    let (day, places) = (rule("day", Of::Usd, Some(Per::Day), limit, None), rule_of_places(None));
+    let day = rule("day", Of::Usd, Some(Per::Day), limit, None);
+    let month = rule("month", Of::Tokens, Some(Per::Month), limit, None);
     let (spent, let_in, away) = (AtomicU64::new(0), AtomicU64::new(0), AtomicU64::new(0));
     let is_over = std::sync::atomic::AtomicBool::new(false);
     std::thread::scope(|scope| {
         for number in 0..6_usize {
             let (gateway, runtime, time) = (&gateways[number % 3], &runtime, &time);
-            let (day, places, spent, let_in, away, is_over) = (&day, &places, &spent, &let_in, &away, &is_over);
+            let (day, month, spent, let_in, away, is_over) = (&day, &month, &spent, &let_in, &away, &is_over);
             scope.spawn(move || {
                 for turn in 0..u64::MAX {
                     if is_over.load(Ordering::Relaxed) {
                         return;
                     }
                     let amount = 1 + turn % 9;
-                    let asks = [ask(time, day, "one", amount), ask(time, places, "one", 1)];
+                    let asks = [ask(time, day, "one", amount), ask(time, month, "one", 20)];
                     match runtime.block_on(gateway.reserve(&asks)) {
                         Ok(grant) if turn % 5 == 0 => drop(grant),
                         Ok(grant) => {
                             spent.fetch_add(amount, Ordering::Relaxed);
                             let_in.fetch_add(1, Ordering::Relaxed);
-                            grant.settle(&|rule| if rule.per.is_some() { amount } else { 0 });
+                            grant.settle(&|_| amount);
                         }
                         Err(denied) => {
                             assert_eq!(denied.short, None, "there is room for all");
@@ -240,9 +241,9 @@ fn on_a_network_that_breaks_again_and_again_nothing_is_counted_twice_and_nothing
     let (let_in, away) = (let_in.into_inner(), away.into_inner());
     println!("{let_in} were let in, {away} found no store");
     assert!(let_in > 100 && away > 10, "this proved nothing: {let_in} were let in, {away} found no store");
-    let asks = [ask(&time, &day, "one", 0), ask(&time, &places, "one", 0)];
+    let asks = [ask(&time, &day, "one", 0), ask(&time, &month, "one", 0)];
     let grant = runtime.block_on(gateways[0].reserve(&asks)).unwrap();
-    let [day, places] = asks.map(|ask| gateways[0].state(&ask));
+    let [day, month] = asks.map(|ask| gateways[0].state(&ask)).map(|state| (state.used, state.held));
     drop(grant);
-    assert_eq!((day.used, day.held, places.held), (spent.into_inner(), 0, 0));
+    assert_eq!([day, month], [(spent.into_inner(), 0); 2]);
 }
