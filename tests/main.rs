@@ -8,6 +8,7 @@
 
 mod support;
 
+mod admin;
 mod answers;
 mod bad_input;
 mod cache;

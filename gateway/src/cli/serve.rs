@@ -19,6 +19,8 @@ use crate::auth::Auth;
 use crate::auth::api_key::{Pepper, generate};
 use crate::cache::Cache;
 use crate::config::{AccessLogTo, Config, Overrides};
+use crate::control::Control;
+use crate::control::edit::KeyEdit;
 use crate::data_dir::{DataDir, Run, write_secret};
 use crate::dispatch::upstream::Upstreams;
 use crate::exchange::Observer;
@@ -86,12 +88,15 @@ pub fn build(
     let recovery = ledger.recovered(RECOVERY_PATIENCE).map_err(|why| format!("the ledger's store: {why}"))?;
     tell_recovery(&recovery, &metrics);
     // After the recovery: a request that was cut off by a kill counts at its bound.
-    let keys = keys::store(data_dir)?.list().map_err(text)?;
-    let names = keys.into_iter().map(|key| (key.who.key_id.clone(), key.who.key_name.clone())).collect();
-    let defaults = Defaults::default();
-    let rules = defaults.iter().chain(&config.gateway.rules).map(AsRef::as_ref);
+    let pepper =
+        Pepper::load(&data_dir.pepper()).map_err(|error| format!("{}: {error}", data_dir.pepper().display()))?;
+    let auth = Auth::open(&data_dir.keys(), pepper, clock.clone(), metrics.clone()).map_err(text)?;
+    auth.bind(&config.gateway.rules);
+    let (defaults, bound) = (Defaults::default(), auth.rules());
+    let rules = defaults.iter().chain(&*bound).map(AsRef::as_ref);
+    let callers = auth.callers();
     let before = store::books(data_dir.path())
-        .and_then(|books| Before::read(rules, clock.now_ns(), &names, |since| books.spent_since(since)))
+        .and_then(|books| Before::read(rules, clock.now_ns(), &callers, |since| books.spent_since(since)))
         .map_err(text)?;
     let time = Arc::new(Time::new(clock.clone()));
     let counts: Arc<Local> = Arc::new(Local::new(time.clone(), before));
@@ -108,9 +113,6 @@ pub fn build(
         return Err(format!("no model can be loaded:\n{}", why.join("\n")));
     }
 
-    let pepper =
-        Pepper::load(&data_dir.pepper()).map_err(|error| format!("{}: {error}", data_dir.pepper().display()))?;
-    let auth = Auth::open(&data_dir.keys(), pepper, clock.clone(), metrics.clone()).map_err(text)?;
     auth.trust(auth.open_issuers(&config.gateway.auth.jwt)?);
     let log = match config.gateway.access_log {
         AccessLogTo::Stdout => Some(AccessLog::to(std::io::stdout(), metrics.clone()).map_err(text)?),
@@ -141,6 +143,7 @@ pub fn build(
         models,
         upstreams,
         ledger,
+        control: Control::new(data_dir.clone()),
         clock,
         phase: tokio::sync::watch::Sender::new(Phase::Serving),
         config_path: path.to_owned(),
@@ -187,11 +190,12 @@ fn admin_token(data_dir: &DataDir) -> Result<String, String> {
 /// The first start makes a key, so that the first curl works. Returns it as long as its file is there.
 fn quickstart(data_dir: &DataDir) -> Result<Option<String>, String> {
     let path: PathBuf = data_dir.quickstart_key();
-    if keys::store(data_dir)?.list().map_err(text)?.is_empty() {
+    if keys::store(data_dir)?.page("", 1).map_err(text)?.is_empty() {
         // The file first: a key that nobody was shown would be no use.
         let key = generate().map_err(text)?;
         write_secret(&path, &key).map_err(text)?;
-        keys::add(data_dir, &key, "quickstart", "default", |_| ())?;
+        let control = Control::new(data_dir.clone());
+        keys::create(&control, "gateway", &key, "quickstart", "default", KeyEdit::default())?;
     }
     Ok(std::fs::read_to_string(path).ok().map(|key| key.trim().to_owned()))
 }

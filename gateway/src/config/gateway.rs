@@ -8,6 +8,7 @@ use std::time::Duration;
 use super::auth::AuthConfig;
 use super::limits::{self, Limits, Written};
 use super::reader::{At, Section};
+use super::secret::Secret;
 use super::traces::{self, TraceSink};
 use crate::accounting::settlement::Durability;
 use crate::admission::core::rule::Rule;
@@ -17,6 +18,10 @@ use crate::network::Network;
 pub struct GatewayConfig {
     pub data: SocketAddr,
     pub admin: SocketAddr,
+    /// For `/admin`, beside the one that every start makes.
+    pub admin_token: Option<Secret>,
+    /// What the admin listener may be called beside its loopback address.
+    pub admin_hosts: Vec<String>,
     pub threads: usize,
     pub body_bytes_max: usize,
     pub listen: ListenConfig,
@@ -124,6 +129,8 @@ pub(super) fn gateway(root: Section<'_, '_>, folder: &Path, read: &mut impl FnMu
     let mut config = GatewayConfig {
         data: SocketAddr::from(([127, 0, 0, 1], 8080)),
         admin: SocketAddr::from(([127, 0, 0, 1], 8081)),
+        admin_token: None,
+        admin_hosts: Vec::new(),
         threads: 1,
         body_bytes_max: 4 << 20,
         listen: ListenConfig::default(),
@@ -179,6 +186,12 @@ pub(super) fn gateway(root: Section<'_, '_>, folder: &Path, read: &mut impl FnMu
         config.pre_drain = listen.duration_or_none("pre_drain").unwrap_or(config.pre_drain);
         config.drain = listen.duration_or_none("drain").unwrap_or(config.drain);
         listen.finish();
+    }
+    if let Some(admin) = root.section("admin") {
+        config.admin_token = admin_token(&admin);
+        let hosts = admin.strings("hosts").unwrap_or_default();
+        config.admin_hosts = hosts.into_iter().map(|host| host.value).collect();
+        admin.finish();
     }
     config.auth = AuthConfig { trusted_proxies, ..super::auth::auth(&root, folder, read) };
     if let Some(storage) = root.section("storage") {
@@ -236,6 +249,25 @@ pub(super) fn gateway(root: Section<'_, '_>, folder: &Path, read: &mut impl FnMu
     }
     root.finish();
     Read { config, routes, prices, written }
+}
+
+/// As many as the random ones have: nobody guesses it.
+const TOKEN_BYTES_MIN: usize = 32;
+
+fn admin_token(section: &Section<'_, '_>) -> Option<Secret> {
+    let text = section.string("token")?;
+    if !text.value.starts_with("env:") {
+        section.problem_at(
+            text.at,
+            "`admin.token` is read from the environment, as \"env:GLASSGATE_ADMIN_TOKEN\": files are shared",
+        );
+        return None;
+    }
+    let token = section.resolve(&text)?;
+    if token.expose().len() < TOKEN_BYTES_MIN {
+        section.problem_at(text.at, format!("`admin.token` must have at least {TOKEN_BYTES_MIN} bytes"));
+    }
+    Some(token)
 }
 
 /// Answers wait for it.
