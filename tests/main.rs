@@ -13,6 +13,7 @@ mod answers;
 mod bad_input;
 mod cache;
 mod callers;
+mod canary;
 mod clients;
 mod completions;
 mod config;
