@@ -23,7 +23,7 @@ const COOKIE: &str = "canary-cookie-of-a-browser-3ab8";
 const CONTENT: &str = "canaryoftheprompt";
 
 /// What must not be found, and the only files that may hold it.
-struct Secret {
+pub struct Secret {
     name: &'static str,
     forms: Vec<Vec<u8>>,
     belongs: &'static [&'static str],
@@ -42,7 +42,7 @@ impl Secret {
     }
 
     /// Of a key everything may be known but its last part.
-    fn key(name: &'static str, key: &str, belongs: &'static [&'static str]) -> Secret {
+    pub fn key(name: &'static str, key: &str, belongs: &'static [&'static str]) -> Secret {
         Secret::new(name, key.rsplit('-').next().unwrap().as_bytes(), belongs)
     }
 
@@ -53,10 +53,10 @@ impl Secret {
 
 /// Everything that the gateway has said or written, by where it was.
 #[derive(Default)]
-struct Told(Vec<(String, Vec<u8>)>);
+pub struct Told(Vec<(String, Vec<u8>)>);
 
 impl Told {
-    fn add(&mut self, place: impl Into<String>, bytes: impl Into<Vec<u8>>) {
+    pub fn add(&mut self, place: impl Into<String>, bytes: impl Into<Vec<u8>>) {
         self.0.push((place.into(), bytes.into()));
     }
 
@@ -65,7 +65,7 @@ impl Told {
         self.add(place, [head.into_bytes(), response.body.clone()].concat());
     }
 
-    fn folder(&mut self, folder: &Path, below: &str) {
+    pub fn folder(&mut self, folder: &Path, below: &str) {
         for entry in std::fs::read_dir(folder).unwrap() {
             let path = entry.unwrap().path();
             let name = format!("{below}{}", path.file_name().unwrap().to_string_lossy());
@@ -78,7 +78,7 @@ impl Told {
     }
 
     /// Where a secret was found that does not belong there.
-    fn leaks(&self, secrets: &[Secret]) -> Vec<String> {
+    pub fn leaks(&self, secrets: &[Secret]) -> Vec<String> {
         let mut leaks = Vec::new();
         for secret in secrets {
             for (place, bytes) in &self.0 {

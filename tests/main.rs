@@ -33,6 +33,8 @@ mod keys;
 mod kill;
 mod ledger;
 mod limits;
+mod moving;
+mod operators;
 mod oracle;
 mod panics;
 mod prices;

@@ -45,7 +45,9 @@ impl ServeHttp for Admin {
         let mut response = Response::builder()
             .status(reply.status)
             .header("content-type", reply.kind)
-            .header("content-length", reply.body.len());
+            .header("content-length", reply.body.len())
+            // A new key is in some of them.
+            .header("cache-control", "no-store");
         if let Some(version) = reply.version {
             response = response.header("etag", format!("\"{version}\""));
         }

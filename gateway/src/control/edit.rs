@@ -261,7 +261,7 @@ pub fn word(path: &str, word: &str, most: usize) -> Result<(), Denied> {
 /// If there are more than `count`, or one is no word.
 pub fn words(path: &str, all: &[String], count: usize, most: usize) -> Result<(), Denied> {
     if all.len() > count {
-        return Err(invalid(path, format!("may have at most {count}, not {}", all.len())));
+        return Err(invalid(path, format!("may have at most {count} {path}, not {}", all.len())));
     }
     all.iter().enumerate().try_for_each(|(at, one)| word(&format!("{path}[{at}]"), one, most))
 }
