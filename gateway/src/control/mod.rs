@@ -189,3 +189,6 @@ impl Control {
 fn chain_key(pepper: &Pepper) -> ChainKey {
     ChainKey(pepper.derive("glassgate 2026-11 audit chain"))
 }
+
+#[cfg(test)]
+mod tests;
