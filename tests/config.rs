@@ -223,6 +223,13 @@ fn every_mistake_is_reported_with_file_line_and_a_suggestion() {
             "input = 0.02\n[[models.glimmer-1.change]]\nfrom = \"soon\"",
             &["prices.toml:6:", "`models.glimmer-1.change.from` must say since when"],
         ),
+        (
+            "gateway.toml",
+            "[telemetry]",
+            "[admin]\ntoken = \"in-the-file-for-everybody-to-read\"\n[telemetry]",
+            &["gateway.toml:", "`admin.token` is read from the environment"],
+        ),
+        ("gateway.toml", "[telemetry]", "[admin]\ntoken = \"env:HOME\"\n[telemetry]", &["at least 32 bytes"]),
         ("prices.toml", "input = 0.02", "input = 0.000_000_02", &["prices.toml:5:", "finer than"]),
         ("prices.toml", "[models.glimmer-2]", "[models.glimmer-9]", &["prices.toml:9:", "no model `glimmer-9`"]),
         ("prices.toml", "version = \"2026-11-01\"", "", &["prices.toml:", "`version` is missing"]),
@@ -276,6 +283,7 @@ fn the_shipped_configuration_is_sound_and_the_reference_names_every_key() {
         &setup.path("gateway.toml"),
         "\n[[limits.rules]]\nname = \"r\"\nlimit = 1\nof = \"requests\"\nper = \"day\"\n",
     );
+    append(&setup.path("gateway.toml"), "\n[admin]\nhosts = []\n");
     known.extend(Config::load_with_keys(&setup.path("gateway.toml"), &Overrides::default()).unwrap().1);
     let reference = root().join("configs/reference.toml");
     let read = Config::load(&reference, &Overrides::default()).expect("the reference is itself a gateway.toml");

@@ -8,10 +8,12 @@
 
 mod support;
 
+mod admin;
 mod answers;
 mod bad_input;
 mod cache;
 mod callers;
+mod canary;
 mod clients;
 mod completions;
 mod config;
@@ -32,6 +34,8 @@ mod keys;
 mod kill;
 mod ledger;
 mod limits;
+mod moving;
+mod operators;
 mod oracle;
 mod panics;
 mod postgres;

@@ -17,6 +17,7 @@ use pingora_core::protocols::l4::stream::Stream;
 use pingora_core::server::configuration::ServerConf;
 use serde_json::json;
 
+use crate::canary::{Secret, Told};
 use crate::support::gateway::{Setup, append, chat_with, metric};
 use crate::support::upstream::Upstream;
 use crate::support::{eventually, http};
@@ -128,6 +129,14 @@ fn a_panic_at_any_moment_leaves_one_record_one_right_row_and_a_gateway_that_serv
     assert!(ask("assistant", true).unwrap().complete, "the gateway still serves");
     let text = quiet();
     app.ledger.shut_down();
+    let mut told = Told::default();
+    told.add("metrics", text.clone());
+    told.folder(data_dir.path(), "");
+    assert_eq!(
+        told.leaks(&[Secret::key("the key", &key, &[])]),
+        [""; 0],
+        "nothing of a request's secrets is left behind"
+    );
 
     let db = rusqlite::Connection::open(data_dir.ledger()).unwrap();
     let one = |sql: &str| db.query_row(sql, [], |row| row.get::<_, i64>(0)).unwrap();

@@ -40,6 +40,16 @@ fn every_command_that_the_readme_shows_works() {
         .unwrap();
     let said = String::from_utf8(output.stdout).unwrap();
     assert!(said.contains("\"status\":\"created\""), "{said}");
+    let make =
+        readme.split("```sh\n").find(|block| block.starts_with("curl http://127.0.0.1:8081/admin/keys")).unwrap();
+    let make = make.split("```").next().unwrap().replace("127.0.0.1:8081", &gateway.admin.to_string());
+    let output = std::process::Command::new("bash")
+        .args(["-c", &make])
+        .current_dir(gateway.data_dir().parent().unwrap())
+        .output()
+        .unwrap();
+    let made = String::from_utf8(output.stdout).unwrap();
+    assert!(made.contains("\"usd_per_day\":\"0.500000000\""), "{made}");
 
     assert!(answer.contains("Glassgate") && answer.trim_end().ends_with("data: [DONE]"), "{answer}");
 }

@@ -95,6 +95,7 @@ const RULES: &[Rule] = &[
             "crate::admin::",
             "crate::cli",
             "crate::app",
+            "crate::control",
         ],
         violation: "use crate::app::App;",
     },
@@ -110,6 +111,12 @@ const RULES: &[Rule] = &[
             "crate::routing::Routing",
         ],
         violation: "use crate::dispatch::Backends;",
+    },
+    Rule {
+        name: "only control writes the key store",
+        binds: |path| path.starts_with("gateway/src/") && !in_gateway(path, &["control", "auth/store"]),
+        forbidden: &["Writing", ".write()?", "ChainKey", "INSERT INTO keys"],
+        violation: "let writing = store.write()?;",
     },
     Rule {
         name: "the request path and the relay know no console",

@@ -22,16 +22,16 @@ secret = "env:JWT_SECRET"
 header = "x-identity-token"
 claims = { tenant = "/org/id", user = "/email", scopes = "/scope" }
 "#;
-const SECRET: &str = "a secret of thirty-two bytes and";
+pub const SECRET: &str = "a secret of thirty-two bytes and";
 
-fn token(claims: &Value) -> String {
+pub fn token(claims: &Value) -> String {
     let encode = |text: &[u8]| URL_SAFE_NO_PAD.encode(text);
     let signed = format!("{}.{}", encode(br#"{"alg":"HS256","typ":"JWT"}"#), encode(claims.to_string().as_bytes()));
     let key = ring::hmac::Key::new(ring::hmac::HMAC_SHA256, SECRET.as_bytes());
     format!("{signed}.{}", encode(ring::hmac::sign(&key, signed.as_bytes()).as_ref()))
 }
 
-fn claims(more: Value) -> Value {
+pub fn claims(more: Value) -> Value {
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs();
     let mut claims = json!({"iss": "https://login.example", "aud": "gateway", "exp": now + 600, "email": "a@acme.example",
                             "org": {"id": "acme"}, "scope": "inference openid"});

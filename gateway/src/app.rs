@@ -19,6 +19,7 @@ use crate::auth::Auth;
 use crate::cache::Cache;
 use crate::config::problem::Problems;
 use crate::config::{Config, ModelConfig, ModelSource, Overrides, RouteConfig, Timeouts, Unit};
+use crate::control::Control;
 use crate::dispatch::upstream::{Servers, UpstreamModel, Upstreams};
 use crate::dispatch::{Backend, Backends};
 use crate::exchange::EMBEDDED;
@@ -61,6 +62,7 @@ pub struct App {
     pub models: Models,
     pub upstreams: Upstreams,
     pub ledger: Arc<crate::accounting::ledger::Ledger>,
+    pub control: Control,
     pub clock: Arc<dyn Clock>,
     pub phase: watch::Sender<Phase>,
     pub config_path: PathBuf,
@@ -158,6 +160,7 @@ impl App {
         self.models.show(&loaded);
         next.show(&self.metrics);
         self.auth.trust(issuers);
+        self.auth.bind(&next.config.gateway.rules, next.config.gateway.common);
         self.snapshot.store(next.clone());
         // After the switch: who comes now is not sent to those that go.
         self.models.retain(&next.config.models, Instant::now() + next.config.gateway.models_drain);

@@ -48,7 +48,7 @@ pub async fn answer(
 ) -> Result<Reply, Refusal> {
     let caller = enter(app, snapshot, inbound, exchange).await?;
     let limits = &snapshot.config.gateway;
-    let mut door = app.admission.knock(&caller, &limits.limits, &limits.rules).await?;
+    let mut door = app.admission.knock(&caller, &limits.limits, &app.auth.rules()).await?;
     exchange.mark(|record, now| (record.quotas, record.marks.knocked) = (Some(door.quotas()), Some(now)));
     if app.phase() >= Phase::Draining {
         return Err(Refusal::Draining);

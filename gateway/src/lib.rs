@@ -9,6 +9,7 @@
 //! - `observe`: a closed record → metrics, log line, spans
 //! - `feedback`: what clients say of answers
 //! - `config`: three files → what they mean; `app`: the stages built from it
+//! - `control`: every change that operators make, and the record of them
 //! - `admin`, `cli`: for the people who run it
 
 #![forbid(unsafe_code)]
@@ -23,6 +24,7 @@ pub mod auth;
 pub mod cache;
 pub mod cli;
 pub mod config;
+pub mod control;
 pub mod data_dir;
 pub mod dispatch;
 pub mod exchange;
@@ -40,3 +42,4 @@ pub mod relay;
 pub mod routing;
 pub mod server;
 pub mod shadow;
+pub mod when;

@@ -103,6 +103,7 @@ pub enum Refusal {
     TokenKeysUnavailable,
     ExpiredKey,
     DisabledKey,
+    DisabledTenant,
     AddressNotAllowed {
         address: IpAddr,
     },
@@ -257,6 +258,7 @@ impl Refusal {
             Refusal::TokenKeysUnavailable    => (503, "server_error",          "jwt_keys_unavailable", Some(true)),
             Refusal::ExpiredKey              => (401, "authentication_error",  "expired_api_key", None),
             Refusal::DisabledKey             => (401, "authentication_error",  "disabled_api_key", None),
+            Refusal::DisabledTenant          => (403, "permission_error",      "disabled_tenant", Some(false)),
             Refusal::AddressNotAllowed { .. } => (403, "permission_error",     "address_not_allowed", Some(false)),
             Refusal::ScopeMissing { .. }     => (403, "permission_error",      "scope_missing", Some(false)),
             Refusal::TooManyFailures { .. }  => (429, "authentication_error",  "too_many_failures", Some(true)),

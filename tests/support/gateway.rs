@@ -257,14 +257,21 @@ impl TestGateway {
     }
 
     pub fn admin_get(&self, path: &str) -> Response {
-        http::raw(self.admin, &http::get(path, None)).expect("the admin listener answers").finish()
+        let request = format!("GET {path} HTTP/1.1\r\nhost: {}\r\n\r\n", self.admin);
+        http::raw(self.admin, request.as_bytes()).expect("the admin listener answers").finish()
     }
 
     /// A request to /admin with the token.
     pub fn admin(&self, method: &str, path: &str) -> Response {
+        self.operate(method, path, "", "")
+    }
+
+    /// A request to /admin with the token, more lines of the head (each with its end), and a body.
+    pub fn operate(&self, method: &str, path: &str, head: &str, body: &str) -> Response {
         let token = std::fs::read_to_string(self.data_dir().join("admin.token")).unwrap();
+        let (host, length) = (self.admin, body.len());
         let request = format!(
-            "{method} {path} HTTP/1.1\r\nhost: a\r\nauthorization: Bearer {token}\r\ncontent-length: 0\r\n\r\n"
+            "{method} {path} HTTP/1.1\r\nhost: {host}\r\nauthorization: Bearer {token}\r\n{head}content-length: {length}\r\n\r\n{body}"
         );
         http::raw(self.admin, request.as_bytes()).expect("the admin listener answers").finish()
     }

@@ -1,212 +1,225 @@
-//! The admin listener: metrics, probes and the engine's steps, open on loopback; everything under `/admin` needs the token.
+//! The admin listener: metrics, probes and the engine's steps, open on loopback; everything under `/admin` needs a token.
 
+mod asked;
+mod keys;
+mod limits;
+mod openapi;
+mod record;
+mod reply;
+mod routes;
+pub mod rules;
+mod shown;
+pub mod spend;
 mod steps;
+mod tenants;
 
 use std::sync::Arc;
 
 use async_trait::async_trait;
-use http::{Method, Response, StatusCode};
+use http::{Response, StatusCode};
 use pingora_core::apps::http_app::ServeHttp;
 use pingora_core::protocols::http::ServerSession;
 use serde_json::{Value, json};
 use subtle::ConstantTimeEq;
 
-use crate::accounting::core::NanoUsd;
-use crate::admission::core::rule::Rule;
-use crate::api::limit::{Of, Per, scope};
+use self::asked::{Asked, BODY_BYTES_MAX};
+pub use self::record::entry;
+use self::reply::{Answer, Problem, Reply};
+use self::routes::{Does, Found, Route};
 use crate::app::App;
-use crate::config::{Config, Limits, SinkKind, TraceSink};
+use crate::control::Change;
 use crate::observe::access_log;
 use crate::observe::spans::Origin;
 use crate::observe::stages;
 
 pub struct Admin {
     pub app: Arc<App>,
+    /// The one of this start; the configuration may have another beside it.
     pub token: String,
 }
 
 #[async_trait]
 impl ServeHttp for Admin {
     async fn response(&self, session: &mut ServerSession) -> Response<Vec<u8>> {
-        let (method, path) = (session.req_header().method.clone(), session.req_header().uri.path().to_owned());
-        let (status, kind, body) = match (&method, path.as_str()) {
-            (&Method::GET, "/metrics") => {
-                self.app.models.observe();
-                self.app.auth.observe();
-                self.app.admission.observe();
-                self.app.ledger.observe();
-                self.app.metrics.cache_bytes(self.app.cache.bytes());
-                (StatusCode::OK, "text/plain; version=0.0.4; charset=utf-8", self.app.metrics.encode().into_bytes())
-            }
-            (&Method::GET, "/debug/steps") => {
-                steps::answer(&self.app.models, session.req_header().uri.query().unwrap_or(""))
-            }
-            // Alive: the process can answer. Nothing that others do makes it dead.
-            (&Method::GET, "/livez") => probe(None),
-            (&Method::GET, "/startupz" | "/readyz") => probe(self.app.unready()),
-            (_, path) if path.starts_with("/admin/") => {
-                if !self.is_operator(session) {
-                    error(
-                        StatusCode::UNAUTHORIZED,
-                        "the admin token is missing or wrong; it is in <data_dir>/admin.token",
-                    )
-                } else {
-                    self.admin(&method, path).await
-                }
-            }
-            _ => error(
-                StatusCode::NOT_FOUND,
-                "there is nothing here; try /metrics, /debug/steps, /livez, /readyz or /startupz",
-            ),
-        };
-        let response =
-            Response::builder().status(status).header("content-type", kind).header("content-length", body.len());
-        response.body(body).unwrap_or_default()
+        let reply = self.answer(session).await.unwrap_or_else(Reply::from);
+        let mut response = Response::builder()
+            .status(reply.status)
+            .header("content-type", reply.kind)
+            .header("content-length", reply.body.len())
+            // A new key is in some of them.
+            .header("cache-control", "no-store");
+        if let Some(version) = reply.version {
+            response = response.header("etag", format!("\"{version}\""));
+        }
+        response.body(reply.body).unwrap_or_default()
     }
 }
 
-type Reply = (StatusCode, &'static str, Vec<u8>);
-
 impl Admin {
-    fn is_operator(&self, session: &ServerSession) -> bool {
-        let sent = session.get_header_bytes("authorization");
-        let token = sent.strip_prefix(b"Bearer ").unwrap_or(b"");
-        token.ct_eq(self.token.as_bytes()).into()
+    async fn answer(&self, session: &mut ServerSession) -> Answer {
+        let uri = session.req_header().uri.clone();
+        let found = routes::find(session.req_header().method.as_str(), uri.path());
+        if !matches!(&found, Found::Route(route, _) if route.is_probe()) {
+            let hosts = &self.app.snapshot.load().config.gateway.admin_hosts;
+            if !asked::is_for_us(&session.req_header().headers, hosts) {
+                return Err(Problem::new(
+                    StatusCode::FORBIDDEN,
+                    "wrong_host",
+                    "this listener is called by its loopback address; `admin.hosts` in gateway.toml lists other names",
+                ));
+            }
+        }
+        // Whoever has no token is not told what there is.
+        let actor = match &found {
+            Found::Route(route, _) if !route.needs_token() => "",
+            _ if uri.path().starts_with("/admin/") => self.operator(session)?,
+            _ => "",
+        };
+        let (route, parts) = match found {
+            Found::Route(route, parts) => (route, parts),
+            Found::Allowed(methods) => {
+                let message = format!("use {} here", methods.join(" or "));
+                return Err(Problem::new(StatusCode::METHOD_NOT_ALLOWED, "method_not_allowed", message));
+            }
+            Found::Nothing => {
+                return Err(Problem::not_found(
+                    "there is nothing here; GET /admin/openapi.json says what there is, beside /metrics, /debug/steps, /livez, /readyz and /startupz",
+                ));
+            }
+        };
+        let asked = Asked {
+            parts,
+            query: asked::query(uri.query().unwrap_or("")),
+            if_match: asked::if_match(&session.req_header().headers)?,
+            body: body(session).await?,
+            actor,
+        };
+        if route.is_probe() {
+            // Answered whatever else goes on, and whether or not there is a thread to be had.
+            return answer(&self.app, route, &asked);
+        }
+        let app = self.app.clone();
+        // Stores block, and loading a model takes as long as it takes; probes go on meanwhile.
+        let answered = tokio::task::spawn_blocking(move || answer(&app, route, &asked)).await;
+        answered.unwrap_or_else(|_| {
+            Err(Problem::new(StatusCode::INTERNAL_SERVER_ERROR, "internal_error", "this failed inside the gateway"))
+        })
     }
 
-    async fn admin(&self, method: &Method, path: &str) -> Reply {
-        match (method, path) {
-            (&Method::POST, "/admin/reload") => {
-                let app = self.app.clone();
-                // Loading a model takes as long as it takes; probes go on meanwhile.
-                match tokio::task::spawn_blocking(move || app.reload().map_err(|error| error.to_string())).await {
-                    Ok(Ok(hash)) => json(StatusCode::OK, &json!({"applied": true, "config_hash": hash})),
-                    Ok(Err(problems)) => json(
-                        StatusCode::UNPROCESSABLE_ENTITY,
-                        &json!({"applied": false, "problems": problems.lines().collect::<Vec<_>>()}),
-                    ),
-                    Err(_) => error(StatusCode::INTERNAL_SERVER_ERROR, "the reload failed inside the gateway"),
-                }
-            }
-            (&Method::GET, "/admin/config") => {
-                let snapshot = self.app.snapshot.load();
-                json(StatusCode::OK, &config(&snapshot.config, self.app.rejected.lock().as_deref()))
-            }
-            (&Method::GET, "/admin/models") => json(StatusCode::OK, &self.app.models.told()),
-            (&Method::GET, _) if path.starts_with("/admin/requests/") => {
-                let id = path.trim_start_matches("/admin/requests/");
-                match self.app.observe.find(id) {
-                    Some(record) => {
-                        let line: Value = serde_json::from_slice(&access_log::line(&record)).unwrap_or_default();
-                        let spans: Vec<Value> = Origin::default()
-                            .spans(&record)
-                            .iter()
-                            .map(|span| {
-                                let since = |at: std::time::SystemTime| {
-                                    at.duration_since(std::time::UNIX_EPOCH).map_or(0, |at| at.as_nanos() as i64 - record.started_ns)
-                                };
-                                json!({"name": span.name, "span_id": span.span_context.span_id().to_string(), "parent_span_id": span.parent_span_id.to_string(),
-                                       "start_ns": since(span.start_time), "end_ns": since(span.end_time)})
-                            })
-                            .collect();
-                        json(
-                            StatusCode::OK,
-                            &json!({"record": line, "spans": spans, "stages": stages::stages(&record)}),
-                        )
-                    }
-                    None => error(
-                        StatusCode::NOT_FOUND,
-                        "this request is not among the last 1,000; traces.jsonl goes back further",
-                    ),
-                }
-            }
-            _ => error(
-                StatusCode::NOT_FOUND,
-                "try POST /admin/reload, GET /admin/config, GET /admin/models or GET /admin/requests/{id}",
-            ),
+    /// Who has a token, by which one it is.
+    fn operator(&self, session: &ServerSession) -> Result<&'static str, Problem> {
+        let sent = session.get_header_bytes("authorization");
+        let sent = sent.strip_prefix(b"Bearer ").unwrap_or(b"");
+        let snapshot = self.app.snapshot.load();
+        let is = |token: &str| bool::from(sent.ct_eq(token.as_bytes()));
+        let configured = snapshot.config.gateway.admin_token.as_ref();
+        let (of_start, of_config) = (is(&self.token), configured.is_some_and(|token| is(token.expose())));
+        match (of_start, of_config) {
+            (true, _) => Ok("api, the token of the data folder"),
+            (_, true) => Ok("api, the token of the configuration"),
+            (false, false) => Err(Problem::new(
+                StatusCode::UNAUTHORIZED,
+                "invalid_admin_token",
+                "the admin token is missing or wrong; it is in <data_dir>/admin.token, or where `admin.token` in gateway.toml says",
+            )),
         }
     }
 }
 
-/// What serves, for people. Secrets print as `***`.
-fn config(config: &Config, rejected: Option<&str>) -> Value {
-    json!({
-        "config_hash": config.hash,
-        "rejected": rejected,
-        "files": config.files,
-        "price_version": config.prices.version,
-        "listen": {"data": config.gateway.data, "admin": config.gateway.admin},
-        "data_dir": config.gateway.data_dir,
-        "telemetry": {
-            "environment": config.gateway.environment,
-            "traces": config.gateway.traces.iter().map(trace_sink).collect::<Vec<_>>(),
-        },
-        "limits": limits(&config.gateway.limits),
-        "rules": config.gateway.rules.iter().map(|rule| self::rule(rule)).collect::<Vec<_>>(),
-        "models": config.models.iter().map(|(name, model)| (name.clone(), json!({"source": model.source.to_string(), "public": model.public, "output_max": model.output_max}))).collect::<serde_json::Map<_, _>>(),
-        "upstreams": config.upstreams.values().map(|upstream| (upstream.name.clone(), json!({
-            "host": upstream.host, "port": upstream.port, "tls": upstream.tls, "http2": upstream.http2,
-            "api_key": upstream.api_key,
-        }))).collect::<serde_json::Map<_, _>>(),
-        "routes": config.routes.iter().map(|route| json!({
-            "name": route.name,
-            "split": route.split.iter().map(|(name, weight)| (name.clone(), json!(weight))).collect::<serde_json::Map<_, _>>(),
-            "fallback": route.fallback,
-            "priority": route.priority.as_str(),
-            "shadow": route.shadow.as_ref().map(|rule| json!({"variant": rule.variant, "sample": rule.sample})),
-            "cache": route.cache.map(|rule| json!({"ttl_seconds": rule.ttl.as_secs_f64(), "sampled": rule.sampled})),
-        })).collect::<Vec<_>>(),
-    })
-}
-
-fn rule(rule: &Rule) -> Value {
-    let limit = match rule.of {
-        Of::Usd => json!(NanoUsd(rule.limit).to_string()),
-        _ => json!(rule.limit),
-    };
-    json!({
-        "name": rule.name, "limit": limit, "of": rule.of.as_str(), "per": rule.per.map(Per::as_str),
-        "scope": scope(&rule.by), "mode": rule.mode.as_str(),
-    })
-}
-
-/// What a key may do that has no limits of its own; `glassgate keys list` shows those.
-fn limits(limits: &Limits) -> Value {
-    json!({
-        "requests_per_minute": limits.requests_per_minute,
-        "tokens_per_minute": limits.tokens_per_minute,
-        "concurrency": limits.concurrency,
-        "usd_per_day": limits.per_day.to_string(),
-    })
-}
-
-fn trace_sink(sink: &TraceSink) -> Value {
-    match &sink.kind {
-        SinkKind::File => json!({"name": sink.name, "sample": sink.sample}),
-        SinkKind::Otlp(to) => json!({
-            "name": sink.name,
-            "sample": sink.sample,
-            // A query may hold a key.
-            "endpoint": to.endpoint.split_once('?').map_or(to.endpoint.clone(), |(url, _)| format!("{url}?***")),
-            "headers": to.headers.iter().map(|(name, value)| (name.clone(), json!(value))).collect::<serde_json::Map<_, _>>(),
-        }),
+async fn body(session: &mut ServerSession) -> Result<Vec<u8>, Problem> {
+    let mut body = Vec::new();
+    let cut = |_| Problem::new(StatusCode::BAD_REQUEST, "body_incomplete", "the body did not arrive whole");
+    while let Some(piece) = session.read_request_body().await.map_err(cut)? {
+        body.extend_from_slice(&piece);
+        if body.len() > BODY_BYTES_MAX {
+            let message = format!("a body has at most {BODY_BYTES_MAX} bytes here");
+            return Err(Problem::new(StatusCode::PAYLOAD_TOO_LARGE, "request_too_large", message));
+        }
     }
+    Ok(body)
+}
+
+/// Every route, once. It may block.
+fn answer(app: &App, route: &Route, asked: &Asked) -> Answer {
+    let id = || asked.name().to_owned();
+    match route.does {
+        Does::Metrics => Ok(metrics(app)),
+        Does::Steps => steps::answer(&app.models, asked),
+        // Alive: the process can answer. Nothing that others do makes it dead.
+        Does::Livez => Ok(probe(None)),
+        Does::Startupz | Does::Readyz => Ok(probe(app.unready())),
+        Does::Reload => reload(app),
+        Does::Config => Ok(Reply::ok(&shown::config(&app.snapshot.load().config, app.rejected.lock().as_deref()))),
+        Does::Models => Ok(Reply::ok(&app.models.told())),
+        Does::Request => request(app, asked.name()),
+        Does::ListKeys => keys::list(app, asked),
+        Does::CreateKey => keys::create(app, asked),
+        Does::ShowKey => keys::show(app, asked),
+        Does::EditKey => keys::edit(app, asked),
+        Does::RevokeKey => keys::switch(app, asked, |id| Change::RevokeKey { id }),
+        Does::RotateKey => keys::rotate(app, asked),
+        Does::EnableKey => keys::switch(app, asked, |id| Change::EnableKey { id }),
+        Does::DisableKey => keys::switch(app, asked, |id| Change::DisableKey { id }),
+        Does::ListTenants => tenants::list(app, asked),
+        Does::ShowTenant => tenants::show(app, asked),
+        Does::PutTenant => tenants::put(app, asked),
+        Does::EnableTenant => tenants::change(app, asked, Change::EnableTenant { id: id() }),
+        Does::DisableTenant => tenants::change(app, asked, Change::DisableTenant { id: id() }),
+        Does::ListRules => rules::list(app, asked),
+        Does::ShowRule => rules::show(app, asked),
+        Does::PutRule => rules::put(app, asked),
+        Does::DeleteRule => rules::delete(app, asked),
+        Does::Limits => limits::answer(app, asked),
+        Does::Spend => spend::answer(app, asked),
+        Does::Audit => record::audit(app, asked),
+        Does::Export => record::all(app),
+        Does::OpenApi => Ok(Reply::ok(&openapi::document())),
+    }
+}
+
+fn metrics(app: &App) -> Reply {
+    app.models.observe();
+    app.auth.observe();
+    app.admission.observe();
+    app.ledger.observe();
+    app.metrics.cache_bytes(app.cache.bytes());
+    Reply::text(StatusCode::OK, "text/plain; version=0.0.4; charset=utf-8", app.metrics.encode())
 }
 
 fn probe(unready: Option<&str>) -> Reply {
     match unready {
-        None => (StatusCode::OK, "text/plain", b"ok\n".to_vec()),
-        Some(why) => (StatusCode::SERVICE_UNAVAILABLE, "text/plain", format!("{why}\n").into_bytes()),
+        None => Reply::text(StatusCode::OK, "text/plain", "ok\n".to_owned()),
+        Some(why) => Reply::text(StatusCode::SERVICE_UNAVAILABLE, "text/plain", format!("{why}\n")),
     }
 }
 
-fn json(status: StatusCode, value: &Value) -> Reply {
-    (status, "application/json", value.to_string().into_bytes())
+fn reload(app: &App) -> Answer {
+    Ok(match app.reload().map_err(|error| error.to_string()) {
+        Ok(hash) => Reply::ok(&json!({"applied": true, "config_hash": hash})),
+        Err(problems) => Reply::json(
+            StatusCode::UNPROCESSABLE_ENTITY,
+            &json!({"applied": false, "problems": problems.lines().collect::<Vec<_>>()}),
+        ),
+    })
 }
 
-fn error(status: StatusCode, message: &str) -> Reply {
-    json(
-        status,
-        &json!({"error": {"message": message, "type": "admin_error", "param": null, "code": status.as_u16().to_string()}}),
-    )
+fn request(app: &App, id: &str) -> Answer {
+    let found = app.observe.find(id);
+    let record = found.ok_or_else(|| {
+        Problem::not_found("this request is not among the last 1,000; traces.jsonl goes back further")
+    })?;
+    let line: Value = serde_json::from_slice(&access_log::line(&record)).unwrap_or_default();
+    let since = |at: std::time::SystemTime| {
+        at.duration_since(std::time::UNIX_EPOCH).map_or(0, |at| at.as_nanos() as i64 - record.started_ns)
+    };
+    let spans = Origin::default().spans(&record);
+    let spans = spans.iter().map(|span| {
+        json!({
+            "name": span.name, "span_id": span.span_context.span_id().to_string(),
+            "parent_span_id": span.parent_span_id.to_string(),
+            "start_ns": since(span.start_time), "end_ns": since(span.end_time),
+        })
+    });
+    let spans: Vec<Value> = spans.collect();
+    Ok(Reply::ok(&json!({"record": line, "spans": spans, "stages": stages::stages(&record)})))
 }

@@ -10,6 +10,7 @@ pub mod before;
 pub mod core;
 pub mod counts;
 mod door;
+pub mod explain;
 mod held;
 pub mod local;
 pub mod queue;
@@ -347,6 +348,8 @@ fn subjects(caller: &Caller) -> Subjects {
         route: None,
         model: None,
         ip: Some(host(caller.ip()).to_string()),
+        tags: caller.tags(),
+        tier: caller.tier().map(str::to_owned),
     }
 }
 

@@ -3,7 +3,7 @@
 use jiff::tz::TimeZone;
 
 use super::*;
-use crate::api::limit::{Dimension, Per};
+use crate::api::limit::{Dimension, Only, Per};
 
 fn rule(name: &str, of: Of, per: Option<Per>, limit: u64, by: &[Dimension]) -> Rule {
     let plain = Defaults::default().per_day().as_ref().clone();
@@ -16,7 +16,10 @@ fn a_rule_is_shared_by_those_it_names_and_by_nobody_else() {
     let rules = [
         rule("tenants", Of::Tokens, minute, 100, &[Dimension::Tenant]),
         rule("models", Of::Requests, minute, 3, &[Dimension::Key, Dimension::Model]),
-        Rule { only: vec![(Dimension::Route, "other".into())], ..rule("others", Of::Requests, minute, 1, &[]) },
+        Rule {
+            only: vec![(Only::By(Dimension::Route), "other".into())],
+            ..rule("others", Of::Requests, minute, 1, &[])
+        },
         rule("answers", Of::OutputTokens, minute, 90, &[]),
         rule("prompts", Of::InputTokens, minute, 1, &[]),
     ];
@@ -56,7 +59,7 @@ fn a_limit_of_requests_at_a_time_by_model_is_free_again_when_one_is_settled() {
 
 #[test]
 fn a_limit_of_others_decides_nothing() {
-    let only = vec![(Dimension::Tenant, "other".to_owned())];
+    let only = vec![(Only::By(Dimension::Tenant), "other".to_owned())];
     let rules = [
         Rule { only: only.clone(), ..rule("places", Of::Concurrency, None, 1, &[]) },
         Rule { only, ..rule("requests", Of::Requests, Some(Per::Second), 1, &[]) },

@@ -109,6 +109,38 @@ impl Dimension {
     }
 }
 
+/// Whom a rule is about, where it is not about everybody.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Only {
+    By(Dimension),
+    /// One of those that a key or its tenant has.
+    Tag,
+    /// What the issuer of a token calls their plan.
+    Tier,
+}
+
+impl Only {
+    pub fn all() -> impl Iterator<Item = Only> {
+        Dimension::ALL.into_iter().map(Only::By).chain([Only::Tag, Only::Tier])
+    }
+
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Only::By(dimension) => dimension.as_str(),
+            Only::Tag => "tag",
+            Only::Tier => "tier",
+        }
+    }
+
+    /// Whether it shows before the body is read.
+    pub fn is_known_at_door(self) -> bool {
+        match self {
+            Only::By(dimension) => dimension.is_known_at_door(),
+            Only::Tag | Only::Tier => true,
+        }
+    }
+}
+
 /// A limit that said no, and how it stands.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Reached {

@@ -103,6 +103,11 @@ impl Pepper {
         })
     }
 
+    /// A key for something else; it says nothing about the pepper.
+    pub fn derive(&self, purpose: &str) -> [u8; 32] {
+        blake3::derive_key(purpose, &self.0)
+    }
+
     #[cfg(test)]
     pub fn for_tests() -> Pepper {
         Pepper([7; 32])

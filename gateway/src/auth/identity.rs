@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use super::store::OwnLimits;
+use super::store::{OwnLimits, Tenant};
 use crate::config::Limits;
 use crate::network::{Network, is_in};
 use crate::ports::Scope;
@@ -35,12 +35,13 @@ pub struct Identity {
 #[derive(Debug)]
 pub struct Known {
     identity: Arc<Identity>,
+    tenant: Option<Arc<Tenant>>,
     ip: IpAddr,
 }
 
 impl Known {
-    pub(super) fn new(identity: Arc<Identity>, ip: IpAddr) -> Known {
-        Known { identity, ip }
+    pub(super) fn new(identity: Arc<Identity>, tenant: Option<Arc<Tenant>>, ip: IpAddr) -> Known {
+        Known { identity, tenant, ip }
     }
 
     pub fn identity(&self) -> &Identity {
@@ -58,7 +59,7 @@ impl Known {
         if self.identity.scopes.as_ref().is_some_and(|scopes| !scopes.contains(&scope)) {
             return Err(Refusal::ScopeMissing { scope });
         }
-        Ok(Caller { identity: self.identity, ip: self.ip })
+        Ok(Caller { identity: self.identity, of: self.tenant, ip: self.ip })
     }
 }
 
@@ -66,6 +67,8 @@ impl Known {
 #[derive(Clone, Debug)]
 pub struct Caller {
     identity: Arc<Identity>,
+    /// What is known of their tenant beyond its name.
+    of: Option<Arc<Tenant>>,
     ip: IpAddr,
 }
 
@@ -82,8 +85,10 @@ impl Caller {
     pub fn user(&self) -> Option<&str> {
         self.identity.user.as_deref()
     }
-    pub fn tags(&self) -> &[String] {
-        &self.identity.tags
+    /// Their own, and their tenant's.
+    pub fn tags(&self) -> Vec<String> {
+        let of_tenant = self.of.iter().flat_map(|tenant| &tenant.tags);
+        self.identity.tags.iter().chain(of_tenant).cloned().collect()
     }
     pub fn tier(&self) -> Option<&str> {
         self.identity.tier.as_deref()
@@ -100,7 +105,13 @@ impl Caller {
 
     /// Their own limits, and the default where they have none.
     pub fn limits(&self, default: &Limits) -> Limits {
-        let own = &self.identity.limits;
+        self.identity.limits(default)
+    }
+}
+
+impl Identity {
+    pub fn limits(&self, default: &Limits) -> Limits {
+        let own = &self.limits;
         Limits {
             requests_per_minute: own.requests_per_minute.unwrap_or(default.requests_per_minute),
             tokens_per_minute: own.tokens_per_minute.unwrap_or(default.tokens_per_minute),
@@ -116,7 +127,7 @@ impl Caller {
     pub fn for_tests(id: &str, limits: OwnLimits) -> Caller {
         let (key_id, key_name, tenant) = (id.to_owned(), id.to_owned(), "default".to_owned());
         let identity = Identity { key_id, key_name, tenant, limits, ..Identity::default() };
-        Caller { identity: Arc::new(identity), ip: IpAddr::from([127, 0, 0, 1]) }
+        Caller { identity: Arc::new(identity), of: None, ip: IpAddr::from([127, 0, 0, 1]) }
     }
 }
 
@@ -125,7 +136,7 @@ mod tests {
     use super::*;
 
     fn enter(identity: &Identity, ip: &str, scope: Scope) -> Result<Caller, &'static str> {
-        let known = Known::new(Arc::new(identity.clone()), ip.parse().unwrap());
+        let known = Known::new(Arc::new(identity.clone()), None, ip.parse().unwrap());
         known.enter(scope).map_err(|refusal| refusal.describe().code)
     }
 

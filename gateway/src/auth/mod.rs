@@ -1,7 +1,7 @@
 //! Who is calling → `Known`, and whether they may come in → `Caller`.
 
 pub mod api_key;
-mod directory;
+pub mod directory;
 mod failures;
 pub mod identity;
 pub mod jwt;
@@ -17,7 +17,9 @@ use arc_swap::ArcSwap;
 use http::HeaderMap;
 use subtle::ConstantTimeEq as _;
 
-use crate::config::{AuthConfig, JwtConfig};
+use crate::admission::before::Callers;
+use crate::admission::core::rule::Rule;
+use crate::config::{AuthConfig, Common, JwtConfig};
 use crate::network::is_in;
 use crate::observe::metrics::Metrics;
 use crate::ports::Clock;
@@ -67,6 +69,21 @@ impl Auth {
         self.issuers.store(Arc::new(issuers));
     }
 
+    /// From now on the configuration has these limit rules, beside those of the key store.
+    pub fn bind(&self, rules: &[Arc<Rule>], common: Common) {
+        self.directory.set_file_rules(rules, common);
+    }
+
+    /// The limit rules that bind now.
+    pub fn rules(&self) -> Arc<Vec<Arc<Rule>>> {
+        self.directory.rules()
+    }
+
+    /// What limits ask of those who spent, and the ledger does not say.
+    pub fn callers(&self) -> Callers {
+        self.directory.callers()
+    }
+
     /// Shows how old issuers' keys are.
     pub fn observe(&self) {
         self.metrics.jwks_ages(self.issuers.load().ages(self.clock.instant()));
@@ -83,13 +100,20 @@ impl Auth {
             Ok(presented) => self.guarded(config, &presented, ip).await,
             Err(refusal) => Err(refusal),
         };
+        let identified = identified.and_then(|(identity, secret)| {
+            let tenant = self.directory.tenant(&identity.tenant);
+            match tenant.as_ref().and_then(|tenant| tenant.disabled_ns) {
+                Some(_) => Err(Refusal::DisabledTenant),
+                None => Ok((Known::new(identity, tenant, ip), secret)),
+            }
+        });
         let result = match &identified {
             Ok((_, Secret::Current)) => "accepted",
             Ok((_, Secret::Previous)) => "accepted_previous",
             Err(refusal) => refusal.describe().code,
         };
         self.metrics.authenticated(method, result);
-        identified.map(|(identity, _)| Known::new(identity, ip))
+        identified.map(|(known, _)| known)
     }
 
     /// Asks the limiter before anything else: who has guessed too often is not told whether they are right now.

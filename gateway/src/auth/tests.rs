@@ -137,14 +137,42 @@ fn a_change_to_a_key_counts_within_a_second() {
             std::thread::yield_now();
         }
     };
-    world.store.change(&id, |row| row.disabled_ns = Some(1)).unwrap();
+    world.store.change(&id, |row| row.disabled_ns = Some(1));
     soon("disabled_api_key");
-    world.store.change(&id, |row| row.disabled_ns = None).unwrap();
+    world.store.change(&id, |row| row.disabled_ns = None);
     soon("known");
-    world.store.change(&id, |row| row.expires_ns = Some(1)).unwrap();
+    world.store.change(&id, |row| row.expires_ns = Some(1));
     soon("expired_api_key");
-    world.store.change(&id, |row| row.revoked_ns = Some(1)).unwrap();
+    world.store.change(&id, |row| row.revoked_ns = Some(1));
     soon("revoked_api_key");
+}
+
+#[test]
+fn a_disabled_tenant_is_nobodys_way_in_and_its_tags_are_its_keys() {
+    let (world, key) = World::with(|row| {
+        let who = Arc::make_mut(&mut row.who);
+        (who.tenant, who.tags) = ("acme".into(), vec!["own".into()]);
+    });
+    let put = |disabled_ns| {
+        let tenant = store::Tenant { id: "acme".into(), tags: vec!["blue".into()], disabled_ns, ..Default::default() };
+        world.store.put(&tenant);
+    };
+    let soon = |expected: &str| {
+        let changed = Instant::now();
+        while world.ask(&key) != expected {
+            assert!(changed.elapsed() < Duration::from_secs(1), "{expected}: {}", world.ask(&key));
+            std::thread::yield_now();
+        }
+    };
+    put(Some(1));
+    soon("disabled_tenant");
+    put(None);
+    soon("known");
+    let mut headers = HeaderMap::new();
+    headers.insert("x-api-key", key.parse().unwrap());
+    let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+    let known = runtime.block_on(world.auth.identify(&world.config, &headers, "::1".parse().unwrap())).unwrap();
+    assert_eq!(known.enter(crate::ports::Scope::Models).unwrap().tags(), ["own", "blue"]);
 }
 
 /// Welch's t of the time that two wrong secrets take, of which one is right up to its last letter. Above 4.5 there is

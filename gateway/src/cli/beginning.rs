@@ -1,13 +1,12 @@
 //! What the ledger knows before anybody is served: what the last life left, and what was spent of budgets. A file of our own
 //! must say so; a database that is down when we start is asked again until it does, and serving does not wait for it.
 
-use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
 use crate::accounting::ledger::store::{Database, StoreError};
 use crate::accounting::ledger::{Ledger, Recovery};
-use crate::admission::before::Before;
+use crate::admission::before::{Before, Callers};
 use crate::admission::core::rule::Rule;
 use crate::observe::metrics::Metrics;
 
@@ -20,8 +19,7 @@ pub(super) struct Beginning {
     pub(super) ledger: Arc<Ledger>,
     pub(super) store: Database,
     pub(super) rules: Vec<Arc<Rule>>,
-    /// Of keys, by their ids.
-    pub(super) names: HashMap<String, String>,
+    pub(super) callers: Callers,
     pub(super) now_ns: i64,
     pub(super) metrics: Arc<Metrics>,
 }
@@ -51,7 +49,7 @@ impl Beginning {
     fn spent(&self, past_ns: i64) -> Result<Before, StoreError> {
         let books = self.store.books()?;
         let rules = self.rules.iter().map(AsRef::as_ref);
-        Before::read(rules, self.now_ns, &self.names, |since| books.spent_between(since, past_ns))
+        Before::read(rules, self.now_ns, &self.callers, |since| books.spent_between(since, past_ns))
     }
 }
 

@@ -1,21 +1,24 @@
 //! The commands. Each is a file and a line here.
 
+mod audit;
 mod beginning;
 mod check;
 mod client;
+mod config;
 mod demo;
 mod feedback;
 mod keys;
 mod ledger;
+mod limits;
 mod models;
 mod parquet;
 mod prices;
 mod routes;
 pub mod serve;
 mod spend;
+mod tenants;
 mod trace;
 mod verify;
-mod when;
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -29,6 +32,7 @@ use crate::data_dir::DataDir;
 use crate::models::hub::Hub;
 use crate::models::{Downloads, Intake, templates, vet};
 use crate::ports::{Clock as _, SystemClock};
+use crate::when;
 
 /// A serving gateway for language models that shows everything it does.
 #[derive(Parser)]
@@ -41,6 +45,7 @@ First steps:
   glassgate serve                          serve; the first start makes a key and prints a curl line
   glassgate keys create alice              make a key for somebody
   glassgate routes explain --route assistant --session 42
+  glassgate limits explain --key alice     which limits bind them, and how each stands
   glassgate spend --by key                 who spent what
   glassgate ledger verify                  whether every row is there, once, as it was written
   glassgate feedback                       which version answers better
@@ -92,6 +97,34 @@ enum Command {
         place: Place,
         #[command(subcommand)]
         command: keys::KeysCommand,
+    },
+    /// Say what tenants are called, tag them, and shut them out
+    Tenants {
+        #[command(flatten)]
+        place: Place,
+        #[command(subcommand)]
+        command: tenants::TenantsCommand,
+    },
+    /// Put and delete limit rules, and see which bind a key and how they stand
+    Limits {
+        #[command(flatten)]
+        place: Place,
+        #[command(subcommand)]
+        command: limits::LimitsCommand,
+    },
+    /// Take keys, tenants and rules from one data folder to another
+    Config {
+        #[command(flatten)]
+        place: Place,
+        #[command(subcommand)]
+        command: config::ConfigCommand,
+    },
+    /// Read the record of changes, and check that nobody has tampered with it
+    Audit {
+        #[command(flatten)]
+        place: Place,
+        #[command(subcommand)]
+        command: audit::AuditCommand,
     },
     /// Look at how requests are routed
     Routes {
@@ -171,6 +204,10 @@ pub fn run() -> ExitCode {
         Command::Serve { place, listen, admin } => serve::run(&place, listen, admin),
         Command::Check { place } => check::run(&place),
         Command::Keys { place, command } => keys::run(&place, command),
+        Command::Tenants { place, command } => tenants::run(&place, command),
+        Command::Limits { place, command } => limits::run(&place, command),
+        Command::Config { place, command } => config::run(&place, command),
+        Command::Audit { place, command } => audit::run(&place, command),
         Command::Routes { place, command } => routes::run(&place, command),
         Command::Models { place, command } => models::run(&place, command),
         Command::Prices { place, command } => prices::run(&place, command),
@@ -249,6 +286,11 @@ fn program() -> PathBuf {
 fn since(hours: Option<u32>) -> i64 {
     const HOUR_NS: i64 = 3_600_000_000_000;
     hours.map_or(0, |hours| SystemClock.now_ns().saturating_sub(HOUR_NS.saturating_mul(i64::from(hours))))
+}
+
+/// Who the record of changes says it was.
+fn actor() -> String {
+    format!("cli uid {}", rustix::process::getuid().as_raw())
 }
 
 /// A failure as text: every command ends in one line.

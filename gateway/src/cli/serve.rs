@@ -19,6 +19,8 @@ use crate::auth::Auth;
 use crate::auth::api_key::{Pepper, generate};
 use crate::cache::Cache;
 use crate::config::{AccessLogTo, Config, Overrides};
+use crate::control::Control;
+use crate::control::edit::KeyEdit;
 use crate::data_dir::{DataDir, Run, write_secret};
 use crate::dispatch::upstream::Upstreams;
 use crate::exchange::Observer;
@@ -81,12 +83,15 @@ pub fn build(
     let store = gateway.store();
     let ledger = Ledger::open(data_dir.path(), &store, gateway.ledger, metrics.clone());
     let ledger = Arc::new(ledger.map_err(text)?);
-    let keys = keys::store(data_dir)?.list().map_err(text)?;
+    let pepper =
+        Pepper::load(&data_dir.pepper()).map_err(|error| format!("{}: {error}", data_dir.pepper().display()))?;
+    let auth = Auth::open(&data_dir.keys(), pepper, clock.clone(), metrics.clone()).map_err(text)?;
+    auth.bind(&gateway.rules, gateway.common);
     let beginning = Beginning {
         ledger: ledger.clone(),
         store,
-        rules: Defaults::default().iter().chain(&gateway.rules).cloned().collect(),
-        names: keys.into_iter().map(|key| (key.who.key_id.clone(), key.who.key_name.clone())).collect(),
+        rules: Defaults::default().iter().chain(&*auth.rules()).cloned().collect(),
+        callers: auth.callers(),
         now_ns: clock.now_ns(),
         metrics: metrics.clone(),
     };
@@ -120,9 +125,6 @@ pub fn build(
         return Err(format!("no model can be loaded:\n{}", why.join("\n")));
     }
 
-    let pepper =
-        Pepper::load(&data_dir.pepper()).map_err(|error| format!("{}: {error}", data_dir.pepper().display()))?;
-    let auth = Auth::open(&data_dir.keys(), pepper, clock.clone(), metrics.clone()).map_err(text)?;
     auth.trust(auth.open_issuers(&config.gateway.auth.jwt)?);
     let log = match config.gateway.access_log {
         AccessLogTo::Stdout => Some(AccessLog::to(std::io::stdout(), metrics.clone()).map_err(text)?),
@@ -153,6 +155,7 @@ pub fn build(
         models,
         upstreams,
         ledger,
+        control: Control::new(data_dir.clone()),
         clock,
         phase: tokio::sync::watch::Sender::new(Phase::Serving),
         config_path: path.to_owned(),
@@ -175,11 +178,12 @@ fn admin_token(data_dir: &DataDir) -> Result<String, String> {
 /// When the folder cannot be written, in words for the operator.
 pub fn quickstart(data_dir: &DataDir) -> Result<Option<String>, String> {
     let path: PathBuf = data_dir.quickstart_key();
-    if keys::store(data_dir)?.list().map_err(text)?.is_empty() {
+    if keys::store(data_dir)?.page("", 1).map_err(text)?.is_empty() {
         // The file first: a key that nobody was shown would be no use.
         let key = generate().map_err(text)?;
         write_secret(&path, &key).map_err(text)?;
-        keys::add(data_dir, &key, "quickstart", "default", |_| ())?;
+        let control = Control::new(data_dir.clone());
+        keys::create(&control, "gateway", &key, "quickstart", "default", KeyEdit::default())?;
     }
     Ok(std::fs::read_to_string(path).ok().map(|key| key.trim().to_owned()))
 }

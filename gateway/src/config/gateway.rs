@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::auth::AuthConfig;
-use super::limits::{self, Limits, Written};
+use super::limits::{self, Common, Limits, Written};
 use super::reader::{At, Section};
 use super::secret::Secret;
 use super::traces::{self, TraceSink};
@@ -21,6 +21,10 @@ use crate::network::Network;
 pub struct GatewayConfig {
     pub data: SocketAddr,
     pub admin: SocketAddr,
+    /// For `/admin`, beside the one that every start makes.
+    pub admin_token: Option<Secret>,
+    /// What the admin listener may be called beside its loopback address.
+    pub admin_hosts: Vec<String>,
     pub threads: usize,
     pub body_bytes_max: usize,
     pub listen: ListenConfig,
@@ -38,6 +42,7 @@ pub struct GatewayConfig {
     pub durability: Durability,
     /// Where gateways count together.
     pub redis: Option<RedisConfig>,
+    pub common: Common,
     pub model_roots: Vec<PathBuf>,
     pub engine: EngineConfig,
     /// How long requests may go on with a model that a reload has replaced or removed.
@@ -146,6 +151,8 @@ pub(super) fn gateway(root: Section<'_, '_>, folder: &Path, read: &mut impl FnMu
     let mut config = GatewayConfig {
         data: SocketAddr::from(([127, 0, 0, 1], 8080)),
         admin: SocketAddr::from(([127, 0, 0, 1], 8081)),
+        admin_token: None,
+        admin_hosts: Vec::new(),
         threads: 1,
         body_bytes_max: 4 << 20,
         listen: ListenConfig::default(),
@@ -157,6 +164,7 @@ pub(super) fn gateway(root: Section<'_, '_>, folder: &Path, read: &mut impl FnMu
         ledger: Settings::default(),
         durability: Durability::Process,
         redis: None,
+        common: Common::default(),
         model_roots: vec![folder.join("../models")],
         engine: EngineConfig {
             device: Device::Auto,
@@ -203,6 +211,12 @@ pub(super) fn gateway(root: Section<'_, '_>, folder: &Path, read: &mut impl FnMu
         config.drain = listen.duration_or_none("drain").unwrap_or(config.drain);
         listen.finish();
     }
+    if let Some(admin) = root.section("admin") {
+        config.admin_token = admin_token(&admin);
+        let hosts = admin.strings("hosts").unwrap_or_default();
+        config.admin_hosts = hosts.into_iter().map(|host| host.value).collect();
+        admin.finish();
+    }
     config.auth = AuthConfig { trusted_proxies, ..super::auth::auth(&root, folder, read) };
     if let Some(storage) = root.section("storage") {
         config.data_dir = storage.string("data_dir").map_or(config.data_dir, |text| folder.join(text.value));
@@ -218,6 +232,7 @@ pub(super) fn gateway(root: Section<'_, '_>, folder: &Path, read: &mut impl FnMu
             storage.problem("`storage.commit_every` is above \"1s\", and every answer of a route with power durability waits for it");
         }
         config.redis = redis(&storage);
+        config.common.has_store = config.redis.is_some();
         storage.finish();
     }
     if let Some(models) = root.section("models") {
@@ -240,7 +255,7 @@ pub(super) fn gateway(root: Section<'_, '_>, folder: &Path, read: &mut impl FnMu
     }
     let mut written = Vec::new();
     if let Some(section) = root.section("limits") {
-        (config.limits, written) = limits::limits(section, config.redis.is_some());
+        (config.limits, written) = limits::limits(section, &mut config.common);
         config.rules = written.iter().map(|written| written.rule.clone()).collect();
     }
     if let Some(cache) = root.section("cache") {
@@ -286,6 +301,25 @@ fn redis(storage: &Section<'_, '_>) -> Option<RedisConfig> {
 
 /// A request that has to ask waits so long at the most.
 const REDIS_DEADLINE: Duration = Duration::from_millis(20);
+
+/// As many as the random ones have: nobody guesses it.
+const TOKEN_BYTES_MIN: usize = 32;
+
+fn admin_token(section: &Section<'_, '_>) -> Option<Secret> {
+    let text = section.string("token")?;
+    if !text.value.starts_with("env:") {
+        section.problem_at(
+            text.at,
+            "`admin.token` is read from the environment, as \"env:GLASSGATE_ADMIN_TOKEN\": files are shared",
+        );
+        return None;
+    }
+    let token = section.resolve(&text)?;
+    if token.expose().len() < TOKEN_BYTES_MIN {
+        section.problem_at(text.at, format!("`admin.token` must have at least {TOKEN_BYTES_MIN} bytes"));
+    }
+    Some(token)
+}
 
 /// Answers wait for it.
 const COMMIT_EVERY_MAX: Duration = Duration::from_secs(1);

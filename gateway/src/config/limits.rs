@@ -1,17 +1,19 @@
 //! `[limits]`: what callers may do.
 
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
 use jiff::tz::TimeZone;
+use serde_json::{Map, Value};
 
 use super::problem::did_you_mean;
-use super::reader::{At, Section};
-use super::{ModelConfig, NAME_CHARS_MAX, RouteConfig};
+use super::reader::{At, Section, Source};
+use super::{Config, ModelConfig, NAME_CHARS_MAX, RouteConfig};
 use crate::accounting::core::NanoUsd;
 use crate::admission::core::rule::{Down, Mode, Rule, Sharing};
 use crate::admission::rules::DEFAULTS;
-use crate::api::limit::{Dimension, Of, Per};
+use crate::api::limit::{Dimension, Of, Only, Per};
 
 /// What one key may do. A key may have limits of its own instead.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -44,26 +46,27 @@ const AMOUNT_MAX: u64 = 1_000_000_000_000_000;
 /// Nobody waits longer, so that clients do not give up first.
 const WAIT_MAX: Duration = Duration::from_secs(60);
 /// A request asks every rule that binds it.
-const RULES_MAX: usize = 64;
+pub const RULES_MAX: usize = 64;
 const REPLICAS_MAX: u64 = 1_000;
 /// Shared counts of what refills are whole numbers of a sixty-thousandth each, of which the store can hold so many.
 const SHARED_A_MINUTE_MAX: u64 = 75_000_000_000;
 
-/// What rules that are shared need.
-#[derive(Clone, Copy)]
-struct Common {
-    has_store: bool,
-    replicas: Option<u64>,
+/// What gateways that share rules have in common.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Common {
+    /// Whether there is something to share counters in.
+    pub has_store: bool,
+    pub replicas: Option<u64>,
 }
 
 /// A rule, and where the names stand that must exist elsewhere.
 pub(super) struct Written {
     pub rule: Arc<Rule>,
-    only: Vec<(Dimension, At<String>)>,
+    only: Vec<(Only, At<String>)>,
 }
 
-/// `has_store`: whether there is something that gateways can share counters in.
-pub(super) fn limits(section: Section<'_, '_>, has_store: bool) -> (Limits, Vec<Written>) {
+/// `common` learns how many gateways there are.
+pub(super) fn limits(section: Section<'_, '_>, common: &mut Common) -> (Limits, Vec<Written>) {
     let default = Limits::default();
     let number = |key, max: u32, default| section.integer(key, 1..=u64::from(max)).map_or(default, |n| n as u32);
     let limits = Limits {
@@ -77,7 +80,7 @@ pub(super) fn limits(section: Section<'_, '_>, has_store: bool) -> (Limits, Vec<
             })
         }),
     };
-    let replicas = section.integer("replicas", 1..=REPLICAS_MAX);
+    common.replicas = section.integer("replicas", 1..=REPLICAS_MAX);
     let sections = section.list("rules");
     if sections.len() > RULES_MAX {
         section.problem(format!("there are {} `[[limits.rules]]`, and there may be {RULES_MAX}", sections.len()));
@@ -88,7 +91,7 @@ pub(super) fn limits(section: Section<'_, '_>, has_store: bool) -> (Limits, Vec<
         if let Some(name) = &name {
             check_name(&section, name, &written);
         }
-        written.extend(rule(&section, name, Common { has_store, replicas }));
+        written.extend(rule(&section, name, *common));
         section.finish();
     }
     section.finish();
@@ -178,7 +181,7 @@ fn rule(section: &Section<'_, '_>, name: Option<At<String>>, common: Common) -> 
         of,
         per,
         by,
-        only: only.iter().map(|(dimension, name)| (*dimension, name.value.clone())).collect(),
+        only: only.iter().map(|(only, name)| (*only, name.value.clone())).collect(),
         zone: zone.map_or(TimeZone::UTC, |zone| time_zone(section, &zone)),
         mode,
         exact,
@@ -293,19 +296,22 @@ fn limit(section: &Section<'_, '_>, of: Of, amount: &At<f64>) -> u64 {
 
 fn by(section: &Section<'_, '_>) -> Vec<Dimension> {
     let names = section.strings("by").unwrap_or_default();
-    names.iter().filter_map(|name| dimension(section, name)).collect()
+    let known = Dimension::ALL.map(|dimension| (dimension.as_str(), dimension));
+    names.iter().filter_map(|name| one_of(section, name, &known)).collect()
 }
 
-fn only(section: &Section<'_, '_>) -> Vec<(Dimension, At<String>)> {
+fn only(section: &Section<'_, '_>) -> Vec<(Only, At<String>)> {
+    let known: Vec<(&str, Only)> = Only::all().map(|only| (only.as_str(), only)).collect();
     let only = section.texts("only").unwrap_or_default();
-    only.into_iter().filter_map(|(name, value)| Some((dimension(section, &name)?, value))).collect()
+    only.into_iter().filter_map(|(name, value)| Some((one_of(section, &name, &known)?, value))).collect()
 }
 
-fn dimension(section: &Section<'_, '_>, name: &At<String>) -> Option<Dimension> {
-    let found = Dimension::ALL.into_iter().find(|dimension| dimension.as_str() == name.value);
+fn one_of<T: Copy>(section: &Section<'_, '_>, name: &At<String>, known: &[(&'static str, T)]) -> Option<T> {
+    let found = known.iter().find(|(word, _)| *word == name.value).map(|(_, meant)| *meant);
     if found.is_none() {
-        let words = Dimension::ALL.map(Dimension::as_str);
-        let what = format!("`{}` is none of {}{}", name.value, words.join(", "), did_you_mean(&name.value, words));
+        let words: Vec<&str> = known.iter().map(|(word, _)| *word).collect();
+        let hint = did_you_mean(&name.value, words.iter().copied());
+        let what = format!("`{}` is none of {}{hint}", name.value, words.join(", "));
         section.problem_at(name.at, what);
     }
     found
@@ -319,6 +325,48 @@ fn time_zone(section: &Section<'_, '_>, zone: &At<String>) -> TimeZone {
     })
 }
 
+/// A rule as the key store keeps it: its name, and the words of a `[[limits.rules]]`, as JSON.
+///
+/// # Errors
+/// Every problem, in the words that the file's would have.
+pub fn stored_rule(name: &str, words: &Map<String, Value>, common: Common) -> Result<Arc<Rule>, String> {
+    read_stored(name, words, common).map(|written| written.rule)
+}
+
+/// As `stored_rule`, and what the rule is about must be there now.
+///
+/// # Errors
+/// Likewise.
+pub fn check_rule(name: &str, words: &Map<String, Value>, config: &Config) -> Result<Arc<Rule>, String> {
+    let written = [read_stored(name, words, config.gateway.common)?];
+    let mut problems = Vec::new();
+    check(&written, &config.routes, &config.models, |_, what| problems.push(what));
+    let [written] = written;
+    if problems.is_empty() { Ok(written.rule) } else { Err(problems.join("; ")) }
+}
+
+fn read_stored(name: &str, words: &Map<String, Value>, common: Common) -> Result<Written, String> {
+    if words.contains_key("name") {
+        return Err("unknown key `rule.name`: a rule is called what it is put as".to_owned());
+    }
+    // The file's reader reads it: one set of rules for what a rule may say.
+    let words = Value::from_iter([("name".to_owned(), Value::from(name))].into_iter().chain(words.clone()));
+    let text = toml::to_string(&Value::from_iter([("rule".to_owned(), words)]))
+        .map_err(|error| format!("the rule cannot be read: {error}"))?;
+    let source = Source::new(Path::new("rule"), &text);
+    let table = source.parse();
+    let root = source.root(&table);
+    let written = root.section("rule").and_then(|section| {
+        let name = section.string("name")?;
+        check_name(&section, &name, &[]);
+        let written = rule(&section, Some(name), common);
+        section.finish();
+        written
+    });
+    let problems: Vec<String> = source.into_parts().0.0.into_iter().map(|problem| problem.what).collect();
+    written.filter(|_| problems.is_empty()).ok_or_else(|| problems.join("; "))
+}
+
 /// What rules are about must be there. (Keys and tenants may yet come.)
 pub(super) fn check(
     written: &[Written],
@@ -329,15 +377,15 @@ pub(super) fn check(
     let public = || models.iter().filter(|(_, model)| model.public).map(|(name, _)| name.as_str());
     let routes: Vec<&str> = routes.iter().map(|route| route.name.as_str()).chain(public()).collect();
     let models: Vec<&str> = models.keys().map(String::as_str).collect();
-    for (dimension, name) in written.iter().flat_map(|written| &written.only) {
-        let known = match dimension {
-            Dimension::Route => &routes,
-            Dimension::Model => &models,
+    for (only, name) in written.iter().flat_map(|written| &written.only) {
+        let known = match only {
+            Only::By(Dimension::Route) => &routes,
+            Only::By(Dimension::Model) => &models,
             _ => continue,
         };
         if !known.contains(&name.value.as_str()) {
             let hint = did_you_mean(&name.value, known.iter().copied());
-            problem(name.at, format!("there is no {} `{}`{hint}", dimension.as_str(), name.value));
+            problem(name.at, format!("there is no {} `{}`{hint}", only.as_str(), name.value));
         }
     }
 }

@@ -23,7 +23,9 @@ use std::sync::Arc;
 pub use auth::{AuthConfig, JwtConfig, JwtKeys};
 pub use database::database_of;
 pub use gateway::{AccessLogTo, Device, EngineConfig, GatewayConfig, ListenConfig, RedisConfig, ShadowConfig};
-pub use limits::{CONCURRENCY_MAX, Limits, REQUESTS_PER_MINUTE_MAX, TOKENS_PER_MINUTE_MAX};
+pub use limits::{
+    CONCURRENCY_MAX, Common, Limits, REQUESTS_PER_MINUTE_MAX, RULES_MAX, TOKENS_PER_MINUTE_MAX, check_rule, stored_rule,
+};
 pub use prices::PricesConfig;
 use problem::Problems;
 pub use problem::did_you_mean;

@@ -45,6 +45,7 @@ impl Refusal {
             }
             Refusal::ExpiredKey => "This API key has expired, or its grace after a rotation is over.".into(),
             Refusal::DisabledKey => "This API key is disabled at the moment. An operator enables it with `glassgate keys enable`.".into(),
+            Refusal::DisabledTenant => "Your tenant is disabled at the moment. An operator enables it with `glassgate tenants enable`.".into(),
             Refusal::AddressNotAllowed { address } => {
                 format!("This credential may not be used from {address}.")
             }

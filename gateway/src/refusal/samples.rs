@@ -73,6 +73,7 @@ impl Refusal {
             Refusal::AmbiguousCredentials,
             Refusal::ExpiredKey,
             Refusal::DisabledKey,
+            Refusal::DisabledTenant,
             Refusal::AddressNotAllowed { address: IpAddr::from([203, 0, 113, 5]) },
             Refusal::ScopeMissing { scope: Scope::Embeddings },
             Refusal::TooManyFailures { limit: 20, retry_after: seconds(3) },

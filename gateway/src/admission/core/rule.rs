@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use jiff::tz::TimeZone;
 
-use crate::api::limit::{Dimension, Of, Per};
+use crate::api::limit::{Dimension, Of, Only, Per};
 
 /// What happens where a limit is reached.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -60,7 +60,7 @@ pub struct Rule {
     /// Sorted, each once. Empty: everybody shares one counter.
     pub by: Vec<Dimension>,
     /// Only requests of these; empty: all.
-    pub only: Vec<(Dimension, String)>,
+    pub only: Vec<(Only, String)>,
     /// Whose days and months they are.
     pub zone: TimeZone,
     pub mode: Mode,
@@ -85,6 +85,9 @@ pub struct Subjects {
     pub route: Option<String>,
     pub model: Option<String>,
     pub ip: Option<String>,
+    /// The key's, and its tenant's.
+    pub tags: Vec<String>,
+    pub tier: Option<String>,
 }
 
 impl Subjects {
@@ -113,19 +116,23 @@ impl Subject {
 impl Rule {
     /// Whether the rule is about this request.
     pub fn binds(&self, subjects: &Subjects) -> bool {
-        self.only.iter().all(|(dimension, wanted)| {
-            subjects.get(*dimension) == *wanted || *dimension == Dimension::Key && subjects.key_name == *wanted
+        self.only.iter().all(|(only, wanted)| match only {
+            Only::By(dimension) => {
+                subjects.get(*dimension) == *wanted || *dimension == Dimension::Key && subjects.key_name == *wanted
+            }
+            Only::Tag => subjects.tags.contains(wanted),
+            Only::Tier => subjects.tier.as_ref() == Some(wanted),
         })
     }
 
     /// Whether it shows before the body is read whom it binds.
     pub fn is_known_at_door(&self) -> bool {
-        self.by.iter().chain(self.only.iter().map(|(dimension, _)| dimension)).all(|one| one.is_known_at_door())
+        self.by.iter().all(|one| one.is_known_at_door()) && self.only.iter().all(|(only, _)| only.is_known_at_door())
     }
 
     /// Whether models are counted apart: one that stands in for another then has limits of its own.
     pub fn is_by_model(&self) -> bool {
-        self.by.iter().chain(self.only.iter().map(|(dimension, _)| dimension)).any(|one| *one == Dimension::Model)
+        self.by.contains(&Dimension::Model) || self.only.iter().any(|(only, _)| *only == Only::By(Dimension::Model))
     }
 
     /// Whether there may be as many subjects as clients like.

@@ -3,7 +3,8 @@
 use rusqlite::{Connection, Transaction, TransactionBehavior};
 
 /// In order; a store that has had `n` of them says so in `user_version`.
-const MIGRATIONS: [&str; 1] = [include_str!("migrations/0001_callers.sql")];
+const MIGRATIONS: [&str; 2] =
+    [include_str!("migrations/0001_callers.sql"), include_str!("migrations/0002_control.sql")];
 const VERSION: i64 = MIGRATIONS.len() as i64;
 const BEGIN: &str = include_str!("migrations/0000_begin.sql");
 

@@ -1,52 +1,27 @@
-//! The key store: one SQLite table that the CLI writes and a running gateway follows.
+//! The key store: keys, tenants and limit rules in one SQLite file, and the record of who changed them. `control` writes it, a
+//! running gateway follows.
 
+mod audit;
+mod keys;
 mod migrate;
+mod rules;
+mod tenants;
+mod writing;
 
-use std::collections::BTreeMap;
 use std::path::Path;
-use std::sync::Arc;
 use std::time::Duration;
 
 use rusqlite::types::Type;
-use rusqlite::{Connection, Row, Transaction, TransactionBehavior, named_params};
+use rusqlite::{Connection, OptionalExtension as _, Row};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-use super::identity::Identity;
-use crate::accounting::core::NanoUsd;
-use crate::ports::Scope;
+pub use audit::{Broken, ChainKey, Entry, Head, Verifier};
+pub use keys::{Found, KeyRow, OwnLimits, Place};
 pub use migrate::MigrateError;
-
-/// A key as stored. Never the secret.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct KeyRow {
-    pub who: Arc<Identity>,
-    pub hash: [u8; 32],
-    /// The hash before the last rotation, and until when it counts, in Unix nanoseconds.
-    pub previous: Option<([u8; 32], i64)>,
-    pub created_ns: i64,
-    pub expires_ns: Option<i64>,
-    pub disabled_ns: Option<i64>,
-    pub revoked_ns: Option<i64>,
-    /// What its owner wants to remember; nobody here reads it.
-    pub metadata: BTreeMap<String, String>,
-}
-
-/// The limits that a key has of its own; the configuration's stand where it has none.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct OwnLimits {
-    pub requests_per_minute: Option<u32>,
-    pub tokens_per_minute: Option<u32>,
-    pub concurrency: Option<u32>,
-    pub per_day: Option<NanoUsd>,
-}
-
-const COLUMNS: &str = "id, tenant, name, hash, previous_hash, previous_until_ns, created_ns, expires_ns, disabled_ns, \
-                       revoked_ns, user_id, tags, metadata, scopes, models, networks, requests_per_minute, \
-                       tokens_per_minute, concurrency, nano_usd_per_day, changed_seq";
-
-/// A key by its id, and how far the store had come when it changed last.
-type Found = (KeyRow, i64);
+pub use rules::StoredRule;
+pub use tenants::Tenant;
+pub use writing::Writing;
 
 pub struct KeyStore(Connection);
 
@@ -67,121 +42,52 @@ impl KeyStore {
     }
 
     pub fn list(&self) -> rusqlite::Result<Vec<KeyRow>> {
-        Ok(self.rows("1 ORDER BY created_ns, id", [])?.into_iter().map(|(row, _)| row).collect())
+        Ok(keys::rows(&self.0, "1 ORDER BY created_ns, id", [])?.into_iter().map(|(row, _)| row).collect())
+    }
+
+    /// So many keys by id, after this one.
+    pub fn page(&self, after: &str, most: u32) -> rusqlite::Result<Vec<Found>> {
+        keys::rows(&self.0, "id > ?1 ORDER BY id LIMIT ?2", (after, most))
+    }
+
+    pub fn key(&self, id: &str) -> rusqlite::Result<Option<Found>> {
+        Ok(keys::rows(&self.0, "id = ?1", [id])?.pop())
     }
 
     /// Keys that changed after `seen`, in no order, and how far the store has come.
     pub fn changed_since(&self, seen: i64) -> rusqlite::Result<(Vec<KeyRow>, i64)> {
-        let found = self.rows("changed_seq > ?1", [seen])?;
+        let found = keys::rows(&self.0, "changed_seq > ?1", [seen])?;
         let last = found.iter().map(|(_, seq)| *seq).max().unwrap_or(seen);
         Ok((found.into_iter().map(|(row, _)| row).collect(), last))
     }
 
     /// The keys that somebody may mean: by id, by name, or by `tenant/name`.
-    pub fn find(&self, called: &str) -> rusqlite::Result<Vec<KeyRow>> {
-        let found = self.rows("?1 IN (id, name, tenant || '/' || name) ORDER BY created_ns, id", [called])?;
-        Ok(found.into_iter().map(|(row, _)| row).collect())
+    pub fn find(&self, called: &str) -> rusqlite::Result<Vec<Found>> {
+        keys::rows(&self.0, "?1 IN (id, name, tenant || '/' || name) ORDER BY created_ns, id", [called])
     }
 
-    /// Adds a key; `false` if its tenant has one of this name.
-    pub fn add(&self, key: &KeyRow) -> rusqlite::Result<bool> {
-        self.write(key, "ON CONFLICT DO NOTHING").map(|written| written == 1)
+    /// By id.
+    pub fn tenants(&self) -> rusqlite::Result<Vec<Tenant>> {
+        tenants::rows(&self.0, "1 ORDER BY id", [])
     }
 
-    /// Changes a key as it is now, and returns what became of it; `None` if there is none.
-    pub fn change(&self, id: &str, change: impl FnOnce(&mut KeyRow)) -> rusqlite::Result<Option<KeyRow>> {
-        let lock = Transaction::new_unchecked(&self.0, TransactionBehavior::Immediate)?;
-        let Some((mut row, _)) = self.rows("id = ?1", [id])?.pop() else { return Ok(None) };
-        change(&mut row);
-        self.write(&row, "ON CONFLICT (id) DO UPDATE SET hash = excluded.hash, previous_hash = excluded.previous_hash, \
-                          previous_until_ns = excluded.previous_until_ns, expires_ns = excluded.expires_ns, \
-                          disabled_ns = excluded.disabled_ns, revoked_ns = excluded.revoked_ns, user_id = excluded.user_id, \
-                          tags = excluded.tags, metadata = excluded.metadata, scopes = excluded.scopes, \
-                          models = excluded.models, networks = excluded.networks, \
-                          requests_per_minute = excluded.requests_per_minute, \
-                          tokens_per_minute = excluded.tokens_per_minute, concurrency = excluded.concurrency, \
-                          nano_usd_per_day = excluded.nano_usd_per_day, changed_seq = excluded.changed_seq")?;
-        lock.commit()?;
-        Ok(Some(row))
+    pub fn tenant(&self, id: &str) -> rusqlite::Result<Option<Tenant>> {
+        Ok(tenants::rows(&self.0, "id = ?1", [id])?.pop())
     }
 
-    fn rows(&self, which: &str, parameters: impl rusqlite::Params) -> rusqlite::Result<Vec<Found>> {
-        let mut query = self.0.prepare_cached(&format!("SELECT {COLUMNS} FROM keys WHERE {which}"))?;
-        query.query_map(parameters, read)?.collect()
+    /// By name.
+    pub fn rules(&self) -> rusqlite::Result<Vec<StoredRule>> {
+        rules::rows(&self.0)
     }
 
-    /// Every write counts the store on by one, in the same transaction.
-    fn write(&self, key: &KeyRow, on_conflict: &str) -> rusqlite::Result<usize> {
-        let who = &key.who;
-        let scopes =
-            who.scopes.as_ref().map(|scopes| json(&scopes.iter().map(|scope| scope.as_str()).collect::<Vec<_>>()));
-        let networks = who.networks.as_ref();
-        let networks = networks.map(|networks| json(&networks.iter().map(ToString::to_string).collect::<Vec<_>>()));
-        let mut insert = self.0.prepare_cached(&format!(
-            "INSERT INTO keys ({COLUMNS}) VALUES (:id, :tenant, :name, :hash, :previous_hash, :previous_until_ns, \
-             :created_ns, :expires_ns, :disabled_ns, :revoked_ns, :user_id, :tags, :metadata, :scopes, :models, :networks, \
-             :rpm, :tpm, :concurrency, :nano_usd_per_day, \
-             (SELECT COALESCE(MAX(changed_seq), 0) + 1 FROM keys)) {on_conflict}"
-        ))?;
-        insert.execute(named_params! {
-            ":id": who.key_id,
-            ":tenant": who.tenant,
-            ":name": who.key_name,
-            ":hash": key.hash,
-            ":previous_hash": key.previous.map(|(hash, _)| hash),
-            ":previous_until_ns": key.previous.map(|(_, until)| until),
-            ":created_ns": key.created_ns,
-            ":expires_ns": key.expires_ns,
-            ":disabled_ns": key.disabled_ns,
-            ":revoked_ns": key.revoked_ns,
-            ":user_id": who.user,
-            ":tags": json(&who.tags),
-            ":metadata": json(&key.metadata),
-            ":scopes": scopes,
-            ":models": who.models.as_ref().map(json),
-            ":networks": networks,
-            ":rpm": who.limits.requests_per_minute,
-            ":tpm": who.limits.tokens_per_minute,
-            ":concurrency": who.limits.concurrency,
-            ":nano_usd_per_day": who.limits.per_day.map(|usd| i64::try_from(usd.0).unwrap_or(i64::MAX)),
-        })
+    /// So many entries of the record, after this one.
+    pub fn audit(&self, after: i64, most: u32) -> rusqlite::Result<Vec<Entry>> {
+        audit::rows(&self.0, after, most)
     }
-}
 
-fn read(row: &Row<'_>) -> rusqlite::Result<Found> {
-    let words = |column| texts::<Option<Vec<String>>>(row, column);
-    let scopes = words("scopes")?.map(|words| words.iter().map(|word| parsed("scopes", Scope::parse(word))).collect());
-    let networks =
-        words("networks")?.map(|words| words.iter().map(|word| parsed("networks", word.parse().ok())).collect());
-    let who = Identity {
-        tenant: row.get("tenant")?,
-        key_id: row.get("id")?,
-        key_name: row.get("name")?,
-        user: row.get("user_id")?,
-        tags: texts(row, "tags")?,
-        tier: None,
-        scopes: scopes.transpose()?,
-        models: texts(row, "models")?,
-        networks: networks.transpose()?,
-        limits: OwnLimits {
-            requests_per_minute: row.get("requests_per_minute")?,
-            tokens_per_minute: row.get("tokens_per_minute")?,
-            concurrency: row.get("concurrency")?,
-            per_day: row.get::<_, Option<i64>>("nano_usd_per_day")?.map(|nano| NanoUsd(nano.max(0).unsigned_abs())),
-        },
-    };
-    let previous: Option<[u8; 32]> = row.get("previous_hash")?;
-    let key = KeyRow {
-        who: Arc::new(who),
-        hash: row.get("hash")?,
-        previous: previous.zip(row.get("previous_until_ns")?),
-        created_ns: row.get("created_ns")?,
-        expires_ns: row.get("expires_ns")?,
-        disabled_ns: row.get("disabled_ns")?,
-        revoked_ns: row.get("revoked_ns")?,
-        metadata: texts(row, "metadata")?,
-    };
-    Ok((key, row.get("changed_seq")?))
+    pub fn head(&self) -> rusqlite::Result<Option<Head>> {
+        self.0.query_row("SELECT n, hash FROM head", [], Head::read).optional()
+    }
 }
 
 fn json(texts: &impl Serialize) -> String {

@@ -1,4 +1,10 @@
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
 use super::*;
+use crate::accounting::core::NanoUsd;
+use crate::auth::identity::Identity;
+use crate::ports::Scope;
 
 fn row(id: &str, tenant: &str, name: &str) -> KeyRow {
     let who = Identity { key_id: id.into(), tenant: tenant.into(), key_name: name.into(), ..Identity::default() };
@@ -11,6 +17,32 @@ fn row(id: &str, tenant: &str, name: &str) -> KeyRow {
         disabled_ns: None,
         revoked_ns: None,
         metadata: BTreeMap::new(),
+    }
+}
+
+impl KeyStore {
+    /// Adds a key and tells nobody why; `false` if its tenant has one of this name.
+    pub fn add(&self, key: &KeyRow) -> rusqlite::Result<bool> {
+        self.by(|writing| writing.add_key(key))
+    }
+
+    pub fn change(&self, id: &str, change: impl FnOnce(&mut KeyRow)) -> KeyRow {
+        let (mut row, _) = self.key(id).unwrap().unwrap();
+        change(&mut row);
+        self.by(|writing| writing.put_key(&row)).unwrap();
+        row
+    }
+
+    pub fn put(&self, tenant: &Tenant) {
+        self.by(|writing| writing.put_tenant(tenant)).unwrap();
+    }
+
+    fn by<T>(&self, change: impl FnOnce(&Writing<'_>) -> rusqlite::Result<T>) -> rusqlite::Result<T> {
+        let mut writing = self.write()?;
+        let done = change(&writing)?;
+        writing.record(&ChainKey([7; 32]), 7, "test", "{}".into())?;
+        writing.commit()?;
+        Ok(done)
     }
 }
 
@@ -104,10 +136,10 @@ fn everything_that_a_key_has_is_read_as_it_was_written() {
     };
     assert!(store.add(&key).unwrap() && !store.add(&key).unwrap());
     assert_eq!(store.list().unwrap(), [key.clone()]);
-    let changed = store.change("a", |row| (row.expires_ns, row.previous) = (None, None)).unwrap().unwrap();
+    let changed = store.change("a", |row| (row.expires_ns, row.previous) = (None, None));
     assert_eq!(store.list().unwrap(), std::slice::from_ref(&changed));
     assert_eq!(changed, KeyRow { expires_ns: None, previous: None, ..key });
-    assert_eq!(store.change("b", |_| ()).unwrap(), None);
+    assert_eq!(store.key("b").unwrap(), None);
 }
 
 #[test]
@@ -119,8 +151,8 @@ fn only_what_changed_is_read_again() {
     let (all, seen) = store.changed_since(0).unwrap();
     assert_eq!((all.len(), seen), (3, 3));
     assert_eq!(store.changed_since(seen).unwrap(), (vec![], 3));
-    store.change("b", |row| row.disabled_ns = Some(1)).unwrap();
-    store.change("a", |row| row.disabled_ns = Some(1)).unwrap();
+    store.change("b", |row| row.disabled_ns = Some(1));
+    store.change("a", |row| row.disabled_ns = Some(1));
     let (two, last) = store.changed_since(seen).unwrap();
     let ids: std::collections::BTreeSet<&str> = two.iter().map(|row| row.who.key_id.as_str()).collect();
     assert_eq!((ids, last), (["a", "b"].into(), 5));
@@ -133,7 +165,7 @@ fn a_name_is_found_alone_and_with_its_tenant() {
         assert!(store.add(&row(id, tenant, name)).unwrap());
     }
     let found = |called: &str| -> Vec<String> {
-        store.find(called).unwrap().iter().map(|row| row.who.key_id.clone()).collect()
+        store.find(called).unwrap().iter().map(|(row, _)| row.who.key_id.clone()).collect()
     };
     assert_eq!(
         (found("prod"), found("beta/prod"), found("test"), found("1")),
@@ -153,4 +185,133 @@ fn a_list_that_cannot_be_read_is_an_error_and_not_a_shorter_list() {
         db.execute(&format!("UPDATE keys SET {column} = ?1"), [value]).unwrap();
         assert!(store.list().unwrap_err().to_string().contains(column), "{column}");
     }
+}
+
+#[test]
+fn a_page_begins_after_the_last_one() {
+    let (_folder, store) = store();
+    for id in ["c", "a", "b"] {
+        assert!(store.add(&row(id, "acme", id)).unwrap());
+    }
+    let page = |after: &str| -> Vec<(String, i64)> {
+        store.page(after, 2).unwrap().into_iter().map(|(row, seq)| (row.who.key_id.clone(), seq)).collect()
+    };
+    assert_eq!(page(""), [("a".to_owned(), 2), ("b".to_owned(), 3)]);
+    assert_eq!(page("b"), [("c".to_owned(), 1)]);
+    assert_eq!(page("c"), []);
+}
+
+#[test]
+fn tenants_and_rules_are_read_as_they_were_written() {
+    let (_folder, store) = store();
+    let tenant = Tenant {
+        id: "acme".into(),
+        name: Some("Acme".into()),
+        tags: vec!["blue".into()],
+        disabled_ns: Some(7),
+        seq: 1,
+    };
+    let words = serde_json::json!({"limit": 1.5, "only": {"tag": "blue"}});
+    let rule = StoredRule { name: "r".into(), words: words.as_object().unwrap().clone(), seq: 2 };
+    store.by(|writing| writing.put_tenant(&tenant)).unwrap();
+    store.by(|writing| writing.put_rule(&rule)).unwrap();
+    assert_eq!((store.tenants().unwrap(), store.rules().unwrap()), (vec![tenant], vec![rule]));
+    store.by(|writing| writing.delete_rule("r")).unwrap();
+    assert!(store.rules().unwrap().is_empty() && !store.write().unwrap().is_empty().unwrap());
+}
+
+/// A record of four changes, what is wrong with it after `harm`, and what with its seals.
+fn broken(harm: &str) -> Vec<Broken> {
+    let (folder, store) = store();
+    for id in ["a", "b", "c", "d"] {
+        assert!(store.add(&row(id, "acme", id)).unwrap());
+    }
+    Connection::open(folder.path().join("keys.sqlite")).unwrap().execute_batch(harm).unwrap();
+    let key = ChainKey([7; 32]);
+    let mut verifier = Verifier::new(&key);
+    store.audit(0, 100).unwrap().iter().for_each(|entry| verifier.read(entry));
+    verifier.end(store.head().unwrap())
+}
+
+#[test]
+fn whatever_is_changed_in_the_record_is_named() {
+    assert_eq!(broken(""), []);
+    for (harm, named) in [
+        ("UPDATE audit SET change = '{ }' WHERE n = 2", vec![Broken::Changed { n: 2 }]),
+        ("UPDATE audit SET actor = 'tess' WHERE n = 1", vec![Broken::Changed { n: 1 }]),
+        ("UPDATE audit SET at_ns = at_ns + 1 WHERE n = 4", vec![Broken::Changed { n: 4 }]),
+        (
+            "UPDATE audit SET hash = zeroblob(32) WHERE n = 4",
+            vec![Broken::Changed { n: 4 }, Broken::Unchained { n: 4 }],
+        ),
+        ("DELETE FROM audit WHERE n = 1", vec![Broken::Missing { from: 1, to: 1 }]),
+        ("DELETE FROM audit WHERE n IN (2, 3)", vec![Broken::Missing { from: 2, to: 3 }]),
+        ("DELETE FROM audit WHERE n > 2", vec![Broken::Missing { from: 3, to: 4 }]),
+        ("DELETE FROM audit", vec![Broken::Missing { from: 4, to: 4 }]),
+        ("DELETE FROM head", vec![Broken::Missing { from: 5, to: 5 }]),
+        (
+            "UPDATE audit SET n = 9 WHERE n = 2; UPDATE audit SET n = 2 WHERE n = 3; UPDATE audit SET n = 3 WHERE n = 9",
+            vec![
+                Broken::Changed { n: 2 },
+                Broken::Unchained { n: 2 },
+                Broken::Changed { n: 3 },
+                Broken::Unchained { n: 3 },
+                Broken::Unchained { n: 4 },
+            ],
+        ),
+    ] {
+        assert_eq!(broken(harm), named, "{harm}");
+    }
+    // Sealed again by somebody who does not have the pepper.
+    let resealed = |n: i64| {
+        let (folder, store) = store();
+        for id in ["a", "b"] {
+            assert!(store.add(&row(id, "acme", id)).unwrap());
+        }
+        let other = ChainKey([1; 32]);
+        let entry = store.audit(n - 1, 1).unwrap().remove(0);
+        let forged = Head { n: n - 1, hash: entry.previous_hash }.next(&other, 7, "nobody", "{}".into());
+        let db = Connection::open(folder.path().join("keys.sqlite")).unwrap();
+        db.execute("UPDATE audit SET actor = 'nobody', hash = ?1 WHERE n = ?2", (forged.hash, n)).unwrap();
+        let key = ChainKey([7; 32]);
+        let mut verifier = Verifier::new(&key);
+        store.audit(0, 100).unwrap().iter().for_each(|entry| verifier.read(entry));
+        verifier.end(store.head().unwrap())
+    };
+    assert!(resealed(2).contains(&Broken::Changed { n: 2 }));
+}
+
+#[test]
+fn a_change_that_is_not_committed_leaves_nothing() {
+    let (_folder, store) = store();
+    let mut writing = store.write().unwrap();
+    assert!(writing.add_key(&row("a", "acme", "a")).unwrap());
+    writing.record(&ChainKey([7; 32]), 7, "test", "{}".into()).unwrap();
+    drop(writing);
+    assert!(store.list().unwrap().is_empty() && store.audit(0, 9).unwrap().is_empty());
+    assert_eq!(store.head().unwrap(), Some(Head { n: 0, hash: [0; 32] }));
+}
+
+#[test]
+fn a_record_that_begins_in_an_older_store_begins_after_its_changes() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("keys.sqlite");
+    let old = concat!(include_str!("migrations/0000_begin.sql"), include_str!("migrations/0001_callers.sql"));
+    // The columns that came without a version.
+    let old = old.replace(
+        "ALTER TABLE keys RENAME",
+        "ALTER TABLE keys ADD COLUMN tokens_per_minute INTEGER; ALTER TABLE keys ADD COLUMN concurrency INTEGER;
+         ALTER TABLE keys ADD COLUMN nano_usd_per_day INTEGER; ALTER TABLE keys RENAME",
+    );
+    let add = "INSERT INTO keys (id, tenant, name, hash, created_ns, changed_seq) VALUES ('a', 'acme', 'a', zeroblob(32), 1, 7);
+               PRAGMA user_version = 1;";
+    Connection::open(&path).unwrap().execute_batch(&format!("{old} {add}")).unwrap();
+    let store = KeyStore::open(&path).unwrap();
+    let (_, seen) = store.changed_since(0).unwrap();
+    store.change("a", |row| row.disabled_ns = Some(1));
+    assert_eq!(store.changed_since(seen).unwrap().1, 8, "who follows sees it");
+    let key = ChainKey([7; 32]);
+    let mut verifier = Verifier::new(&key);
+    store.audit(0, 100).unwrap().iter().for_each(|entry| verifier.read(entry));
+    assert_eq!(verifier.end(store.head().unwrap()), []);
 }

@@ -2,13 +2,14 @@
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
-use std::sync::Arc;
 
 use super::plan::Misstep;
 use crate::accounting::core::NanoUsd;
 use crate::auth::api_key::{ApiKey, generate};
 use crate::auth::store::OwnLimits;
 use crate::cli::{keys, text};
+use crate::control::edit::KeyEdit;
+use crate::control::{Change, Control};
 use crate::data_dir::{DataDir, write_secret};
 
 /// Keys that are made, with whose they are and what they may. Nobody but the last two comes near a limit.
@@ -31,6 +32,9 @@ const fn limits(requests: u32, tokens: u32, concurrency: u32, nano_usd: u64) -> 
     }
 }
 
+/// Who the record of changes says it was.
+const ACTOR: &str = "demo";
+
 /// The keys, by what they are for.
 pub struct Callers {
     pub regular: Vec<String>,
@@ -51,8 +55,8 @@ impl Callers {
     pub fn in_store(data_dir: &DataDir) -> Result<Callers, String> {
         let file = data_dir.path().join("demo.keys.json");
         let mut known: BTreeMap<String, String> = read(&file);
-        let store = keys::store(data_dir)?;
-        let stored = store.list().map_err(text)?;
+        let control = Control::new(data_dir.clone());
+        let stored = control.store().map_err(text)?.list().map_err(text)?;
         for (name, tenant, limits) in CAST {
             let id = known.get(name).and_then(|token| ApiKey::parse(token)).map(|key| key.id().to_owned());
             let last = stored.iter().find(|row| Some(&row.who.key_id) == id.as_ref() && row.revoked_ns.is_none());
@@ -67,11 +71,19 @@ impl Callers {
             // The last one ends before it is forgotten, and the new one is remembered before it begins: whatever
             // happens, no key works that nobody knows of.
             if let Some(row) = last {
-                keys::revoke(&store, &row.who.key_id)?;
+                let id = row.who.key_id.clone();
+                control.apply(ACTOR, Change::RevokeKey { id }, None).map_err(text)?;
             }
             known.insert(name.to_owned(), token.clone());
             write_secret(&file, &serde_json::to_string_pretty(&known).map_err(text)?).map_err(text)?;
-            keys::add(data_dir, &token, &called, tenant, |row| Arc::make_mut(&mut row.who).limits = limits)?;
+            let edit = KeyEdit {
+                requests_per_minute: Some(limits.requests_per_minute),
+                tokens_per_minute: Some(limits.tokens_per_minute),
+                concurrency: Some(limits.concurrency),
+                usd_per_day: Some(limits.per_day),
+                ..KeyEdit::default()
+            };
+            keys::create(&control, ACTOR, &token, &called, tenant, edit)?;
         }
         let regular = CAST[..3].iter().filter_map(|(name, _, _)| known.remove(*name)).collect();
         Ok(Callers { regular, hurried: known.remove(HURRIED), penniless: known.remove(PENNILESS) })

@@ -3,15 +3,15 @@
 mod settings;
 mod show;
 
-use std::sync::Arc;
-
 use clap::Subcommand;
 
-use self::settings::{Clear, Settings, When, when};
-use super::{Outcome, Place, text};
-use crate::auth::Identity;
-use crate::auth::api_key::{ApiKey, Pepper, generate, renew};
+pub use self::settings::pair;
+use self::settings::{Clear, Settings};
+use super::{Outcome, Place, actor, text};
+use crate::auth::api_key::{generate, renew};
 use crate::auth::store::{KeyRow, KeyStore};
+use crate::control::edit::{KeyEdit, When, when};
+use crate::control::{Change, Control, Done};
 use crate::data_dir::DataDir;
 use crate::observe::access_log::timestamp;
 use crate::ports::{Clock, SystemClock};
@@ -71,59 +71,50 @@ pub enum KeysCommand {
 
 pub fn run(place: &Place, command: KeysCommand) -> Outcome {
     let data_dir = place.data_dir()?;
+    let control = Control::new(data_dir.clone());
     let now = SystemClock.now_ns();
+    let id = |called: &str| one(&store(&data_dir)?, called).map(|row| row.who.key_id.clone());
     match command {
         KeysCommand::Create { name, tenant, settings } => {
-            settings.check()?;
-            hint(place, &settings);
+            let edit = settings.edit(&[], now);
+            hint(place, &edit);
             let token = generate().map_err(text)?;
-            add(&data_dir, &token, &name, &tenant, |row| settings.apply(row, now))?;
+            create(&control, &actor(), &token, &name, &tenant, edit)?;
             println!("{token}");
         }
         KeysCommand::List { json } => show::list(&store(&data_dir)?.list().map_err(text)?, now, json),
         KeysCommand::Show { key, json } => show::one(&one(&store(&data_dir)?, &key)?, now, json),
         KeysCommand::Edit { key, settings, clear } => {
-            settings.check()?;
-            hint(place, &settings);
-            let row = change(&data_dir, &key, |row| {
-                clear.iter().for_each(|setting| setting.apply(row));
-                settings.apply(row, now);
-            })?;
+            let edit = settings.edit(&clear, now);
+            hint(place, &edit);
+            let row = change(&control, Change::EditKey { id: id(&key)?, edit: Box::new(edit) })?;
             show::one(&row, now, false);
         }
         KeysCommand::Rotate { key, grace } => {
-            let pepper = pepper(&data_dir)?;
-            let id = one(&store(&data_dir)?, &key)?.who.key_id.clone();
+            let id = id(&key)?;
             let token = renew(&id).map_err(text)?;
-            let hash = ApiKey::parse(&token).ok_or("a key was made that does not parse")?.hash(&pepper);
-            let until = grace.from(now);
-            change(&data_dir, &id, |row| {
-                row.previous = Some((row.hash, until));
-                row.hash = hash;
-            })?;
-            eprintln!("the secret before it works until {}", timestamp(until));
+            change(&control, Change::RotateKey { id, token: token.clone(), grace })?;
+            eprintln!("the secret before it works until {}", timestamp(grace.from(now)));
             println!("{token}");
         }
         KeysCommand::Enable { key } => {
-            let row = change(&data_dir, &key, |row| row.disabled_ns = None)?;
+            let row = change(&control, Change::EnableKey { id: id(&key)? })?;
             println!("enabled {}", row.who.key_id);
         }
         KeysCommand::Disable { key } => {
-            let row = change(&data_dir, &key, |row| row.disabled_ns = row.disabled_ns.or(Some(now)))?;
+            let row = change(&control, Change::DisableKey { id: id(&key)? })?;
             println!("disabled {}", row.who.key_id);
         }
         KeysCommand::Revoke { key } => {
-            let store = store(&data_dir)?;
-            let id = one(&store, &key)?.who.key_id.clone();
-            revoke(&store, &id)?;
-            println!("revoked {id}");
+            let row = change(&control, Change::RevokeKey { id: id(&key)? })?;
+            println!("revoked {}", row.who.key_id);
         }
     }
     Ok(())
 }
 
 pub fn store(data_dir: &DataDir) -> Result<KeyStore, String> {
-    KeyStore::open(&data_dir.keys()).map_err(|error| format!("{}: {error}", data_dir.keys().display()))
+    Control::new(data_dir.clone()).store().map_err(text)
 }
 
 /// The key that is meant.
@@ -131,7 +122,7 @@ pub fn store(data_dir: &DataDir) -> Result<KeyStore, String> {
 /// # Errors
 /// If there is none, or more than one.
 pub fn one(store: &KeyStore, called: &str) -> Result<KeyRow, String> {
-    let mut found = store.find(called).map_err(text)?;
+    let mut found: Vec<KeyRow> = store.find(called).map_err(text)?.into_iter().map(|(row, _)| row).collect();
     // An id is one key's alone, whatever others are called.
     if let Some(index) = found.iter().position(|row| row.who.key_id == called) {
         return Ok(found.swap_remove(index));
@@ -152,78 +143,24 @@ pub fn one(store: &KeyStore, called: &str) -> Result<KeyRow, String> {
     }
 }
 
-/// Revoking twice keeps the first time.
-///
-/// # Errors
-/// When the store cannot be written.
-pub fn revoke(store: &KeyStore, id: &str) -> Outcome {
-    let now = SystemClock.now_ns();
-    store.change(id, |row| row.revoked_ns = row.revoked_ns.or(Some(now))).map_err(text)?;
-    Ok(())
-}
-
-fn change(data_dir: &DataDir, called: &str, change: impl FnOnce(&mut KeyRow)) -> Result<KeyRow, String> {
-    let store = store(data_dir)?;
-    let row = one(&store, called)?;
-    if let Some(at) = row.revoked_ns {
-        return Err(format!(
-            "the key was revoked at {}, for ever; make another with `glassgate keys create`",
-            timestamp(at)
-        ));
+fn change(control: &Control, change: Change) -> Result<KeyRow, String> {
+    match control.apply(&actor(), change, None).map_err(text)?.done {
+        Done::Key(row) => Ok(*row),
+        Done::Tenant(_) | Done::Rule(_) | Done::Gone => Err("the change was about no key".to_owned()),
     }
-    let changed = store.change(&row.who.key_id, change).map_err(text)?;
-    changed.ok_or_else(|| format!("the key `{called}` is gone"))
 }
 
 /// Stores a key, or rather its hash.
 ///
 /// # Errors
 /// A name that is taken or that could not be shown in a list.
-pub fn add(
-    data_dir: &DataDir,
-    token: &str,
-    name: &str,
-    tenant: &str,
-    set: impl FnOnce(&mut KeyRow),
-) -> Result<(), String> {
-    settings::word("key name", name, 64)?;
-    settings::word("tenant", tenant, 64)?;
-    let key = ApiKey::parse(token).ok_or("a key was made that does not parse")?;
-    let who = Identity {
-        tenant: tenant.to_owned(),
-        key_id: key.id().to_owned(),
-        key_name: name.to_owned(),
-        ..Identity::default()
-    };
-    let mut row = KeyRow {
-        who: Arc::new(who),
-        hash: key.hash(&pepper(data_dir)?),
-        previous: None,
-        created_ns: SystemClock.now_ns(),
-        expires_ns: None,
-        disabled_ns: None,
-        revoked_ns: None,
-        metadata: Default::default(),
-    };
-    set(&mut row);
-    if !store(data_dir)?.add(&row).map_err(text)? {
-        return Err(format!(
-            "the tenant `{tenant}` has a key named `{name}` already; revoked keys keep their names, so that the ledger stays readable"
-        ));
-    }
+pub fn create(control: &Control, actor: &str, token: &str, name: &str, tenant: &str, edit: KeyEdit) -> Outcome {
+    let (token, name, tenant) = (token.to_owned(), name.to_owned(), tenant.to_owned());
+    control.apply(actor, Change::CreateKey { token, tenant, name, edit: Box::new(edit) }, None).map_err(text)?;
     Ok(())
 }
 
-fn pepper(data_dir: &DataDir) -> Result<Pepper, String> {
-    Pepper::load(&data_dir.pepper()).map_err(|error| format!("{}: {error}", data_dir.pepper().display()))
-}
-
-/// A name that is misspelt allows nothing. It may also be one that the configuration is going to have, so it is no error.
-fn hint(place: &Place, settings: &Settings) {
+fn hint(place: &Place, edit: &KeyEdit) {
     let Ok(config) = place.config() else { return };
-    let public = config.models.iter().filter(|(_, model)| model.public).map(|(name, _)| name);
-    let known: Vec<&String> = config.routes.iter().map(|route| &route.name).chain(public).collect();
-    for model in settings.models().iter().filter(|model| !known.contains(model)) {
-        eprintln!("note: clients can ask for nothing called `{model}` at the moment");
-    }
+    edit.notes(&config).iter().for_each(|note| eprintln!("note: {note}"));
 }

@@ -1,14 +1,14 @@
 //! Keys as tables and as JSON. Never the secret: it is not there to be shown.
 
-use serde_json::{Value, json};
+use serde_json::Value;
 
 use crate::auth::store::KeyRow;
+use crate::control::view;
 use crate::observe::access_log::timestamp;
-use crate::ports::Scope;
 
 pub fn list(keys: &[KeyRow], now_ns: i64, json: bool) {
     if json {
-        println!("{}", Value::from_iter(keys.iter().map(value)));
+        println!("{}", Value::from_iter(keys.iter().map(view::key)));
         return;
     }
     // A limit of the configuration is a dash: it may change with the file.
@@ -35,7 +35,7 @@ pub fn list(keys: &[KeyRow], now_ns: i64, json: bool) {
 }
 
 pub fn one(key: &KeyRow, now_ns: i64, json: bool) {
-    let value = value(key);
+    let value = view::key(key);
     if json {
         println!("{value:#}");
         return;
@@ -71,19 +71,4 @@ fn state(key: &KeyRow, now_ns: i64) -> String {
         Some(at) => format!("active until {}", timestamp(at)),
         None => "active".to_owned(),
     }
-}
-
-fn value(key: &KeyRow) -> Value {
-    let who = &key.who;
-    json!({
-        "id": who.key_id, "name": who.key_name, "tenant": who.tenant, "user": who.user, "tags": who.tags,
-        "created": timestamp(key.created_ns), "expires": key.expires_ns.map(timestamp),
-        "disabled": key.disabled_ns.map(timestamp), "revoked": key.revoked_ns.map(timestamp),
-        "previous_secret_until": key.previous.map(|(_, until)| timestamp(until)),
-        "scopes": who.scopes.as_ref().map(|scopes| scopes.iter().map(|scope| Scope::as_str(*scope)).collect::<Vec<_>>()),
-        "models": who.models, "from": who.networks.as_ref().map(|networks| networks.iter().map(ToString::to_string).collect::<Vec<_>>()),
-        "requests_per_minute": who.limits.requests_per_minute, "tokens_per_minute": who.limits.tokens_per_minute,
-        "concurrency": who.limits.concurrency, "usd_per_day": who.limits.per_day.map(|usd| usd.to_string()),
-        "metadata": key.metadata,
-    })
 }

@@ -377,7 +377,12 @@ fn broken(server: &Server, why: &str) -> Ended {
 
 /// The connection broke before the answer began. A pooled one may have been closed before it took the request.
 fn not_answered(server: &Server, error: &Error, is_reused: bool) -> Ended {
-    tracing::warn!(upstream = server.config.name, %error, is_reused, "an upstream broke the connection off");
+    let why = match error.etype() {
+        // pingora would show the bytes as they came, and there may be a key or a prompt among them.
+        ErrorType::InvalidHTTPHeader => "its answer does not begin as HTTP does".to_owned(),
+        _ => server.redact(&error.to_string()),
+    };
+    tracing::warn!(upstream = server.config.name, why, is_reused, "an upstream broke the connection off");
     let has_closed =
         matches!(error.etype(), ErrorType::ConnectionClosed | ErrorType::ReadError | ErrorType::WriteError);
     // HTTP/2 says so where it has not processed a request (REFUSED_STREAM, GOAWAY).

@@ -1,0 +1,186 @@
+//! Who may ask the admin API what, and what it says of itself.
+
+use std::io::Write;
+
+use crate::admin::{audit, ok};
+use crate::support::gateway::{Setup, TestGateway, append, connect, replace};
+use crate::support::{http, root};
+
+/// Every route of the document as method and path.
+fn documented(gateway: &TestGateway) -> Vec<(String, String, bool)> {
+    let document = ok(gateway.admin("GET", "/admin/openapi.json"));
+    let paths = document["paths"].as_object().unwrap().clone();
+    let operations = paths.iter().flat_map(|(path, operations)| {
+        operations.as_object().unwrap().iter().map(|(method, operation)| {
+            let is_open = operation["security"].as_array().unwrap().is_empty();
+            (method.to_uppercase(), path.replace("{id}", "x").replace("{name}", "x"), is_open)
+        })
+    });
+    operations.collect()
+}
+
+#[test]
+fn only_who_has_the_token_is_heard_and_only_by_a_name_of_this_listener() {
+    let setup = Setup::shipped();
+    setup.env("ADMIN_TOKEN", "an-admin-token-of-at-least-32-bytes");
+    append(&setup.path("gateway.toml"), "\n[admin]\ntoken = \"env:ADMIN_TOKEN\"\nhosts = [\"ops.example\"]\n");
+    let gateway = setup.start();
+    let before = audit(&gateway);
+    let token = std::fs::read_to_string(gateway.data_dir().join("admin.token")).unwrap();
+    let send = |method: &str, path: &str, host: &str, head: &str| {
+        let request = format!("{method} {path} HTTP/1.1\r\nhost: {host}\r\n{head}content-length: 0\r\n\r\n");
+        http::raw(gateway.admin, request.as_bytes()).unwrap().finish()
+    };
+    let bearer = |token: &str| format!("authorization: Bearer {token}\r\n");
+    let routes = documented(&gateway);
+    assert!(routes.len() >= 31, "{}", routes.len());
+    for (method, path, is_open) in &routes {
+        let strangers = [
+            String::new(),
+            bearer("wrong"),
+            bearer(&gateway.key),
+            bearer(&token[..token.len() - 1]),
+            bearer(&format!("{token}x")),
+            format!("authorization: Basic {token}\r\n"),
+            format!("x-api-key: {token}\r\n"),
+            format!("cookie: token={token}\r\n"),
+        ];
+        for head in strangers {
+            let response = send(method, path, "localhost", &head);
+            assert_eq!(response.status == 401, !is_open, "{method} {path} {head}: {}", response.status);
+        }
+        let rebound = send(method, path, "evil.example:8081", &bearer(&token));
+        let is_probe = ["/livez", "/readyz", "/startupz"].contains(&path.as_str());
+        assert_eq!(rebound.status == 403, !is_probe, "{method} {path}: {}", rebound.status);
+        assert_eq!(send(method, &format!("{path}?token={token}"), "localhost", "").status == 401, !is_open, "{path}");
+    }
+    assert_eq!(send("GET", "/admin/nothing", "localhost", "").status, 401, "what there is, strangers are not told");
+    assert_eq!(audit(&gateway), before, "and nothing has changed");
+    for (host, head) in [
+        ("127.0.0.1", bearer(&token)),
+        ("ops.example:8081", bearer(&token)),
+        ("localhost", bearer("an-admin-token-of-at-least-32-bytes")),
+    ] {
+        assert_eq!(send("GET", "/admin/keys", host, &head).status, 200, "{host}");
+    }
+    let made = http::raw(
+        gateway.admin,
+        format!(
+            "PUT /admin/tenants/t HTTP/1.1\r\nhost: localhost\r\n{}content-length: 2\r\n\r\n{{}}",
+            bearer("an-admin-token-of-at-least-32-bytes")
+        )
+        .as_bytes(),
+    );
+    assert_eq!(made.unwrap().finish().status, 200);
+    assert_eq!(audit(&gateway).last().unwrap()["actor"], "api, the token of the configuration");
+    let origin = format!("{}origin: http://evil.example\r\n", bearer(&token));
+    for (method, host) in [("GET", "localhost"), ("OPTIONS", "localhost"), ("GET", "evil.example")] {
+        let response = send(method, "/admin/keys", host, &origin);
+        let shares = |(name, _): &(String, String)| name.starts_with("access-control-");
+        assert!(!response.headers.iter().any(shares), "no page of anybody else may read this");
+        assert_eq!(response.header("cache-control"), Some("no-store"));
+    }
+    // Names and the token are those of the file that serves.
+    replace(&gateway.config("gateway.toml"), "[\"ops.example\"]", "[]");
+    replace(&gateway.config("gateway.toml"), "token = \"env:ADMIN_TOKEN\"\n", "");
+    assert_eq!(gateway.admin("POST", "/admin/reload").status, 200);
+    assert_eq!(send("GET", "/admin/keys", "ops.example", &bearer(&token)).status, 403);
+    assert_eq!(send("GET", "/admin/keys", "localhost", &bearer("an-admin-token-of-at-least-32-bytes")).status, 401);
+}
+
+#[test]
+fn nothing_that_a_client_sends_reaches_the_admin_api() {
+    let gateway = TestGateway::start();
+    let token = std::fs::read_to_string(gateway.data_dir().join("admin.token")).unwrap();
+    let paths: Vec<String> = documented(&gateway).into_iter().map(|(_, path, _)| path).collect();
+    let spell = |path: &str| -> Vec<String> {
+        let hex = |text: &str| text.bytes().map(|byte| format!("%{byte:02x}")).collect::<String>();
+        let mut all = vec![
+            path.to_owned(),
+            path.to_uppercase(),
+            format!("/{path}"),
+            format!("{path}/"),
+            format!("{path}?x=1"),
+            format!("{path};x"),
+            format!("{path}%00"),
+            format!("{path}%20"),
+            format!("{path}."),
+            format!("/.{path}"),
+            format!("/v1{path}"),
+            format!("/v1/..{path}"),
+            format!("/v1/%2e%2e{path}"),
+            format!("/v1/models/..{path}"),
+            format!("/health/..{path}"),
+            format!("/%2f{}", &path[1..]),
+            path.replace("admin", "%61dmin"),
+            path.replace("admin", "Admin"),
+            path.replace('/', "//"),
+            path.replace('/', "/./"),
+            path.replace('/', "%2f"),
+            path.replace('/', "\\"),
+            hex(path),
+        ];
+        all.extend((1..path.len()).map(|at| format!("{}{}{}", &path[..at], hex(&path[at..=at]), &path[at + 1..])));
+        all
+    };
+    let hosts = [gateway.data.to_string(), gateway.admin.to_string(), "localhost".to_owned()];
+    let (mut tried, mut refused) = (0, 0);
+    let (mut stream, mut reader) = connect(gateway.data);
+    for path in &paths {
+        for (turn, spelling) in spell(path).into_iter().enumerate() {
+            for method in ["GET", "POST"] {
+                let host = &hosts[turn % hosts.len()];
+                let absolute =
+                    if turn % 7 == 3 { format!("http://{}{spelling}", gateway.admin) } else { spelling.clone() };
+                let request = format!(
+                    "{method} {absolute} HTTP/1.1\r\nhost: {host}\r\nauthorization: Bearer {token}\r\nx-forwarded-host: localhost\r\nx-original-url: {path}\r\ncontent-length: 0\r\n\r\n"
+                );
+                if stream.write_all(request.as_bytes()).is_err() {
+                    (stream, reader) = connect(gateway.data);
+                    stream.write_all(request.as_bytes()).unwrap();
+                }
+                let Ok(open) = http::read_head(reader) else {
+                    // What the guard has closed: once more, alone.
+                    (stream, reader) = connect(gateway.data);
+                    let open = http::raw(gateway.data, request.as_bytes()).unwrap();
+                    assert!(matches!(open.status, 400 | 401 | 404), "{method} {absolute}: {}", open.status);
+                    tried += 1;
+                    continue;
+                };
+                // A path below /v1/models is a model's name, and asks for a key.
+                let expected = matches!(open.status, 400 | 401 | 404);
+                assert!(expected, "{method} {absolute}: {}", open.status);
+                refused += usize::from(open.status == 404);
+                let closes = open.header("connection") == Some("close");
+                let (response, rest) = open.finish_and_keep();
+                let body = String::from_utf8_lossy(&response.body).into_owned();
+                assert!(!body.contains("admin_error") && !body.contains("openapi\":"), "{body}");
+                reader = rest;
+                if closes {
+                    (stream, reader) = connect(gateway.data);
+                }
+                tried += 1;
+            }
+        }
+    }
+    assert!(tried > 2_000 && refused > 1_000, "{tried} tried, {refused} were 404");
+    assert_eq!(audit(&gateway).len(), 1);
+}
+
+#[test]
+fn the_openapi_document_is_valid_and_holds_every_answer() {
+    let venv = std::env::var("GLASSGATE_CLIENTS")
+        .expect("GLASSGATE_CLIENTS names the venv; `make test` makes it and sets this");
+    let gateway = TestGateway::start();
+    gateway.cli(&["tenants", "put", "acme", "--tag", "blue"]);
+    gateway.cli(&["limits", "put", "r", "--limit", "10", "--of", "requests", "--per", "day", "--only", "tag=blue"]);
+    let output = std::process::Command::new(format!("{venv}/bin/python"))
+        .arg(root().join("tests/clients/openapi.py"))
+        .env("ADMIN", format!("http://{}", gateway.admin))
+        .env("ADMIN_TOKEN", std::fs::read_to_string(gateway.data_dir().join("admin.token")).unwrap())
+        .output()
+        .expect("the venv has a python");
+    let (stdout, stderr) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+    assert!(output.status.success(), "{stdout}\n{stderr}");
+    assert!(stdout.trim_end().ends_with("31 operations are as they are documented"), "{stdout}");
+}
