@@ -9,9 +9,9 @@ use std::thread;
 use std::time::Duration;
 
 use glassgate::accounting::ledger::disk::RealDisk;
-use glassgate::accounting::ledger::store::Database;
 use glassgate::accounting::ledger::store::months::Month;
 use glassgate::accounting::ledger::store::postgres::Target;
+use glassgate::accounting::ledger::store::{Database, Fate};
 use glassgate::accounting::ledger::verify::verify;
 use glassgate::accounting::ledger::{Ledger, Settings};
 use glassgate::accounting::settlement::{Durability, Journal as _};
@@ -371,5 +371,31 @@ fn who_reads_for_a_long_time_keeps_no_new_month_waiting_and_no_old_one_longer_th
     assert_eq!(reader.sums_of(1, i64::MIN).unwrap().rows, 1, "one moment");
     drop(reader);
     assert!(!store.keep_from(kept).unwrap());
+    assert_eq!(rows(&postgres), 1);
+}
+
+#[test]
+fn gateways_that_let_go_of_a_month_at_once_agree_on_what_is_kept() {
+    let postgres = Postgres::start();
+    let (database, together) = (database(&postgres), Barrier::new(6));
+    // Of November and December of 2026.
+    let (old, new) = (row("01a1b2c3d4e57abc0000000000000001"), row("01a24e5f8a007abc0000000000000001"));
+    (database.opener(9))().unwrap().ship(&[&old], &[]).unwrap();
+    let (early, late) = (Month::of(&old.request_id).unwrap(), Month::of(&new.request_id).unwrap());
+    thread::scope(|scope| {
+        for log in 1..=6 {
+            let (database, together) = (&database, &together);
+            scope.spawn(move || {
+                let mut store = (database.opener(log))().unwrap();
+                together.wait();
+                // One has to wait for the others, and may have to try again.
+                let mut keep = || store.keep_from(if log % 2 == 0 { early } else { late }).ok();
+                eventually("the month to go", &mut keep);
+            });
+        }
+    });
+    assert_eq!(postgres.ask("SELECT first_id FROM ledger_kept"), late.first_id());
+    let shipped = (database.opener(9))().unwrap().ship(&[&old, &new], &[]).unwrap();
+    assert_eq!(shipped.fates, [Fate::There, Fate::New]);
     assert_eq!(rows(&postgres), 1);
 }

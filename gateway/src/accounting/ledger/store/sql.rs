@@ -74,7 +74,13 @@ pub fn uneven(after: i64, most: usize) -> String {
     )
 }
 
-pub const KEPT_FROM: &str = "SELECT first_id FROM ledger_kept";
+/// Where ids of rows that are kept begin, or nothing.
+pub const KEPT_FROM: &str = "SELECT MAX(first_id) FROM ledger_kept";
+/// Sets that to `?1`, in this order; what is gone stays gone.
+pub const KEEP_FROM: [&str; 2] = [
+    "DELETE FROM ledger_kept WHERE first_id < ?1",
+    "INSERT INTO ledger_kept SELECT CAST(?1 AS TEXT) WHERE NOT EXISTS (SELECT 1 FROM ledger_kept)",
+];
 
 /// Requests that do not have exactly one row that ends them, and how many they have.
 pub fn ends(most: usize) -> String {

@@ -110,11 +110,13 @@ impl Store for Postgres {
 
     fn keep_from(&mut self, month: Month) -> Result<bool, StoreError> {
         self.run(async |session, context| {
-            let old: Vec<Month> = months(session).await?.into_iter().filter(|there| *there < month).collect();
             // Who reads for a long time is not to stand between this and all who write: another time, then.
-            session.batch("BEGIN; SET LOCAL lock_timeout = '1s'; DELETE FROM ledger_kept").await?;
-            session.execute("INSERT INTO ledger_kept VALUES ($1)", &[&month.first_id()]).await?;
-            for gone in old {
+            session.batch("BEGIN; SET LOCAL lock_timeout = '1s'").await?;
+            migrate::lock(session).await?;
+            for sql in sql::KEEP_FROM {
+                session.execute(&feedback::placed(sql), &[&month.first_id()]).await?;
+            }
+            for gone in months(session).await?.into_iter().filter(|there| *there < month) {
                 session.batch(&format!("DROP TABLE IF EXISTS ledger_{gone}, feedback_{gone}")).await?;
                 context.months.remove(&gone);
             }

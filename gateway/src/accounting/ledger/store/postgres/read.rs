@@ -134,7 +134,7 @@ pub(super) async fn counted_from(session: &mut Session, log: i64) -> Result<Opti
 }
 
 pub(super) async fn kept_from(session: &mut Session) -> Result<Option<String>, StoreError> {
-    Ok(session.query(sql::KEPT_FROM, &[]).await?.first().map(|row| row.get(0)))
+    Ok(session.query(sql::KEPT_FROM, &[]).await?.first().and_then(|row| row.get(0)))
 }
 
 /// All that is here of a log, as its hours say.

@@ -16,7 +16,7 @@ use super::super::super::row::{COLUMNS, Cell, Row};
 use super::super::totals::Sums;
 use super::hours::Users;
 use super::months::Month;
-use super::{Fate, Shipped, Store, StoreError};
+use super::{Fate, Shipped, Store, StoreError, sql};
 
 impl From<std::io::Error> for StoreError {
     fn from(error: std::io::Error) -> StoreError {
@@ -108,8 +108,9 @@ impl Store for Sqlite {
     fn keep_from(&mut self, month: Month) -> Result<bool, StoreError> {
         let first_id = month.first_id();
         let transaction = begin(&mut self.db)?;
-        transaction.execute("DELETE FROM ledger_kept", [])?;
-        transaction.execute("INSERT INTO ledger_kept VALUES (?)", [&first_id])?;
+        for sql in sql::KEEP_FROM {
+            transaction.execute(sql, [&first_id])?;
+        }
         // Ids rise with time, so these are the first pages of the table, and new rows take them again.
         let mut gone = 0;
         for table in ["ledger", "feedback"] {

@@ -99,7 +99,7 @@ pub(super) fn counted_from(db: &Connection) -> rusqlite::Result<Option<(i64, Sum
 }
 
 pub(super) fn kept_from(db: &Connection) -> rusqlite::Result<Option<String>> {
-    db.prepare_cached(sql::KEPT_FROM)?.query_row([], |row| row.get(0)).optional()
+    db.prepare_cached(sql::KEPT_FROM)?.query_row([], |row| row.get(0))
 }
 
 /// All that is here, as its hours say.
