@@ -186,7 +186,7 @@ fn what_limits_counted_is_known_from_any_moment_on() {
                 sums[2] += if is_made { row.usage.completion() } else { 0 };
                 sums[3] += row.billed.0;
             }
-            let spent = books.spent_between(first, past).unwrap();
+            let spent = books.spent_between(first, past, None).unwrap();
             let sums = |sum: &Sum| [sum.requests, sum.input_tokens, sum.output_tokens, sum.billed.0];
             let found = spent.iter().map(|sum| ((sum.key_id.clone(), sum.user.clone()), sums(sum)));
             assert_eq!(found.collect::<BTreeMap<_, _>>(), expected, "{first} to {past}");

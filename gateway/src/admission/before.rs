@@ -13,7 +13,8 @@ use crate::api::limit::{Dimension, Of, Per};
 pub struct Before(HashMap<String, (Rule, Period, HashMap<Subject, u64>)>);
 
 impl Before {
-    /// Asks `since` for what was spent from a moment on, once for each day and month that a rule has.
+    /// Asks `since` for what was spent from a moment on, once for each day and month that a rule has: by all whose ledger it
+    /// is, or for rules that are shared by this gateway alone, as each tells the others.
     ///
     /// # Errors
     /// Those of `since`.
@@ -21,18 +22,19 @@ impl Before {
         rules: impl Iterator<Item = &'r Rule>,
         now_ns: i64,
         names: &HashMap<String, String>,
-        since: impl Fn(i64) -> Result<Vec<Sum>, E>,
+        since: impl Fn(i64, bool) -> Result<Vec<Sum>, E>,
     ) -> Result<Before, E> {
-        let mut sums: HashMap<i64, Vec<Sum>> = HashMap::new();
+        let mut sums: HashMap<(i64, bool), Vec<Sum>> = HashMap::new();
         let mut before = Before::default();
         // Who has a token goes by the name of its issuer.
         let issuer = |id: &str| id.strip_prefix("jwt:").and_then(|id| id.split('/').next()).map(str::to_owned);
         let name = |id: &String| names.get(id).cloned().or_else(|| issuer(id)).unwrap_or_default();
         for rule in rules.filter(|rule| rule.per.is_some_and(Per::is_calendar)) {
             let period = period(rule, now_ns);
-            let spent = match sums.entry(period.start_ns) {
+            let of_all = rule.shared.is_none();
+            let spent = match sums.entry((period.start_ns, of_all)) {
                 std::collections::hash_map::Entry::Occupied(known) => known.into_mut(),
-                std::collections::hash_map::Entry::Vacant(new) => new.insert(since(period.start_ns)?),
+                std::collections::hash_map::Entry::Vacant(new) => new.insert(since(period.start_ns, of_all)?),
             };
             let mut used: HashMap<Subject, u64> = HashMap::new();
             for spent in spent {
