@@ -45,7 +45,8 @@ fn issuer(key_id: &str) -> Option<&str> {
 }
 
 impl Before {
-    /// Asks `since` for what was spent from a moment on, once for each day and month that a rule has.
+    /// Asks `since` for what was spent from a moment on, once for each day and month that a rule has: by all whose ledger it
+    /// is, or for rules that are shared by this gateway alone, as each tells the others.
     ///
     /// # Errors
     /// Those of `since`.
@@ -53,15 +54,16 @@ impl Before {
         rules: impl Iterator<Item = &'r Rule>,
         now_ns: i64,
         callers: &Callers,
-        since: impl Fn(i64) -> Result<Vec<Sum>, E>,
+        since: impl Fn(i64, bool) -> Result<Vec<Sum>, E>,
     ) -> Result<Before, E> {
-        let mut sums: HashMap<i64, Vec<Sum>> = HashMap::new();
+        let mut sums: HashMap<(i64, bool), Vec<Sum>> = HashMap::new();
         let mut before = Before::default();
         for rule in rules.filter(|rule| rule.per.is_some_and(Per::is_calendar)) {
             let period = period(rule, now_ns);
-            let spent = match sums.entry(period.start_ns) {
+            let of_all = rule.shared.is_none();
+            let spent = match sums.entry((period.start_ns, of_all)) {
                 std::collections::hash_map::Entry::Occupied(known) => known.into_mut(),
-                std::collections::hash_map::Entry::Vacant(new) => new.insert(since(period.start_ns)?),
+                std::collections::hash_map::Entry::Vacant(new) => new.insert(since(period.start_ns, of_all)?),
             };
             let mut used: HashMap<Subject, u64> = HashMap::new();
             for spent in spent {
@@ -143,7 +145,7 @@ mod tests {
             tenants: [("beta".to_owned(), vec!["blue".to_owned()])].into(),
         };
         let now_ns = 20_000 * 86_400_000_000_000;
-        let read = Before::read([rule].into_iter(), now_ns, &callers, |_| Ok::<_, ()>(sums.to_vec())).unwrap();
+        let read = Before::read([rule].into_iter(), now_ns, &callers, |_, _| Ok::<_, ()>(sums.to_vec())).unwrap();
         let at = Moment { now: std::time::Duration::ZERO, period: period(rule, now_ns) };
         read.first(rule, rule.subject(subjects), at.period).1
     }

@@ -84,7 +84,7 @@ impl<L: Locked> Local<L> {
     }
 
     /// What was used before this process began, known only now: counters that were made without it count it, too.
-    pub fn remember(&self, before: Before) {
+    pub fn remember(&self, before: Arc<Before>) {
         // Held, no counter is made meanwhile.
         let mut known = self.before.write();
         for family in self.families.read().values().flatten() {
@@ -96,7 +96,7 @@ impl<L: Locked> Local<L> {
                 }
             }
         }
-        *known = Arc::new(before);
+        *known = before;
     }
 
     /// A rule that counts something else than the one of its name before begins anew.

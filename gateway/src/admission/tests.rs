@@ -83,7 +83,7 @@ impl World {
         let sums: Vec<Sum> = sums.collect();
         let defaults = Defaults::default();
         let all = defaults.iter().chain(&rules).map(AsRef::as_ref);
-        let since = |since| Ok::<_, ()>(if since <= 20_000 * DAY { sums.clone() } else { Vec::new() });
+        let since = |since, _| Ok::<_, ()>(if since <= 20_000 * DAY { sums.clone() } else { Vec::new() });
         let before = Before::read(all, clock.now_ns(), &Default::default(), since).unwrap();
         let time = Arc::new(Time::new(clock.clone()));
         let counts: Arc<Local> = Arc::new(Local::new(time.clone(), Arc::new(before)));

@@ -49,7 +49,10 @@ impl Beginning {
     fn spent(&self, past_ns: i64) -> Result<Before, StoreError> {
         let books = self.store.books()?;
         let rules = self.rules.iter().map(AsRef::as_ref);
-        Before::read(rules, self.now_ns, &self.callers, |since| books.spent_between(since, past_ns))
+        let log = self.ledger.log();
+        Before::read(rules, self.now_ns, &self.callers, |since, of_all| {
+            books.spent_between(since, past_ns, (!of_all).then_some(log))
+        })
     }
 }
 
@@ -58,7 +61,7 @@ impl Late {
     ///
     /// # Errors
     /// When there can be no thread.
-    pub(super) fn catch_up(self, remember: impl Fn(Before) + Send + 'static) -> std::io::Result<()> {
+    pub(super) fn catch_up(self, remember: impl Fn(Arc<Before>) + Send + 'static) -> std::io::Result<()> {
         let wait = move || {
             let Late(beginning) = self;
             let Some(recovery) = beginning.ledger.recovered_some_time() else { return };
@@ -67,7 +70,7 @@ impl Late {
                 // What began since is counted already.
                 match beginning.spent(beginning.now_ns) {
                     Ok(before) => {
-                        remember(before);
+                        remember(Arc::new(before));
                         tracing::info!("the ledger's database is back; budgets know what was spent before this start");
                         return;
                     }

@@ -10,6 +10,7 @@ use super::beginning::Beginning;
 use super::{Outcome, Place, keys, text};
 use crate::accounting::ledger::Ledger;
 use crate::admission::Admission;
+use crate::admission::before::Before;
 use crate::admission::counts::{Counts, Time};
 use crate::admission::local::Local;
 use crate::admission::rules::Defaults;
@@ -99,19 +100,19 @@ pub fn build(
     let time = Arc::new(Time::new(clock.clone()));
     let before = Arc::new(before);
     let local: Arc<Local> = Arc::new(Local::new(time.clone(), before.clone()));
-    if let Some(late) = late {
-        let local = local.clone();
-        late.catch_up(move |before| local.remember(before)).map_err(text)?;
-    }
-    let counts: Arc<dyn Counts> = match &gateway.redis {
+    type Remember = Box<dyn Fn(Arc<Before>) + Send>;
+    let (counts, remember): (Arc<dyn Counts>, Remember) = match &gateway.redis {
         Some(redis) => {
-            // What several gateways spent is in their database; of that, this one's is what the store has of it.
-            let own = if gateway.database.is_some() { Arc::default() } else { before };
             let replica = data_dir.replica().map_err(text)?;
-            Arc::new(Shared::start(redis, replica, local, own, time.clone(), metrics.clone())?)
+            let shared = Shared::start(redis, replica, local, before, time.clone(), metrics.clone())?;
+            let shared = Arc::new(shared);
+            (shared.clone(), Box::new(move |before| shared.remember(&before)))
         }
-        None => local,
+        None => (local.clone(), Box::new(move |before| local.remember(before))),
     };
+    if let Some(late) = late {
+        late.catch_up(remember).map_err(text)?;
+    }
 
     let hub = Hub::from_environment(data_dir.hub());
     let intake = Intake { hub, downloads: Downloads::Allowed, program: overrides.program.clone() };

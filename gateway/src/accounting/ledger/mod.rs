@@ -221,6 +221,11 @@ impl Ledger {
         state.is_concluded
     }
 
+    /// The log's name among those that ship to one database.
+    pub fn log(&self) -> i64 {
+        self.shared.lock().log.id
+    }
+
     /// False once a write to the log has failed: new requests are refused.
     pub fn is_healthy(&self) -> bool {
         !self.shared.lock().log.is_broken()

@@ -87,6 +87,12 @@ impl Shared {
         Ok(Shared { local, books, store, leases, settles, seen, life, grants: AtomicU64::new(0) })
     }
 
+    /// What was used before this process began, known only now.
+    pub fn remember(&self, before: &Arc<Before>) {
+        self.local.remember(before.clone());
+        self.books.used.remember(before.clone());
+    }
+
     fn key(&self, ask: &Ask) -> String {
         script::key(&ask.rule, if ask.rule.is_clients_choice() { self.books.used.subject(ask) } else { ask.subject })
     }

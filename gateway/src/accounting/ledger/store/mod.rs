@@ -203,11 +203,11 @@ impl GroupBy {
 /// A store as people see it: one moment of it, for as long as it is held. The gateway may be writing meanwhile.
 pub trait Books {
     /// What limits have counted of requests that began at `first_ns` or later, and before `past_ns`. What came from a cache
-    /// was nobody's tokens, and what was released nobody's request.
+    /// was nobody's tokens, and what was released nobody's request. `log`: only what came from it; a file has one only.
     ///
     /// # Errors
     /// As all of these: when it cannot be read.
-    fn spent_between(&self, first_ns: i64, past_ns: i64) -> Result<Vec<Sum>, StoreError>;
+    fn spent_between(&self, first_ns: i64, past_ns: i64, log: Option<i64>) -> Result<Vec<Sum>, StoreError>;
 
     /// Spending in each period, the dearest first; where days are asked for, by them.
     fn spend(&self, by: &[By], periods: &[Period]) -> Result<Vec<Spend>, StoreError>;

@@ -43,17 +43,18 @@ pub fn spend(by: &[By], Source { spans, join }: &Source<'_>) -> String {
     )
 }
 
-/// What limits have counted.
-pub fn spent(Source { spans, join }: &Source<'_>) -> String {
+/// What limits have counted, of all logs or of one.
+pub fn spent(Source { spans, join }: &Source<'_>, log: Option<i64>) -> String {
+    let of_log = log.map_or(String::new(), |log| format!("AND log = {log}"));
     let [.., billed, _, begun, made_input, made_output] = OF_A_ROW;
     let sums = sums(&["begun", "made_input_tokens", "made_output_tokens", "billed_nano_usd"]);
     format!(
         "WITH {spans} SELECT tenant, key_id, user_id, route, model, {sums} FROM (
              SELECT tenant, key_id, user_id, route, model, begun, made_input_tokens, made_output_tokens, billed_nano_usd
-             FROM hours {join} spend_hour ON hour >= first AND hour < past WHERE {IS_SPENT}
+             FROM hours {join} spend_hour ON hour >= first AND hour < past WHERE {IS_SPENT} {of_log}
              UNION ALL
              SELECT tenant, key_id, COALESCE(user_id, ''), route, model, {begun}, {made_input}, {made_output}, {billed}
-             FROM edges {join} ledger ON started_ns >= first AND started_ns < past WHERE {IS_SPENT}
+             FROM edges {join} ledger ON started_ns >= first AND started_ns < past WHERE {IS_SPENT} {of_log}
          ) AS spent GROUP BY 1, 2, 3, 4, 5"
     )
 }

@@ -144,8 +144,9 @@ pub(super) async fn sums_of_hours(session: &mut Session, log: i64) -> Result<Sum
 }
 
 impl Books for PostgresBooks {
-    fn spent_between(&self, first_ns: i64, past_ns: i64) -> Result<Vec<Sum>, StoreError> {
-        let rows = self.about(&[Period { name: String::new(), first_ns, past_ns }], sql::spent)?;
+    fn spent_between(&self, first_ns: i64, past_ns: i64, log: Option<i64>) -> Result<Vec<Sum>, StoreError> {
+        let rows =
+            self.about(&[Period { name: String::new(), first_ns, past_ns }], |source| sql::spent(source, log))?;
         let sum = |row: &tokio_postgres::Row| Sum {
             tenant: row.get(0),
             key_id: row.get(1),

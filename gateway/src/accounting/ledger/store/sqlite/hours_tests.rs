@@ -65,12 +65,12 @@ fn sums_of_before_limits_were_counted_by_the_hour_are_completed_from_their_rows(
     // So many that some users share a sum.
     let rows: Vec<Row> = (0..sums::USERS_MAX * 3 / 2 + 20).map(row).collect();
     store.ship(&rows.iter().collect::<Vec<_>>(), &[]).unwrap();
-    let before = books(&folder).spent_between(0, HOUR).unwrap();
+    let before = books(&folder).spent_between(0, HOUR, None).unwrap();
     let names = ["begun", "made_input_tokens", "made_output_tokens"];
     let back: String = names.map(|name| format!("ALTER TABLE spend_hour DROP COLUMN {name};")).concat();
     store.db.execute_batch(&format!("{back} DROP TABLE ledger_kept; PRAGMA user_version = 2")).unwrap();
     drop(store);
     drop(Sqlite::open(&folder.path().join("ledger.sqlite")).unwrap());
-    assert_eq!(books(&folder).spent_between(0, HOUR).unwrap(), before);
+    assert_eq!(books(&folder).spent_between(0, HOUR, None).unwrap(), before);
     assert_eq!(books(&folder).uneven_hours(9).unwrap(), Vec::<String>::new());
 }

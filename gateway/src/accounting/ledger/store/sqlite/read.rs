@@ -127,8 +127,9 @@ pub(super) fn about(periods: &[Period], question: impl Fn(&sql::Source<'_>) -> S
 }
 
 impl Books for SqliteBooks {
-    fn spent_between(&self, first_ns: i64, past_ns: i64) -> Result<Vec<Sum>, StoreError> {
-        let (question, values) = about(&[Period { name: String::new(), first_ns, past_ns }], sql::spent);
+    fn spent_between(&self, first_ns: i64, past_ns: i64, _log: Option<i64>) -> Result<Vec<Sum>, StoreError> {
+        let (question, values) =
+            about(&[Period { name: String::new(), first_ns, past_ns }], |source| sql::spent(source, None));
         let mut query = self.0.prepare(&question)?;
         let rows = query.query_map(params_from_iter(values), |row| {
             Ok(Sum {
