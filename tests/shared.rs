@@ -99,6 +99,27 @@ fn three_gateways_on_leases_never_pass_the_limit_and_use_it_up_but_for_a_lease_e
 }
 
 #[test]
+fn a_rule_that_is_put_while_they_serve_is_shared_too() {
+    let (redis, upstream) = (Redis::start(), Upstream::start());
+    let gateways = gateways(2, &redis.url(), &upstream, "");
+    for gateway in &gateways {
+        let words = ["--limit", "3", "--of", "requests", "--per", "day", "--shared", "strict", "--down", "closed"];
+        gateway.cli(&[&["limits", "put", "day"][..], &words].concat());
+        eventually("the rule to bind", || {
+            let rules: Vec<String> = gateway.admin("GET", "/admin/limits?key=quickstart").json()["rules"]
+                .as_array()?
+                .iter()
+                .map(|rule| rule["name"].to_string())
+                .collect();
+            rules.contains(&"\"day\"".to_owned()).then_some(())
+        });
+    }
+    assert_eq!(race(&gateways, 10), 3);
+    let shown = gateways[0].admin("GET", "/admin/rules/day").json();
+    assert_eq!((&shown["shared"], &shown["down"]), (&json!("strict"), &json!("closed")), "{shown}");
+}
+
+#[test]
 fn a_budget_that_three_gateways_share_is_not_overshot_by_a_nano_dollar() {
     const BUDGET: u64 = 60_000;
     let (redis, upstream) = (Redis::start(), Upstream::start());

@@ -76,8 +76,17 @@ impl Server {
         if self.child.try_wait().unwrap().is_none() {
             self.kill();
         }
-        self.child = spawn(&self.program, self.port);
-        assert!(self.comes_up(), "{}", std::fs::read_to_string(&self.program.log).unwrap_or_default());
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            self.child = spawn(&self.program, self.port);
+            if self.comes_up() {
+                return;
+            }
+            // A killed child may hold on to what they share for a moment, and no new life begins until it is gone.
+            let said = || std::fs::read_to_string(&self.program.log).unwrap_or_default();
+            assert!(Instant::now() < deadline, "it does not start again:\n{}", said());
+            std::thread::sleep(Duration::from_millis(50));
+        }
     }
 
     /// To the process and its children: some servers have one for each connection.

@@ -3,6 +3,7 @@
 use serde_json::{Map, Value, json};
 
 use super::routes::{ROUTES, Route, Says};
+use crate::admission::core::rule::Down;
 use crate::api::limit::{Dimension, Of, Only, Per};
 use crate::ports::Scope;
 
@@ -139,6 +140,7 @@ fn schemas() -> Value {
         "only": {"type": "object", "additionalProperties": false, "properties": Value::from_iter(only)},
         "zone": text(), "mode": words(vec!["hard", "soft", "throttle"]), "throttle": text(), "wait": text(),
         "exact": {"type": "boolean"}, "strict": {"type": "boolean"},
+        "shared": text(), "down": words(Down::ALL.map(Down::as_str).to_vec()),
     });
     let object = |value: &Value| value.as_object().cloned().unwrap_or_default();
     json!({

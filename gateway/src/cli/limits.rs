@@ -83,6 +83,12 @@ pub struct Words {
     /// Reserve the most that can be of prompts for somebody else's server
     #[arg(long)]
     strict: bool,
+    /// Count with other gateways: strict, or what each may take ahead, such as 5%
+    #[arg(long, value_name = "HOW")]
+    shared: Option<String>,
+    /// What holds where the others are out of reach: local, open or closed
+    #[arg(long)]
+    down: Option<String>,
 }
 
 impl Words {
@@ -95,6 +101,7 @@ impl Words {
         let words = json!({
             "limit": limit, "of": self.of, "per": self.per, "by": by, "only": only, "zone": self.zone, "mode": self.mode,
             "throttle": self.throttle, "wait": self.wait, "exact": flag(self.exact), "strict": flag(self.strict),
+            "shared": self.shared, "down": self.down,
         });
         words.as_object().cloned().unwrap_or_default()
     }

@@ -195,7 +195,7 @@ fn rule(section: &Section<'_, '_>, name: Option<At<String>>, common: Common) -> 
 
 fn sharing(section: &Section<'_, '_>, mode: Mode, common: Common) -> Option<Sharing> {
     let shared = section.string("shared");
-    let down = section.word("down", &["local", "open", "closed"]);
+    let down = section.word("down", &Down::ALL.map(Down::as_str));
     let Some(shared) = shared.filter(|shared| shared.value != "no") else {
         if down.is_some() {
             section.problem("`down` means something for a rule that is `shared`");
@@ -208,11 +208,7 @@ fn sharing(section: &Section<'_, '_>, mode: Mode, common: Common) -> Option<Shar
     if matches!(mode, Mode::Throttle { .. }) {
         section.problem_at(shared.at, "what is `shared` cannot throttle; use `mode = \"hard\"` or \"soft\"");
     }
-    let down = match down {
-        Some("open") => Down::Open,
-        Some("closed") => Down::Closed,
-        _ => Down::Local,
-    };
+    let down = Down::ALL.into_iter().find(|known| down == Some(known.as_str())).unwrap_or(Down::Local);
     if down == Down::Local && common.replicas.is_none() {
         section.problem_at(
             shared.at,

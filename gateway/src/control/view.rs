@@ -3,7 +3,7 @@
 use serde_json::{Map, Value, json};
 
 use crate::accounting::core::NanoUsd;
-use crate::admission::core::rule::{Mode, Rule};
+use crate::admission::core::rule::{Mode, Rule, Sharing};
 use crate::api::limit::{Dimension, Of, Per};
 use crate::auth::store::{KeyRow, Tenant};
 use crate::observe::access_log::timestamp;
@@ -42,6 +42,7 @@ pub fn rule(rule: &Rule) -> Value {
         "name": rule.name, "limit": amount(rule.of, rule.limit), "of": rule.of.as_str(), "per": rule.per.map(Per::as_str),
         "by": rule.by.iter().map(|one| Dimension::as_str(*one)).collect::<Vec<_>>(), "only": only,
         "zone": rule.zone.iana_name(), "mode": rule.mode.as_str(), "throttle": throttle,
+        "shared": rule.shared.map(Sharing::taken_ahead), "down": rule.shared.map(|shared| shared.down.as_str()),
         "exact": rule.exact, "strict": rule.strict, "wait_ms": rule.wait.as_millis() as u64,
     })
 }

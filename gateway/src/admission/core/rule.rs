@@ -48,6 +48,25 @@ pub enum Down {
     Closed,
 }
 
+impl Down {
+    pub const ALL: [Down; 3] = [Down::Local, Down::Open, Down::Closed];
+
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Down::Local => "local",
+            Down::Open => "open",
+            Down::Closed => "closed",
+        }
+    }
+}
+
+impl Sharing {
+    /// What a gateway takes ahead, as it is written: `strict`, or a part of the limit.
+    pub fn taken_ahead(self) -> String {
+        self.lease.map_or_else(|| "strict".to_owned(), |lease| format!("{}%", lease as f64 / 100.0))
+    }
+}
+
 /// A family of counters: one for each subject, which is what `by` says of a request.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Rule {
