@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 use crate::support::evidence::ledger;
 use crate::support::gateway::{Setup, TestGateway, append, chat_with, long, remote, replace};
 use crate::support::http::{self, Response};
-use crate::support::upstream::{Script, Upstream, response};
+use crate::support::upstream::{Script, Upstream, response, words};
 use crate::support::{eventually, root};
 
 /// A gateway with rules of its own beside the limits of every key.
@@ -326,7 +326,7 @@ fn who_stands_in_is_bound_by_the_limits_of_their_own_model_and_who_failed_used_n
     }
     let failed = asked();
     assert_eq!(failed.status, 502, "the stand-in has no room, so what the first one said stands: {}", failed.json());
-    upstream.always(Script::Answer(crate::support::upstream::words("Hello.")));
+    upstream.always(Script::Answer(words("Hello.")));
     let answered = eventually("the cool-down", || {
         let response = asked();
         (response.status == 200).then_some(response)

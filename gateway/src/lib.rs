@@ -10,7 +10,7 @@
 //! - `feedback`: what clients say of answers
 //! - `config`: three files → what they mean; `app`: the stages built from it
 //! - `control`: every change that operators make, and the record of them
-//! - `admin`, `cli`: for the people who run it
+//! - `admin`, `cli`: for the people who run it; `when`: the spans of time that they ask for
 
 #![forbid(unsafe_code)]
 

@@ -5,19 +5,14 @@ use std::path::Path;
 
 use serde_json::{Map, Value, json};
 
-use super::load;
-use super::origin::{self, EVENTS, Manner};
+use super::origin;
 use super::report::{Rounds, Spread, publish};
-use super::subject::{Subject, cpu, pin, raise_files, rate, undisturbed};
+use super::subject::{Load, PACED, Subject, WHOLE, cpu, measure, pin, raise_files, rate, undisturbed};
 
 const ROUNDS: usize = 7;
 /// `power`: each row is synced before its answer says what was used.
 const KINDS: [&str; 3] = ["ungoverned", "governed", "power"];
-/// What one figure is taken of: its name, how the origin answers, clients, answers, and events of the origin in each.
-const LOADS: [(&str, Manner, usize, usize, usize); 2] = [
-    ("request, 32 clients", Manner::Whole, 32, 16_000, 1),
-    ("event one by one, 32 clients", Manner::Paced, 32, 96, EVENTS),
-];
+const LOADS: [Load; 2] = [WHOLE, PACED];
 
 pub fn run(root: &Path) {
     raise_files();
@@ -25,14 +20,7 @@ pub fn run(root: &Path) {
     let executor = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     let origin = origin::start();
     let subjects: Vec<Subject> = KINDS.iter().map(|kind| Subject::start(kind, origin)).collect();
-    let round_of = |round: &mut Map<String, Value>| {
-        for (name, manner, clients, answers, events) in LOADS {
-            for subject in &subjects {
-                let request = load::request(manner, &subject.key);
-                subject.measure(&executor, (name, request, clients, answers, events), round);
-            }
-        }
-    };
+    let round_of = |round: &mut Map<String, Value>| measure(&subjects, &LOADS, &executor, round);
     let (rounds, machine) = undisturbed(&subjects, ROUNDS, round_of);
     let facts = json!({
         "machine": machine,

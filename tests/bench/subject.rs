@@ -10,7 +10,7 @@ use rustix::thread::{CpuSet, sched_setaffinity};
 use serde_json::{Map, Value, json};
 
 use super::load;
-use super::origin::Manner;
+use super::origin::{EVENTS, Manner};
 use super::process::{self, Process};
 use super::report::{Rounds, said};
 
@@ -22,6 +22,11 @@ const DISTURBED: f64 = 0.10;
 const PATIENCE: Duration = Duration::from_secs(600);
 /// How long the machine is looked at before a round.
 const LOOK: Duration = Duration::from_millis(500);
+
+/// What one figure is taken of: its name, how the origin answers, clients, answers, and events of the origin in each.
+pub type Load = (&'static str, Manner, usize, usize, usize);
+pub const WHOLE: Load = ("request, 32 clients", Manner::Whole, 32, 16_000, 1);
+pub const PACED: Load = ("event one by one, 32 clients", Manner::Paced, 32, 96, EVENTS);
 
 /// A route of the gateway that has a cache.
 pub const KEPT: &str = "kept";
@@ -36,6 +41,21 @@ const BUDGET: &str = r#"
         per = "month"
         by = ["tenant"]
 "#;
+
+/// Puts each load on each of them, in turn.
+pub fn measure(
+    subjects: &[Subject],
+    loads: &[Load],
+    executor: &tokio::runtime::Runtime,
+    round: &mut Map<String, Value>,
+) {
+    for (name, manner, clients, answers, events) in loads {
+        for subject in subjects {
+            let request = load::request(*manner, &subject.key);
+            subject.measure(executor, (name, request, *clients, *answers, *events), round);
+        }
+    }
+}
 
 /// So many rounds, after one that warms caches and clocks, in which others left the machine alone; and what to say of it.
 pub fn undisturbed(

@@ -15,14 +15,15 @@ use super::load::{self, Client};
 use super::origin::{self, EVENTS, Manner};
 use super::process;
 use super::report::{Rounds, Spread, publish, said};
-use super::subject::{KEPT, Subject, busy, cpu, pin, raise_files, rate, reads, undisturbed};
+use super::subject::{
+    KEPT, Load, PACED, Subject, WHOLE, busy, cpu, measure, pin, raise_files, rate, reads, undisturbed,
+};
 
 const ROUNDS: usize = 7;
-/// What one figure is taken of: its name, how the origin answers, clients, answers, and events of the origin in each.
-const LOADS: [(&str, Manner, usize, usize, usize); 4] = [
-    ("request, 32 clients", Manner::Whole, 32, 16_000, 1),
+const LOADS: [Load; 4] = [
+    WHOLE,
     ("request, 1 client", Manner::Whole, 1, 3_000, 1),
-    ("event one by one, 32 clients", Manner::Paced, 32, 96, EVENTS),
+    PACED,
     ("event at once, 32 clients", Manner::Burst, 32, 1_600, EVENTS),
 ];
 
@@ -49,13 +50,7 @@ pub fn run(root: &Path) {
 
     let subjects: Vec<Subject> = KINDS.iter().map(|kind| Subject::start(kind, origin)).collect();
     let round_of = |round: &mut Map<String, Value>| {
-        for load in LOADS {
-            for subject in &subjects {
-                let (name, manner, clients, answers, events) = load;
-                let request = load::request(manner, &subject.key);
-                subject.measure(&executor, (name, request, clients, answers, events), round);
-            }
-        }
+        measure(&subjects, &LOADS, &executor, round);
         for subject in subjects.iter().filter(|subject| subject.kind == "gateway") {
             for (name, is_numbered) in CACHED {
                 let request = load::to(KEPT, false, is_numbered, &subject.key);

@@ -52,10 +52,7 @@ impl Admission {
         let can_refuse = |standing: &&Standing| standing.state.is_some() && standing.bound.rule.mode != Mode::Soft;
         let nearest = standings.iter().filter(can_refuse).min_by(|a, b| left(a).total_cmp(&left(b)));
         Explained {
-            refuses: denied.map(|denied| {
-                let wait = denied.short.and_then(|short| told(short.wait));
-                (asks[denied.ask].rule.name.clone(), wait)
-            }),
+            refuses: denied.map(|denied| (asks[denied.ask].rule.name.clone(), told(denied.wait()))),
             nearest: nearest.map(|standing| standing.bound.rule.name.clone()),
             standings,
         }

@@ -75,8 +75,7 @@ impl Hour {
     /// In the order of `SUMMED`.
     pub fn columns(&self) -> [i64; SUMMED.len()] {
         let [rows, input, read, write, output, reasoning, billed, cost] = self.sums.named().map(|(_, sum)| sum);
-        let counted = [self.begun, self.made_input, self.made_output];
-        let [begun, made_input, made_output] = counted;
+        let Hour { begun, made_input, made_output, .. } = *self;
         [rows, input, read, write, output, reasoning, billed, cost, begun, made_input, made_output]
             .map(|sum| i64::try_from(sum).unwrap_or(i64::MAX))
     }
