@@ -6,13 +6,16 @@ use std::time::Duration;
 
 use serde_json::Value;
 
-/// A response's head, and its body still to be read.
+/// A response's head, and its body as far as it was read.
 pub struct Open {
     pub status: u16,
     pub headers: Vec<(String, String)>,
     reader: BufReader<TcpStream>,
     chunked: bool,
     length: Option<usize>,
+    read: Vec<u8>,
+    /// Whoever reads late may find everything in the first pieces, the end too.
+    ended: bool,
 }
 
 #[derive(Clone, Debug)]
@@ -54,7 +57,7 @@ pub fn read_head(mut reader: BufReader<TcpStream>) -> std::io::Result<Open> {
     let find = |name: &str| headers.iter().find(|(n, _)| n == name).map(|(_, v)| v.clone());
     let chunked = find("transfer-encoding").is_some_and(|value| value == "chunked");
     let length = find("content-length").and_then(|value| value.parse().ok());
-    Ok(Open { status, headers, reader, chunked, length })
+    Ok(Open { status, headers, reader, chunked, length, read: Vec::new(), ended: false })
 }
 
 /// A POST with a JSON body.
@@ -87,6 +90,9 @@ impl Open {
 
     /// The next piece of a chunked body; `None` at its proper end, an error where it was cut.
     pub fn chunk(&mut self) -> std::io::Result<Option<Vec<u8>>> {
+        if self.ended {
+            return Ok(None);
+        }
         let mut size = String::new();
         if self.reader.read_line(&mut size)? == 0 {
             return Err(std::io::ErrorKind::UnexpectedEof.into());
@@ -95,32 +101,33 @@ impl Open {
         let mut data = vec![0; size + 2];
         self.reader.read_exact(&mut data)?;
         data.truncate(size);
-        Ok((size > 0).then_some(data))
+        self.read.extend_from_slice(&data);
+        self.ended = size == 0;
+        Ok((!self.ended).then_some(data))
     }
 
-    /// Reads the rest.
+    /// Reads the rest; the answer has what was read before too.
     pub fn finish(self) -> Response {
         self.finish_and_keep().0
     }
 
     /// Reads the rest, and gives the connection back for what comes after it.
     pub fn finish_and_keep(mut self) -> (Response, BufReader<TcpStream>) {
-        let mut body = Vec::new();
         let complete = if self.chunked {
             loop {
                 match self.chunk() {
-                    Ok(Some(data)) => body.extend_from_slice(&data),
+                    Ok(Some(_)) => {}
                     Ok(None) => break true,
                     Err(_) => break false,
                 }
             }
         } else if let Some(length) = self.length {
-            body.resize(length, 0);
-            self.reader.read_exact(&mut body).is_ok()
+            self.read.resize(length, 0);
+            self.reader.read_exact(&mut self.read).is_ok()
         } else {
-            self.reader.read_to_end(&mut body).is_ok()
+            self.reader.read_to_end(&mut self.read).is_ok()
         };
-        (Response { status: self.status, headers: self.headers, body, complete }, self.reader)
+        (Response { status: self.status, headers: self.headers, body: self.read, complete }, self.reader)
     }
 }
 
