@@ -1,5 +1,7 @@
 //! What the admin listener answers, and how it says no.
 
+use std::time::Duration;
+
 use http::StatusCode;
 use serde_json::{Value, json};
 
@@ -12,11 +14,12 @@ pub struct Reply {
     pub body: Vec<u8>,
     /// Told as `etag`, for `if-match`.
     pub version: Option<i64>,
+    pub retry_after: Option<Duration>,
 }
 
 impl Reply {
     pub fn json(status: StatusCode, value: &Value) -> Reply {
-        Reply { status, kind: "application/json", body: value.to_string().into_bytes(), version: None }
+        Reply::new(status, "application/json", value.to_string())
     }
 
     pub fn ok(value: &Value) -> Reply {
@@ -24,7 +27,11 @@ impl Reply {
     }
 
     pub fn text(status: StatusCode, kind: &'static str, text: String) -> Reply {
-        Reply { status, kind, body: text.into_bytes(), version: None }
+        Reply::new(status, kind, text)
+    }
+
+    fn new(status: StatusCode, kind: &'static str, text: String) -> Reply {
+        Reply { status, kind, body: text.into_bytes(), version: None, retry_after: None }
     }
 
     pub fn version(self, version: i64) -> Reply {
@@ -46,11 +53,12 @@ pub struct Problem {
     pub code: &'static str,
     pub param: Option<String>,
     pub message: String,
+    pub retry_after: Option<Duration>,
 }
 
 impl Problem {
     pub fn new(status: StatusCode, code: &'static str, message: impl Into<String>) -> Problem {
-        Problem { status, code, param: None, message: message.into() }
+        Problem { status, code, param: None, message: message.into(), retry_after: None }
     }
 
     pub fn invalid(param: &str, message: &str) -> Problem {
@@ -91,14 +99,15 @@ impl From<Refusal> for Problem {
             code: described.code,
             param: refusal.param().map(str::to_owned),
             message: refusal.message(),
+            retry_after: refusal.retry_after(),
         }
     }
 }
 
 impl From<Problem> for Reply {
     fn from(problem: Problem) -> Reply {
-        let Problem { status, code, param, message } = problem;
+        let Problem { status, code, param, message, retry_after } = problem;
         let error = json!({"message": message, "type": "admin_error", "param": param, "code": code});
-        Reply::json(status, &json!({"error": error}))
+        Reply { retry_after, ..Reply::json(status, &json!({"error": error})) }
     }
 }

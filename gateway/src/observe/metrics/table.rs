@@ -284,8 +284,8 @@ impl Metrics {
             authentications: make.counters(
                 "gateway_auth_total",
                 &["method", "result"],
-                "Credentials by their form and what became of them: accepted, accepted_previous (a secret in its grace \
-                 after a rotation) or the error code",
+                "Credentials by their form (admin: the token of operators) and what became of them: accepted, \
+                 accepted_previous (a secret in its grace after a rotation) or the error code",
             )?,
             jwks_age: make.seconds(
                 "gateway_jwks_age_seconds",
@@ -447,6 +447,9 @@ impl Metrics {
             ("key", "too_many_failures"),
             ("jwt", "accepted"),
             ("none", "missing_api_key"),
+            ("admin", "accepted"),
+            ("admin", "invalid_admin_token"),
+            ("admin", "too_many_failures"),
         ] {
             self.authentications.with_label_values(&[method, result]);
         }
