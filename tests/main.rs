@@ -44,6 +44,7 @@ mod readme;
 mod rules;
 mod shadow;
 mod shared;
+mod shared_keys;
 mod sources;
 mod steered;
 mod stores;
