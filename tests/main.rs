@@ -45,6 +45,7 @@ mod rules;
 mod shadow;
 mod shared;
 mod shared_keys;
+mod shared_outage;
 mod sources;
 mod steered;
 mod stores;

@@ -301,6 +301,12 @@ impl Metrics {
             reloads: make.counters("gateway_config_reloads_total", &["result"], "Configuration reloads")?,
             config_info: make.gauges("gateway_config_info", &["hash"], "1 for the configuration that serves")?,
             store_up: make.gauges("gateway_store_up", &["store"], "1 while the store takes writes")?,
+            store_calls: make.counters(
+                "gateway_redis_calls_total",
+                &["result"],
+                "Calls to the counters that gateways share: answered, late (after storage.redis_deadline), failed, or \
+                 not_made while they are out of reach, when nobody waits",
+            )?,
             ledger_lag: make.seconds(
                 "gateway_ledger_lag_seconds",
                 &[],
@@ -455,6 +461,9 @@ impl Metrics {
         }
         self.store_up("ledger", true);
         self.store_up("keys", true);
+        for result in ["answered", "late", "failed", "not_made"] {
+            self.store_calls.with_label_values(&[result]);
+        }
         self.ledger(0, 0, Duration::ZERO);
     }
 }
