@@ -220,3 +220,28 @@ fn the_openapi_document_is_valid_and_holds_every_answer() {
     assert!(output.status.success(), "{stdout}\n{stderr}");
     assert!(stdout.trim_end().ends_with("31 operations are as they are documented"), "{stdout}");
 }
+
+#[test]
+#[ignore = "takes a minute, and an environment that `make test-long` makes"]
+fn whatever_its_document_allows_or_forbids_is_answered_as_it_says() {
+    let venv = std::env::var("GLASSGATE_FUZZ").expect("GLASSGATE_FUZZ names the venv; `make test-long` sets this");
+    let gateway = TestGateway::start();
+    let token = std::fs::read_to_string(gateway.data_dir().join("admin.token")).unwrap();
+    let folder = root().join("tests/clients/fuzz").canonicalize().unwrap();
+    let output = std::process::Command::new(format!("{venv}/bin/schemathesis"))
+        // Where it may leave its notes.
+        .current_dir(gateway.data_dir())
+        .env("SCHEMATHESIS_HOOKS", folder.join("formats.py"))
+        .arg("--config-file")
+        .arg(folder.join("schemathesis.toml"))
+        .args(["run", "--no-color", "--header", &format!("Authorization: Bearer {token}")])
+        .arg(format!("http://{}/admin/openapi.json", gateway.admin))
+        .output()
+        .expect("the venv has a schemathesis");
+    let said = String::from_utf8_lossy(&output.stdout);
+    assert!(output.status.success(), "{said}\n{}", String::from_utf8_lossy(&output.stderr));
+    // All but the document itself.
+    assert!(said.contains(&format!("Tested: {}\n", documented(&gateway).len() - 1)), "{said}");
+    let bad = gateway.stderr();
+    assert!(!bad.contains("panicked"), "{bad}");
+}

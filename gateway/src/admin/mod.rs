@@ -48,11 +48,8 @@ impl ServeHttp for Admin {
             .header("content-length", reply.body.len())
             // A new key is in some of them.
             .header("cache-control", "no-store");
-        if let Some(version) = reply.version {
-            response = response.header("etag", format!("\"{version}\""));
-        }
-        if let Some(wait) = reply.retry_after {
-            response = response.header("retry-after", wait.as_millis().div_ceil(1_000).to_string());
+        for (name, value) in reply.headers {
+            response = response.header(name, value);
         }
         response.body(reply.body).unwrap_or_default()
     }
@@ -88,7 +85,8 @@ impl Admin {
             Found::Route(route, parts) => (route, parts),
             Found::Allowed(methods) => {
                 let message = format!("use {} here", methods.join(" or "));
-                return Err(Problem::new(StatusCode::METHOD_NOT_ALLOWED, "method_not_allowed", message));
+                let problem = Problem::new(StatusCode::METHOD_NOT_ALLOWED, "method_not_allowed", message);
+                return Err(Problem { headers: vec![("allow", methods.join(", "))], ..problem });
             }
             Found::Nothing => {
                 return Err(Problem::not_found(

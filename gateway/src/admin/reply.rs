@@ -1,7 +1,5 @@
 //! What the admin listener answers, and how it says no.
 
-use std::time::Duration;
-
 use http::StatusCode;
 use serde_json::{Value, json};
 
@@ -12,9 +10,8 @@ pub struct Reply {
     pub status: StatusCode,
     pub kind: &'static str,
     pub body: Vec<u8>,
-    /// Told as `etag`, for `if-match`.
-    pub version: Option<i64>,
-    pub retry_after: Option<Duration>,
+    /// Beyond those that every answer has.
+    pub headers: Vec<(&'static str, String)>,
 }
 
 impl Reply {
@@ -31,11 +28,13 @@ impl Reply {
     }
 
     fn new(status: StatusCode, kind: &'static str, text: String) -> Reply {
-        Reply { status, kind, body: text.into_bytes(), version: None, retry_after: None }
+        Reply { status, kind, body: text.into_bytes(), headers: Vec::new() }
     }
 
-    pub fn version(self, version: i64) -> Reply {
-        Reply { version: Some(version), ..self }
+    /// Told as `etag`, for `if-match`.
+    pub fn version(mut self, version: i64) -> Reply {
+        self.headers.push(("etag", format!("\"{version}\"")));
+        self
     }
 
     /// A part of a list; whoever wants to go on asks for what comes after `next`.
@@ -53,12 +52,12 @@ pub struct Problem {
     pub code: &'static str,
     pub param: Option<String>,
     pub message: String,
-    pub retry_after: Option<Duration>,
+    pub headers: Vec<(&'static str, String)>,
 }
 
 impl Problem {
     pub fn new(status: StatusCode, code: &'static str, message: impl Into<String>) -> Problem {
-        Problem { status, code, param: None, message: message.into(), retry_after: None }
+        Problem { status, code, param: None, message: message.into(), headers: Vec::new() }
     }
 
     pub fn invalid(param: &str, message: &str) -> Problem {
@@ -99,15 +98,15 @@ impl From<Refusal> for Problem {
             code: described.code,
             param: refusal.param().map(str::to_owned),
             message: refusal.message(),
-            retry_after: refusal.retry_after(),
+            headers: refusal.headers(),
         }
     }
 }
 
 impl From<Problem> for Reply {
     fn from(problem: Problem) -> Reply {
-        let Problem { status, code, param, message, retry_after } = problem;
+        let Problem { status, code, param, message, headers } = problem;
         let error = json!({"message": message, "type": "admin_error", "param": param, "code": code});
-        Reply { retry_after, ..Reply::json(status, &json!({"error": error})) }
+        Reply { headers, ..Reply::json(status, &json!({"error": error})) }
     }
 }
