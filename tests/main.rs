@@ -41,6 +41,7 @@ mod panics;
 mod postgres;
 mod prices;
 mod readme;
+mod reprice;
 mod rules;
 mod shadow;
 mod shared;

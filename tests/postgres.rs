@@ -225,7 +225,7 @@ fn commands_read_the_ledger_where_the_gateway_keeps_it() {
     }
     wait_for_rows(&postgres, 3);
     let said = gateway.cli(&["ledger", "verify"]);
-    assert_eq!(said.matches("ok   ").count(), 7, "{said}");
+    assert_eq!(said.matches("ok   ").count(), 8, "{said}");
     let spend: Value = serde_json::from_str(&gateway.cli(&["spend", "--by", "route,day", "--json"])).unwrap();
     assert_eq!((&spend[0]["route"], &spend[0]["requests"]), (&json!("assistant"), &json!(3)));
     let csv = gateway.cli(&["ledger", "export"]);

@@ -4,7 +4,10 @@
 use super::super::StoreError;
 use super::connect::Session;
 
-const MIGRATIONS: [&str; 1] = [include_str!("../../migrations/postgres/0001_ledger.sql")];
+const MIGRATIONS: [&str; 2] = [
+    include_str!("../../migrations/postgres/0001_ledger.sql"),
+    include_str!("../../migrations/postgres/0002_adjustments.sql"),
+];
 /// Of the lock under which it is done: "glassgat" in ASCII.
 const LOCK: i64 = 0x676c_6173_7367_6174;
 
