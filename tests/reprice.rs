@@ -312,6 +312,8 @@ fn what_had_no_price_is_given_one_later_and_everything_that_tells_of_money_tells
             ([0, 630, 630], &json!("2026-11-01"), &json!("2026-12-01"))
         );
     }
+    let answers = gateway.cli(&["feedback", "--by", "model", "--json"]);
+    assert!(answers.contains("\"cost_usd_per_answer\": \"0.000000630\""), "{answers}");
     let again = of_remote(&["--apply", "--reason", "again"]);
     assert!(again.contains("2 rows were looked at, 0 cost something else"), "{again}");
     assert!(gateway.cli(&["ledger", "verify"]).contains("ok   adjustments"));

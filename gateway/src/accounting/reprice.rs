@@ -6,6 +6,7 @@
 use std::collections::BTreeMap;
 
 use super::core::NanoUsd;
+use super::ledger::store::months::made_ns;
 use super::price::{Price, Prices};
 use super::row::{Cell, Outcome, Role, Row};
 
@@ -119,7 +120,7 @@ impl Repricer<'_> {
             *self.report.priceless.entry(row.model.clone()).or_default() += 1;
             return None;
         };
-        let (billed, provider_cost) = cost(row, prices.at(row.started_ns));
+        let (billed, provider_cost) = cost(row, prices.at(began_ns(row)));
         let after = Standing { billed, provider_cost, price_version: self.version.to_owned(), unpriced: false };
         let is_same = (after.billed, after.provider_cost) == (standing.billed, standing.provider_cost);
         if is_same && !standing.unpriced {
@@ -148,6 +149,12 @@ impl Report {
     }
 }
 
+/// When the request began, which says what its price is: later attempts begin later.
+fn began_ns(row: &Row) -> i64 {
+    let made_ns = made_ns(&row.request_id).filter(|_| row.attempt > 0);
+    made_ns.unwrap_or(row.started_ns)
+}
+
 /// Whether a device of ours did the work.
 fn is_ours(row: &Row) -> bool {
     row.provider == "glassgate"
@@ -174,4 +181,94 @@ pub fn cost(row: &Row, price: &Price) -> (NanoUsd, NanoUsd) {
         _ => cost,
     };
     (billed, provider_cost)
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::super::core::{PicoPerToken, Usage};
+    use super::super::ledger::wal::tests::row;
+    use super::super::price::{Rates, Tariff};
+    use super::super::row::Service;
+    use super::*;
+
+    fn tariff() -> impl Strategy<Value = Tariff> {
+        (proptest::array::uniform5(0u64..1 << 30), 0u64..1 << 20, 0u64..1 << 20).prop_map(|(rates, image, request)| {
+            let [input, cache_read, cache_write, output, reasoning] = rates.map(PicoPerToken);
+            let rates = Rates { input, cache_read, cache_write, output, reasoning };
+            Tariff { rates, image: NanoUsd(image), request: NanoUsd(request), ..Tariff::default() }
+        })
+    }
+
+    prop_compose! {
+        fn prices()(standard in tariff(), flex in tariff()) -> BTreeMap<String, Prices> {
+            let price = Price { standard, services: [(Service::Flex, flex)].into(), ..Price::default() };
+            [("glimmer-1".to_owned(), price.into())].into()
+        }
+    }
+
+    prop_compose! {
+        fn rows()(
+            tokens in proptest::array::uniform5(0u64..1 << 20), amounts in (0u64..1 << 20, 0u64..1 << 20), images in 0u64..9,
+            service_tier in proptest::option::of(proptest::sample::select(&Service::ALL[..])),
+            outcome in proptest::sample::select(&Outcome::ALL[..]), role in proptest::sample::select(&Role::ALL[..]),
+            provider in proptest::sample::select(vec!["glassgate", "mock"]),
+            cache in proptest::sample::select(vec!["none", "miss", "hit"]), unpriced in any::<bool>(),
+        ) -> Row {
+            let [input, cache_read, cache_write, output, reasoning] = tokens;
+            Row {
+                usage: Usage { input, cache_read, cache_write, output, reasoning },
+                billed: NanoUsd(amounts.0), provider_cost: NanoUsd(amounts.1), images, service_tier, outcome, role,
+                provider: provider.into(), cache: cache.into(), unpriced, ..row("r")
+            }
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn any_row_priced_there_and_back_counts_as_before_and_once_is_as_good_as_twice(
+            row in rows(), first in prices(), second in prices(),
+        ) {
+            let mut booked = Booked { standing: Standing::from(&row), row, adjustments: 0 };
+            let mut reprice = |prices: &BTreeMap<String, Prices>, version: &str| {
+                let report = Report::default();
+                let mut repricer = Repricer { which: Which::default(), prices, version, report };
+                let after = repricer.judge(&booked);
+                let sum = repricer.report.total();
+                prop_assert_eq!(sum.rows, u64::from(after.is_some()));
+                let before = booked.standing.clone();
+                booked.standing = after.unwrap_or_else(|| before.clone());
+                if sum.rows > 0 {
+                    prop_assert_eq!(sum.before, [before.billed, before.provider_cost]);
+                    prop_assert_eq!(sum.after, [booked.standing.billed, booked.standing.provider_cost]);
+                }
+                prop_assert!(repricer.judge(&booked).is_none(), "what is done is done");
+                Ok([booked.standing.billed, booked.standing.provider_cost])
+            };
+            let there = reprice(&first, "first")?;
+            reprice(&second, "second")?;
+            prop_assert_eq!(reprice(&first, "first")?, there);
+        }
+    }
+
+    #[test]
+    fn a_later_attempt_is_priced_as_of_when_its_request_began() {
+        let id = format!("{:012x}7abc8def0123456789ab", 5_000);
+        let priced = |pico: u64| {
+            let rates = Rates { input: PicoPerToken(pico), ..Rates::default() };
+            Price { standard: Tariff { rates, ..Tariff::default() }, ..Price::default() }
+        };
+        // It changes between the two.
+        let prices = Prices { first: priced(1_000), changes: vec![(6_000_000_000, priced(2_000))] };
+        let prices = [("glimmer-1".to_owned(), prices)].into();
+        let billed = |attempt, started_ns| {
+            let row = Row { attempt, started_ns, outcome: Outcome::Answered, ..row(&id) };
+            let report = Report::default();
+            let mut repricer = Repricer { which: Which::default(), prices: &prices, version: "x", report };
+            let booked = Booked { standing: Standing::from(&row), row, adjustments: 0 };
+            repricer.judge(&booked).unwrap_or(booked.standing).billed.0
+        };
+        assert_eq!([billed(0, 5_000_000_000), billed(1, 7_000_000_000), billed(0, 7_000_000_000)], [7, 7, 14]);
+    }
 }
