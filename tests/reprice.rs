@@ -12,9 +12,10 @@ use glassgate::accounting::row::{Outcome, Role, Row, Service};
 use serde_json::{Value, json};
 
 use crate::admin::audit;
-use crate::stores::{HOUR, each, id_at, many, open, row, ship};
+use crate::stores::{HOUR, database, each, id_at, many, open, row, ship};
 use crate::support::eventually;
 use crate::support::gateway::{Setup, TestGateway, append, remote, replace};
+use crate::support::postgres::Postgres;
 use crate::support::upstream::Upstream;
 
 const NONE: [String; 0] = [];
@@ -367,4 +368,25 @@ fn booked_one(database: &Database) -> bool {
     };
     database.books().unwrap().rows(i64::MIN, i64::MAX, &mut each).unwrap();
     is_adjusted
+}
+
+#[test]
+fn a_database_from_before_there_were_adjustments_is_brought_up_to_date_with_all_that_is_in_it() {
+    let postgres = Postgres::start();
+    let database = database(&postgres);
+    let began = 1_790_000_000_000_000_000;
+    ship(&mut *open(&database, 1), &[Row { started_ns: began, ..row(&id_at(began, 1)) }]);
+    postgres.ask(
+        "DROP TABLE adjustment; ALTER TABLE ledger DROP COLUMN service_tier, DROP COLUMN images;
+         ALTER TABLE spend_hour DROP COLUMN billed_adjusted_nano_usd, DROP COLUMN provider_cost_adjusted_nano_usd;
+         UPDATE ledger_version SET version = 1",
+    );
+    let why = database.adjuster().err().unwrap().to_string();
+    assert!(why.contains("older glassgate"), "{why}");
+    let later = began + 40 * 24 * HOUR;
+    ship(&mut *open(&database, 1), &[Row { started_ns: later, images: 2, ..row(&id_at(later, 2)) }]);
+    assert_eq!(all(&database, "new", 1_000).total().rows, 2);
+    let billed: Vec<u64> = booked(&database).iter().map(|one| one.standing.billed.0).collect();
+    assert_eq!(billed, [38, 40]);
+    assert_eq!(database.books().unwrap().uneven_adjustments(9).unwrap(), NONE);
 }
