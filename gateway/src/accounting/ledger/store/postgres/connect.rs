@@ -172,11 +172,11 @@ impl Session {
         within(PATIENCE, self.client.execute(&statement, values)).await
     }
 
-    /// Begins a transaction with a query, in one round trip.
-    pub(super) async fn begin(&mut self, sql: &str, values: &[&(dyn ToSql + Sync)]) -> Result<Vec<Row>, StoreError> {
+    /// Begins a transaction with a statement, in one round trip. Gives how many rows changed.
+    pub(super) async fn begin(&mut self, sql: &str, values: &[&(dyn ToSql + Sync)]) -> Result<u64, StoreError> {
         let statement = self.prepare(sql).await?;
         let begin = within(PATIENCE, self.client.batch_execute("BEGIN"));
-        let (_, rows) = tokio::try_join!(begin, within(PATIENCE, self.client.query(&statement, values)))?;
+        let (_, rows) = tokio::try_join!(begin, within(PATIENCE, self.client.execute(&statement, values)))?;
         Ok(rows)
     }
 
