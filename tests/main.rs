@@ -44,6 +44,8 @@ mod readme;
 mod rules;
 mod shadow;
 mod shared;
+mod shared_keys;
+mod shared_outage;
 mod sources;
 mod steered;
 mod stores;

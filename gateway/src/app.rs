@@ -161,6 +161,7 @@ impl App {
         next.show(&self.metrics);
         self.auth.trust(issuers);
         self.auth.bind(&next.config.gateway.rules, next.config.gateway.common);
+        self.admission.share(next.config.gateway.limits_shared);
         self.snapshot.store(next.clone());
         // After the switch: who comes now is not sent to those that go.
         self.models.retain(&next.config.models, Instant::now() + next.config.gateway.models_drain);

@@ -10,13 +10,13 @@ pub struct Reply {
     pub status: StatusCode,
     pub kind: &'static str,
     pub body: Vec<u8>,
-    /// Told as `etag`, for `if-match`.
-    pub version: Option<i64>,
+    /// Beyond those that every answer has.
+    pub headers: Vec<(&'static str, String)>,
 }
 
 impl Reply {
     pub fn json(status: StatusCode, value: &Value) -> Reply {
-        Reply { status, kind: "application/json", body: value.to_string().into_bytes(), version: None }
+        Reply::new(status, "application/json", value.to_string())
     }
 
     pub fn ok(value: &Value) -> Reply {
@@ -24,11 +24,17 @@ impl Reply {
     }
 
     pub fn text(status: StatusCode, kind: &'static str, text: String) -> Reply {
-        Reply { status, kind, body: text.into_bytes(), version: None }
+        Reply::new(status, kind, text)
     }
 
-    pub fn version(self, version: i64) -> Reply {
-        Reply { version: Some(version), ..self }
+    fn new(status: StatusCode, kind: &'static str, text: String) -> Reply {
+        Reply { status, kind, body: text.into_bytes(), headers: Vec::new() }
+    }
+
+    /// Told as `etag`, for `if-match`.
+    pub fn version(mut self, version: i64) -> Reply {
+        self.headers.push(("etag", format!("\"{version}\"")));
+        self
     }
 
     /// A part of a list; whoever wants to go on asks for what comes after `next`.
@@ -46,11 +52,12 @@ pub struct Problem {
     pub code: &'static str,
     pub param: Option<String>,
     pub message: String,
+    pub headers: Vec<(&'static str, String)>,
 }
 
 impl Problem {
     pub fn new(status: StatusCode, code: &'static str, message: impl Into<String>) -> Problem {
-        Problem { status, code, param: None, message: message.into() }
+        Problem { status, code, param: None, message: message.into(), headers: Vec::new() }
     }
 
     pub fn invalid(param: &str, message: &str) -> Problem {
@@ -91,14 +98,15 @@ impl From<Refusal> for Problem {
             code: described.code,
             param: refusal.param().map(str::to_owned),
             message: refusal.message(),
+            headers: refusal.headers(),
         }
     }
 }
 
 impl From<Problem> for Reply {
     fn from(problem: Problem) -> Reply {
-        let Problem { status, code, param, message } = problem;
+        let Problem { status, code, param, message, headers } = problem;
         let error = json!({"message": message, "type": "admin_error", "param": param, "code": code});
-        Reply::json(status, &json!({"error": error}))
+        Reply { headers, ..Reply::json(status, &json!({"error": error})) }
     }
 }

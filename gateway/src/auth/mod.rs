@@ -2,7 +2,7 @@
 
 pub mod api_key;
 pub mod directory;
-mod failures;
+pub mod failures;
 pub mod identity;
 pub mod jwt;
 mod presented;

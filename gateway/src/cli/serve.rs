@@ -91,7 +91,7 @@ pub fn build(
     let beginning = Beginning {
         ledger: ledger.clone(),
         store,
-        rules: Defaults::default().iter().chain(&*auth.rules()).cloned().collect(),
+        rules: Defaults::new(gateway.limits_shared).iter().chain(&*auth.rules()).cloned().collect(),
         callers: auth.callers(),
         now_ns: clock.now_ns(),
         metrics: metrics.clone(),
@@ -139,6 +139,8 @@ pub fn build(
     let watching: Arc<dyn Observer> = Arc::new(ObserveShadows(observe.clone()));
     let shadows = Shadows::new(config.gateway.shadow.clone(), ledger.clone(), watching, clock.clone(), metrics.clone());
     let cache = Cache::new(config.gateway.cache_bytes_max, metrics.clone());
+    let admission = Admission::new(ledger.clone(), counts, time, metrics.clone());
+    admission.share(config.gateway.limits_shared);
     let upstreams = Upstreams::default();
     let servers = upstreams.open(&config.upstreams)?;
     models.show(&loaded);
@@ -148,7 +150,7 @@ pub fn build(
     Ok(Arc::new(App {
         snapshot: ArcSwap::from_pointee(snapshot),
         auth,
-        admission: Admission::new(ledger.clone(), counts, time, metrics.clone()),
+        admission,
         observe,
         metrics,
         cache,

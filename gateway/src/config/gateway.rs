@@ -14,7 +14,7 @@ use crate::accounting::ledger::Settings;
 use crate::accounting::ledger::store::Database;
 use crate::accounting::ledger::store::postgres::Target;
 use crate::accounting::settlement::Durability;
-use crate::admission::core::rule::Rule;
+use crate::admission::core::rule::{Rule, Sharing};
 use crate::network::Network;
 
 #[derive(Clone, Debug)]
@@ -49,6 +49,8 @@ pub struct GatewayConfig {
     pub models_drain: Duration,
     pub auth: AuthConfig,
     pub limits: Limits,
+    /// How gateways share the limits of every key; `None`: each counts for itself.
+    pub limits_shared: Option<Sharing>,
     /// Beside the limits of every key, in the order of the file.
     pub rules: Vec<Arc<Rule>>,
     pub cache_bytes_max: u64,
@@ -177,6 +179,7 @@ pub(super) fn gateway(root: Section<'_, '_>, folder: &Path, read: &mut impl FnMu
         models_drain: Duration::from_secs(300),
         auth: AuthConfig::default(),
         limits: Limits::default(),
+        limits_shared: None,
         rules: Vec::new(),
         cache_bytes_max: 64 << 20,
         shadow: ShadowConfig { concurrency: 4, queue_max: 256 },
@@ -255,7 +258,7 @@ pub(super) fn gateway(root: Section<'_, '_>, folder: &Path, read: &mut impl FnMu
     }
     let mut written = Vec::new();
     if let Some(section) = root.section("limits") {
-        (config.limits, written) = limits::limits(section, &mut config.common);
+        (config.limits, config.limits_shared, written) = limits::limits(section, &mut config.common);
         config.rules = written.iter().map(|written| written.rule.clone()).collect();
     }
     if let Some(cache) = root.section("cache") {
