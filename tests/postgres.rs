@@ -200,10 +200,10 @@ fn what_becomes_of_a_commit_that_the_network_swallowed_is_found_out() {
     });
 }
 
-/// The shipped configuration with its ledger in a database.
-fn on(postgres: &Postgres) -> Setup {
+/// The shipped configuration with its ledger, and its keys, in the database of this address.
+pub fn on(url: &str) -> Setup {
     let setup = Setup::shipped();
-    setup.env("DATABASE_URL", &postgres.url());
+    setup.env("DATABASE_URL", url);
     setup.replace(
         "gateway.toml",
         "durability = \"process\"",
@@ -219,7 +219,7 @@ fn wait_for_rows(postgres: &Postgres, count: usize) {
 #[test]
 fn commands_read_the_ledger_where_the_gateway_keeps_it() {
     let postgres = Postgres::start();
-    let mut gateway = on(&postgres).start();
+    let mut gateway = on(&postgres.url()).start();
     for _ in 0..3 {
         gateway.ask("What is Glassgate?");
     }
@@ -253,7 +253,7 @@ fn commands_read_the_ledger_where_the_gateway_keeps_it() {
 #[test]
 fn a_gateway_starts_without_its_database_and_tells_it_everything_when_it_is_there() {
     let mut postgres = Postgres::start();
-    let setup = on(&postgres);
+    let setup = on(&postgres.url());
     let rule = "\n[[limits.rules]]\nname = \"few\"\nby = [\"key\"]\nof = \"requests\"\nper = \"day\"\nlimit = 4\n";
     crate::support::gateway::append(&setup.path("gateway.toml"), rule);
     let mut gateway = setup.start();
@@ -280,7 +280,7 @@ fn a_gateway_starts_without_its_database_and_tells_it_everything_when_it_is_ther
 #[test]
 fn a_log_that_fills_up_while_the_database_is_down_refuses_with_503_and_loses_nothing() {
     let mut postgres = Postgres::start();
-    let setup = on(&postgres);
+    let setup = on(&postgres.url());
     setup.replace("gateway.toml", "durability = \"process\"", "durability = \"process\"\nwal_max = \"32KiB\"");
     let mut gateway = setup.start();
     let ask = |gateway: &TestGateway| gateway.post(&chat_with("12 + 34 = ?", json!({"max_tokens": 1})));

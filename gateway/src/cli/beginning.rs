@@ -6,8 +6,9 @@ use std::time::Duration;
 
 use crate::accounting::ledger::store::{Database, StoreError};
 use crate::accounting::ledger::{Ledger, Recovery};
-use crate::admission::before::{Before, Callers};
-use crate::admission::core::rule::Rule;
+use crate::admission::before::Before;
+use crate::admission::rules::Defaults;
+use crate::auth::directory::Directory;
 use crate::observe::metrics::Metrics;
 
 /// How long a start waits for what the last life left to be in the store.
@@ -18,8 +19,7 @@ const ASK_AGAIN: Duration = Duration::from_secs(1);
 pub(super) struct Beginning {
     pub(super) ledger: Arc<Ledger>,
     pub(super) store: Database,
-    pub(super) rules: Vec<Arc<Rule>>,
-    pub(super) callers: Callers,
+    pub(super) directory: Directory,
     pub(super) now_ns: i64,
     pub(super) metrics: Arc<Metrics>,
 }
@@ -48,9 +48,11 @@ impl Beginning {
 
     fn spent(&self, past_ns: i64) -> Result<Before, StoreError> {
         let books = self.store.books()?;
-        let rules = self.rules.iter().map(AsRef::as_ref);
+        let (rules, callers) = (self.directory.rules(), self.directory.callers());
+        let defaults = Defaults::default();
+        let rules = defaults.iter().chain(&*rules).map(AsRef::as_ref);
         let log = self.ledger.log();
-        Before::read(rules, self.now_ns, &self.callers, |since, of_all| {
+        Before::read(rules, self.now_ns, &callers, |since, of_all| {
             books.spent_between(since, past_ns, (!of_all).then_some(log))
         })
     }
@@ -67,8 +69,9 @@ impl Late {
             let Some(recovery) = beginning.ledger.recovered_some_time() else { return };
             tell(&recovery, &beginning.metrics);
             loop {
-                // What began since is counted already.
+                // What began since is counted already. Whose it was, and what counts it, may be in the same database.
                 match beginning.spent(beginning.now_ns) {
+                    Ok(_) if !beginning.directory.is_known() => {}
                     Ok(before) => {
                         remember(Arc::new(before));
                         tracing::info!("the ledger's database is back; budgets know what was spent before this start");
