@@ -1,10 +1,12 @@
 //! What operators' decisions ask of a key store, asked of each that there is: the file of one gateway, and a real Postgres.
 
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use glassgate::accounting::core::NanoUsd;
 use glassgate::auth::Identity;
 use glassgate::auth::api_key::{Pepper, generate, renew};
+use glassgate::auth::directory::Directory;
 use glassgate::auth::store::{
     ChainKey, Head, KeyRow, KeyStore, Location, OwnLimits, StoreError, StoredRule, Tenant, Verifier, Writing,
 };
@@ -12,9 +14,11 @@ use glassgate::control::edit::{KeyEdit, When};
 use glassgate::control::{Change, Control, Denied, Done};
 use glassgate::data_dir::DataDir;
 use glassgate::database::postgres::Target;
+use glassgate::observe::metrics::Metrics;
 use glassgate::ports::Scope;
 use serde_json::{Value, json};
 
+use crate::support::eventually;
 use crate::support::postgres::Postgres;
 
 /// Plays a test on an empty store of each kind, which may also be opened a second time.
@@ -281,5 +285,29 @@ fn the_record_says_what_was_and_what_is_and_no_hash() {
             "after": {"id": "acme", "name": "Acme", "tags": [], "disabled": null},
         });
         assert_eq!(told, [rotated, put]);
+    });
+}
+
+#[test]
+#[ignore = "measures time: make test-long"]
+fn among_a_hundred_thousand_keys_a_change_is_seen_within_a_second() {
+    const KEYS: usize = 100_000;
+    each(|control| {
+        let store = control.store().unwrap();
+        by(&store, |writing| {
+            (0..KEYS).try_for_each(|n| writing.add_key(&row(&format!("k{n}"), "many", &format!("{n}"))).map(drop))
+        });
+        let (began, mark) = (Instant::now(), control.pepper().unwrap().mark());
+        let copy = control.data_dir().keys_copy();
+        let open = || Directory::open(control.location(), &copy, mark.clone(), Arc::new(Metrics::new())).unwrap();
+        drop(open());
+        let (first, began) = (began.elapsed(), Instant::now());
+        let directory = open();
+        let again = began.elapsed();
+        by(&store, |writing| writing.put_key(&KeyRow { disabled_ns: Some(1), ..row("k7", "many", "7") }));
+        let began = Instant::now();
+        eventually("the change", || directory.keys()["k7"].disabled_ns);
+        println!("first start {first:?}, next start {again:?}, a change {:?}", began.elapsed());
+        assert!(directory.keys().len() == KEYS && began.elapsed() < Duration::from_secs(1), "{:?}", began.elapsed());
     });
 }

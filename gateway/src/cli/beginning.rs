@@ -34,9 +34,9 @@ impl Beginning {
     /// Why a file of our own does not tell.
     pub(super) fn read(self) -> Result<(Before, Option<Late>), String> {
         let is_shared = matches!(self.store, Database::Postgres(_));
-        if is_shared && !self.ledger.is_reached(RECOVERY_PATIENCE) {
+        if is_shared && !(self.ledger.is_reached(RECOVERY_PATIENCE) && self.directory.is_known()) {
             tracing::error!(
-                "the ledger's database cannot be reached; until it is, budgets do not know what was spent before this start"
+                "the database cannot be reached; until it is, budgets do not know what was spent before this start"
             );
             return Ok((Before::default(), Some(Late(self))));
         }
@@ -68,13 +68,16 @@ impl Late {
             let Late(beginning) = self;
             let Some(recovery) = beginning.ledger.recovered_some_time() else { return };
             tell(&recovery, &beginning.metrics);
+            // Whose it was, and what counts it, is in the same database.
+            while !beginning.directory.is_known() {
+                std::thread::sleep(ASK_AGAIN);
+            }
             loop {
-                // What began since is counted already. Whose it was, and what counts it, may be in the same database.
+                // What began since is counted already.
                 match beginning.spent(beginning.now_ns) {
-                    Ok(_) if !beginning.directory.is_known() => {}
                     Ok(before) => {
                         remember(Arc::new(before));
-                        tracing::info!("the ledger's database is back; budgets know what was spent before this start");
+                        tracing::info!("the database is back; budgets know what was spent before this start");
                         return;
                     }
                     Err(error) => tracing::warn!(%error, "what was spent before this start is not known yet"),

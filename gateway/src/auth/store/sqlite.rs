@@ -29,7 +29,7 @@ impl Sqlite {
 impl Sql for Sqlite {
     fn rows(&self, sql: &str, values: &[Value]) -> Result<Vec<Row>, StoreError> {
         let mut query = self.0.prepare_cached(&named(sql))?;
-        let names: Arc<[String]> = query.column_names().into_iter().map(str::to_owned).collect();
+        let names: Arc<[String]> = query.column_names().map(str::to_owned).collect();
         let mut rows = query.query(params_from_iter(values))?;
         let mut found = Vec::new();
         while let Some(row) = rows.next()? {
