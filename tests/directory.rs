@@ -27,8 +27,12 @@ fn member(url: &str, pepper: &str) -> Setup {
     setup
 }
 
+/// All started at once; one of them makes the first key.
 fn members(count: usize, postgres: &Postgres) -> Vec<TestGateway> {
-    (0..count).map(|_| member(&postgres.url(), PEPPER).start()).collect()
+    thread::scope(|scope| {
+        let starting: Vec<_> = (0..count).map(|_| scope.spawn(|| member(&postgres.url(), PEPPER).start())).collect();
+        starting.into_iter().map(|starting| starting.join().unwrap()).collect()
+    })
 }
 
 fn create(gateway: &TestGateway, body: Value) -> (String, String) {
@@ -77,7 +81,8 @@ fn under_traffic(gateways: &[TestGateway], key: &str, refused: &str, change: imp
 fn what_is_decided_at_one_gateway_counts_at_all_within_a_second() {
     let postgres = Postgres::start();
     let gateways = members(3, &postgres);
-    let (key, id) = create(&gateways[0], json!({"name": "alice", "tenant": "acme", "tags": ["blue"]}));
+    let often = json!({"name": "alice", "tenant": "acme", "tags": ["blue"], "requests_per_minute": 60_000});
+    let (key, id) = create(&gateways[0], often);
     at_all(&gateways, &key, "known");
     under_traffic(&gateways, &key, "disabled_tenant", || {
         ok(send(&gateways[2], "POST", "/admin/tenants/acme/disable", &json!({})));

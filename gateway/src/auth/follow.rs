@@ -15,6 +15,8 @@ use crate::observe::metrics::Metrics;
 
 /// How soon what was changed by another process, or here, counts.
 const WATCH_EVERY: Duration = Duration::from_millis(250);
+/// How soon a store that could not be read is asked again: then all of it is read.
+const AGAIN_EVERY: Duration = Duration::from_secs(1);
 /// How exactly a copy's age is known.
 const TOUCH_EVERY: Duration = Duration::from_secs(10);
 
@@ -60,7 +62,7 @@ impl Follower {
 
     pub(super) fn follow(mut self) {
         loop {
-            std::thread::sleep(WATCH_EVERY);
+            std::thread::sleep(if self.is_up { WATCH_EVERY } else { AGAIN_EVERY });
             let Some(shown) = self.shown.upgrade() else { return };
             let looked = self.look(&shown);
             self.metrics.store_up("keys", looked.is_ok());
