@@ -109,12 +109,17 @@ pub struct Session {
 }
 
 impl Link {
+    /// `statement_max`: after how long the server gives up on a statement.
+    ///
+    /// # Errors
+    /// As all of these: when the database cannot be reached, does not answer in time, or says no.
     pub fn open(target: &Target, statement_max: Option<Duration>) -> Result<Link, StoreError> {
         let runtime = Builder::new_current_thread().enable_all().build()?;
         let session = runtime.block_on(Session::open(target, statement_max))?;
         Ok(Link { session, runtime })
     }
 
+    /// Waits for what is asked.
     pub fn run<T>(&mut self, work: impl AsyncFnOnce(&mut Session) -> Result<T, StoreError>) -> Result<T, StoreError> {
         self.runtime.block_on(work(&mut self.session))
     }
@@ -169,11 +174,11 @@ impl Session {
         within(PATIENCE, self.client.execute(&statement, values)).await
     }
 
-    /// Begins a transaction with a query, in one round trip.
-    pub async fn begin(&mut self, sql: &str, values: &[&(dyn ToSql + Sync)]) -> Result<Vec<Row>, StoreError> {
+    /// Begins a transaction with a statement, in one round trip. Gives how many rows changed.
+    pub async fn begin(&mut self, sql: &str, values: &[&(dyn ToSql + Sync)]) -> Result<u64, StoreError> {
         let statement = self.prepare(sql).await?;
         let begin = within(PATIENCE, self.client.batch_execute("BEGIN"));
-        let (_, rows) = tokio::try_join!(begin, within(PATIENCE, self.client.query(&statement, values)))?;
+        let (_, rows) = tokio::try_join!(begin, within(PATIENCE, self.client.execute(&statement, values)))?;
         Ok(rows)
     }
 

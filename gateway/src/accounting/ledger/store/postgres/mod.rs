@@ -183,7 +183,13 @@ async fn begin(session: &mut Session, log: i64, rows: &[&Row]) -> Result<Vec<Fat
     let columns = columns(rows);
     let mut values: Vec<&(dyn ToSql + Sync)> = columns.iter().map(|column| column as &(dyn ToSql + Sync)).collect();
     values.push(&log);
-    let inserted = session.begin(&insert(), &values).await?;
+    if session.begin(&insert(), &values).await? == rows.len() as u64 {
+        return Ok(vec![Fate::New; rows.len()]);
+    }
+    // Some are there, which is rare: only then it is worth its time to be told which are not.
+    session.batch("ROLLBACK; BEGIN").await?;
+    let told = format!("{} RETURNING request_id, attempt, role", insert());
+    let inserted = session.query(&told, &values).await?;
     let mut inserted: HashSet<(String, i64, String)> =
         inserted.iter().map(|row| (row.get(0), row.get(1), row.get(2))).collect();
     // Of two that are the same in one batch the first is new.
@@ -214,7 +220,7 @@ fn insert() -> String {
     format!(
         "INSERT INTO ledger ({names}, log) SELECT *, ${log}::bigint FROM UNNEST({places}) AS fresh ({names})
          WHERE request_id >= COALESCE(({kept_from}), '')
-         ON CONFLICT DO NOTHING RETURNING request_id, attempt, role",
+         ON CONFLICT DO NOTHING",
         log = COLUMNS.len() + 1,
         kept_from = sql::KEPT_FROM,
         places = places.join(", ")
