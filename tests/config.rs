@@ -157,6 +157,12 @@ fn every_mistake_is_reported_with_file_line_and_a_suggestion() {
         ),
         (
             "gateway.toml",
+            "failures_per_minute = 0",
+            "pepper = \"00112233445566778899aabbccddeeff00112233445566778899aabbccddeeff\"",
+            &["`auth.pepper`", "env:GLASSGATE_PEPPER"],
+        ),
+        (
+            "gateway.toml",
             "durability = \"process\"",
             "database_ca = \"ca.pem\"",
             &["gateway.toml:12:", "`storage.database_ca`", "there is none"],

@@ -1,7 +1,6 @@
 //! The ledger in a Postgres that several gateways may share. The same rows, sums and judgements as in SQLite; what each log
 //! has counted is kept apart, so that each can be held against its own.
 
-mod connect;
 mod feedback;
 mod migrate;
 pub mod read;
@@ -18,8 +17,8 @@ use super::super::wal::{Id, id};
 use super::hours::{GROUP, SUMMED, Users};
 use super::months::Month;
 use super::{Fate, Shipped, Store, StoreError, sql};
-pub use connect::Target;
-use connect::{Link, STATEMENT_MAX, Session};
+pub use crate::database::postgres::Target;
+use crate::database::postgres::{Link, STATEMENT_MAX, Session};
 
 /// The database, open for writing. After an error the next call connects anew: what came of the last one nobody knows, and
 /// every row says itself whether it is there.

@@ -8,13 +8,13 @@ use tokio_postgres::types::ToSql;
 use super::super::feedback::{self as shared, Answers, Judged};
 use super::super::hours::{self, GROUP, OF_A_ROW, SUMMED};
 use super::super::{Books, By, GroupBy, Period, Spend, StoreError, ends, sql};
-use super::connect::{Link, Session, Target};
 use super::feedback::placed;
 use super::{migrate, parts};
 use crate::accounting::core::{NanoUsd, Usage};
 use crate::accounting::ledger::totals::Sums;
 use crate::accounting::ledger::wal::{Id, id};
 use crate::accounting::row::{Outcome, Role, Row, Sum, UsageSource};
+use crate::database::postgres::{Link, Session, Target};
 
 /// Rows that are read at a time.
 const FETCHED: usize = 1000;
