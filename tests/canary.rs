@@ -1,7 +1,9 @@
 //! Secrets are used in a busy life of a real gateway, and afterwards looked for everywhere but where they belong.
 
 use std::fmt::Write as _;
+use std::fs::File;
 use std::path::Path;
+use std::process::Command;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::{STANDARD, URL_SAFE_NO_PAD};
@@ -9,6 +11,8 @@ use serde_json::{Value, json};
 
 use crate::support::collector::{Collector, Mood};
 use crate::support::gateway::{Setup, TestGateway, append, chat_with, replace};
+use crate::support::postgres::Postgres;
+use crate::support::redis::Redis;
 use crate::support::upstream::{Script, Upstream, response};
 use crate::support::{eventually, http};
 use crate::tokens::{SECRET as JWT_SECRET, claims, token};
@@ -18,6 +22,8 @@ const ADMIN_TOKEN: &str = "canary-admin-token-that-is-long-enough";
 const WRONG_ADMIN_TOKEN: &str = "canary-that-somebody-took-for-the-token";
 const LANGFUSE_SECRET: &str = "sk-lf-canary-5e2b9a";
 const SINK_SECRET: &str = "canary-header-of-a-collector-91c4";
+const REDIS_PASSWORD: &str = "canary-of-the-counters-c08d";
+const POSTGRES_PASSWORD: &str = "canary-of-the-database-4e71";
 const COOKIE: &str = "canary-cookie-of-a-browser-3ab8";
 /// What is asked is nobody's business but the model's.
 const CONTENT: &str = "canaryoftheprompt";
@@ -204,8 +210,71 @@ fn log(gateway: &TestGateway) -> String {
 
 #[test]
 fn no_secret_is_found_where_it_does_not_belong() {
+    no_secret_is_found(|_| {}, |_| {}, &[], &["file ledger.sqlite"]);
+}
+
+#[test]
+fn no_secret_is_found_in_the_stores_that_gateways_share_or_on_the_way_there() {
+    let postgres = Postgres::start_with(&["fsync=off", "synchronous_commit=off", "log_statement=all"]);
+    let redis = Redis::start();
+    // Uncompressed, or nothing could be found in it.
+    redis.ask(&["config", "set", "rdbcompression", "no"]);
+    redis.ask(&["acl", "setuser", "gate", "on", &format!(">{REDIS_PASSWORD}"), "~*", "+@all"]);
+    let folder = tempfile::tempdir().unwrap();
+    let (commands, dump) = (folder.path().join("commands"), folder.path().join("dump"));
+    let mut monitor = Command::new("redis-cli");
+    monitor.args(["-u", &redis.url(), "monitor"]).stdout(File::create(&commands).unwrap());
+    let mut monitor = monitor.spawn().unwrap();
+    eventually("the monitor", || std::fs::read_to_string(&commands).unwrap().starts_with("OK").then_some(()));
+    let prepare = |setup: &Setup| {
+        setup.env("REDIS_URL", &redis.url().replace("//", &format!("//gate:{REDIS_PASSWORD}@")));
+        // No password is asked for there, but it is sent on and written down like one.
+        setup.env("DATABASE_URL", &postgres.url().replace('@', &format!(":{POSTGRES_PASSWORD}@")));
+        let stores = "[storage]\nredis = \"env:REDIS_URL\"\nredis_deadline = \"10s\"\ndatabase = \"env:DATABASE_URL\"";
+        setup.replace("gateway.toml", "[storage]", stores);
+        setup.replace("gateway.toml", "[limits]", "[limits]\nshared = \"5%\"\ndown = \"closed\"");
+        for (name, by) in [("by-all", "\"key\", \"user\", \"tenant\", \"route\", \"model\", \"ip\""), ("all", "")] {
+            let rule = "limit = 100000\nof = \"tokens\"\nper = \"day\"\nshared = \"strict\"\ndown = \"closed\"";
+            let rule = format!("\n[[limits.rules]]\nname = \"{name}\"\n{rule}\nby = [{by}]\n");
+            append(&setup.path("gateway.toml"), &rule);
+        }
+    };
+    let look = |told: &mut Told| {
+        let tables = "SELECT format('%I.%I', schemaname, tablename) FROM pg_tables WHERE schemaname NOT IN ('pg_catalog', 'information_schema')";
+        for table in postgres.ask(tables).lines() {
+            told.add(format!("table {table}"), postgres.ask(&format!("SELECT t::text FROM {table} t")));
+        }
+        told.add("Postgres' statements", postgres.server.log());
+        redis.ask(&["--rdb", dump.to_str().unwrap()]);
+        told.add("Redis' values", std::fs::read(&dump).unwrap());
+        told.add("Redis' commands", std::fs::read(&commands).unwrap());
+    };
+    let passwords = [("Redis' password", REDIS_PASSWORD), ("Postgres' password", POSTGRES_PASSWORD)];
+    no_secret_is_found(
+        prepare,
+        look,
+        &passwords,
+        &["table public.ledger", "Postgres' statements", "Redis' values", "Redis' commands"],
+    );
+    let commands = std::fs::read_to_string(&commands).unwrap();
+    monitor.kill().unwrap();
+    monitor.wait().unwrap();
+    for said in ["EVALSHA", "reserve", "settle", "c:requests_per_minute:", "c:by-all:"] {
+        assert!(commands.contains(said), "{said} was not listened to");
+    }
+}
+
+/// A busy life of a gateway that was prepared, after which its stores are looked into too. `kinds` were looked at.
+fn no_secret_is_found(
+    prepare: impl FnOnce(&Setup),
+    look: impl FnOnce(&mut Told),
+    passwords: &[(&'static str, &str)],
+    kinds: &[&str],
+) {
     let (upstream, collector) = (Upstream::start(), Collector::start(&[Mood::Accept]));
-    let mut gateway = setup(&upstream, &collector).start();
+    let setup = setup(&upstream, &collector);
+    prepare(&setup);
+    let mut gateway = setup.start();
     let mut told = Told::default();
     let create = |name: &str| gateway.cli(&["keys", "create", name, "--tenant", "acme"]).trim().to_owned();
     let (old, revoked) = (create("turned"), create("gone"));
@@ -263,12 +332,13 @@ fn no_secret_is_found_where_it_does_not_belong() {
         let record = gateway.admin("GET", &format!("/admin/requests/{id}"));
         (record.status == 200).then(|| told.response("the record of a request", &record))
     });
-    let commands: [&[&str]; 9] = [
+    let commands: [&[&str]; 10] = [
         &["keys", "list"],
         &["keys", "show", "turned", "--json"],
         &["audit", "list", "--json"],
         &["audit", "verify"],
         &["config", "export"],
+        &["ledger", "export", "--format", "csv"],
         &["ledger", "export", "--format", "ndjson"],
         &["spend", "--by", "key,user", "--json"],
         &["trace", &id],
@@ -277,6 +347,9 @@ fn no_secret_is_found_where_it_does_not_belong() {
     for command in commands {
         told.add(command.join(" "), gateway.cli(command));
     }
+    let columnar = gateway.run(&["ledger", "export", "--format", "parquet"]).stdout;
+    assert!(columnar.starts_with(b"PAR1"), "{}", String::from_utf8_lossy(&columnar));
+    told.add("ledger export --format parquet", columnar);
     told.add("log of the first life", log(&gateway));
     gateway.kill_and_restart();
     let second_token = std::fs::read_to_string(gateway.data_dir().join("admin.token")).unwrap();
@@ -287,11 +360,12 @@ fn no_secret_is_found_where_it_does_not_belong() {
     gateway.stop();
     told.add("log of the second life", log(&gateway));
     told.folder(&gateway.data_dir(), "");
+    look(&mut told);
     for post in collector.posts() {
         told.add("spans", format!("{:?} {:?}", post.spans, post.resource));
     }
 
-    let secrets = [
+    let mut secrets = vec![
         Secret::key("the first key", &quickstart, &["quickstart.key"]),
         Secret::key("a key", &new, &[]),
         Secret::key("the key before it", &old, &[]),
@@ -312,6 +386,7 @@ fn no_secret_is_found_where_it_does_not_belong() {
         Secret::new("a cookie", COOKIE.as_bytes(), &[]),
         Secret::new("what was asked", CONTENT.as_bytes(), &[]),
     ];
+    secrets.extend(passwords.iter().map(|(name, password)| Secret::new(name, password.as_bytes(), &[])));
     let leaks = told.leaks(&secrets);
     assert!(leaks.is_empty(), "{}", leaks.join("\n"));
     // Whoever looks would find: what has a place of its own is in it, and what was used was used.
@@ -334,10 +409,10 @@ fn no_secret_is_found_where_it_does_not_belong() {
     let posts = collector.posts();
     assert!(posts.iter().any(|post| post.headers.get("x-api-key").is_some_and(|value| value == SINK_SECRET)));
     assert!(posts.iter().any(|post| post.headers.contains_key("authorization")));
-    let kinds = ["file ledger.sqlite", "file keys.sqlite", "file traces.jsonl", "spans", "log of the first life"];
-    for kind in kinds {
+    let always = ["file keys.sqlite", "file traces.jsonl", "spans", "log of the first life", "ledger export"];
+    for kind in always.iter().chain(kinds) {
         assert!(
-            told.0.iter().any(|(place, bytes)| place.starts_with(kind) && bytes.len() > 100),
+            told.0.iter().any(|(place, bytes)| place.starts_with(*kind) && bytes.len() > 100),
             "{kind} was not looked at"
         );
     }

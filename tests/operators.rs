@@ -3,6 +3,7 @@
 use std::io::Write;
 
 use crate::admin::{audit, ok};
+use crate::callers::code;
 use crate::support::gateway::{Setup, TestGateway, append, connect, replace};
 use crate::support::{http, root};
 
@@ -86,6 +87,41 @@ fn only_who_has_the_token_is_heard_and_only_by_a_name_of_this_listener() {
     assert_eq!(gateway.admin("POST", "/admin/reload").status, 200);
     assert_eq!(send("GET", "/admin/keys", "ops.example", &bearer(&token)).status, 403);
     assert_eq!(send("GET", "/admin/keys", "localhost", &bearer("an-admin-token-of-at-least-32-bytes")).status, 401);
+}
+
+#[test]
+fn who_guesses_admin_tokens_is_not_listened_to_for_a_while_and_others_are() {
+    let setup = Setup::shipped();
+    setup.replace("gateway.toml", "failures_per_minute = 0", "failures_per_minute = 5");
+    setup.replace("gateway.toml", "[listen]", "[listen]\ntrusted_proxies = [\"127.0.0.1\"]");
+    let gateway = setup.start();
+    let token = std::fs::read_to_string(gateway.data_dir().join("admin.token")).unwrap();
+    let ask = |from: &str, head: &str| {
+        let request = format!("GET /admin/keys HTTP/1.1\r\nhost: localhost\r\nx-forwarded-for: {from}\r\n{head}\r\n");
+        http::raw(gateway.admin, request.as_bytes()).unwrap().finish()
+    };
+    let bearer = |token: &str| format!("authorization: Bearer {token}\r\n");
+    for number in 0..5 {
+        let response = ask("203.0.113.1", &bearer(&format!("guess-{number}")));
+        assert_eq!((response.status, code(&response)), (401, "invalid_admin_token".to_owned()));
+    }
+    for sent in ["wrong", &token] {
+        let refused = ask("203.0.113.1", &bearer(sent));
+        assert_eq!((refused.status, code(&refused)), (429, "too_many_failures".to_owned()), "right or wrong");
+        let wait: u64 = refused.header("retry-after").unwrap().parse().unwrap();
+        assert!((1..=12).contains(&wait), "{wait}");
+    }
+    assert_eq!(ask("203.0.113.2", &bearer(&token)).status, 200, "a neighbour is not to blame");
+    for _ in 0..20 {
+        assert_eq!(ask("203.0.113.3", "").status, 401);
+    }
+    assert_eq!(ask("203.0.113.3", &bearer(&token)).status, 200, "to send nothing is no guess");
+    // Whoever guesses here is heard as a client, and the other way round.
+    let models = http::get("/v1/models", Some(&gateway.key));
+    let models = [&models[..models.len() - 2], b"x-forwarded-for: 203.0.113.1\r\n\r\n"].concat();
+    assert_eq!(gateway.send(&models).status, 200);
+    let counted = |result: &str| gateway.metric("gateway_auth_total", &["method=\"admin\"", &format!("\"{result}\"")]);
+    assert_eq!((counted("accepted"), counted("invalid_admin_token"), counted("too_many_failures")), (2.0, 25.0, 2.0));
 }
 
 #[test]
@@ -183,4 +219,29 @@ fn the_openapi_document_is_valid_and_holds_every_answer() {
     let (stdout, stderr) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
     assert!(output.status.success(), "{stdout}\n{stderr}");
     assert!(stdout.trim_end().ends_with("31 operations are as they are documented"), "{stdout}");
+}
+
+#[test]
+#[ignore = "takes a minute, and an environment that `make test-long` makes"]
+fn whatever_its_document_allows_or_forbids_is_answered_as_it_says() {
+    let venv = std::env::var("GLASSGATE_FUZZ").expect("GLASSGATE_FUZZ names the venv; `make test-long` sets this");
+    let gateway = TestGateway::start();
+    let token = std::fs::read_to_string(gateway.data_dir().join("admin.token")).unwrap();
+    let folder = root().join("tests/clients/fuzz").canonicalize().unwrap();
+    let output = std::process::Command::new(format!("{venv}/bin/schemathesis"))
+        // Where it may leave its notes.
+        .current_dir(gateway.data_dir())
+        .env("SCHEMATHESIS_HOOKS", folder.join("formats.py"))
+        .arg("--config-file")
+        .arg(folder.join("schemathesis.toml"))
+        .args(["run", "--no-color", "--header", &format!("Authorization: Bearer {token}")])
+        .arg(format!("http://{}/admin/openapi.json", gateway.admin))
+        .output()
+        .expect("the venv has a schemathesis");
+    let said = String::from_utf8_lossy(&output.stdout);
+    assert!(output.status.success(), "{said}\n{}", String::from_utf8_lossy(&output.stderr));
+    // All but the document itself.
+    assert!(said.contains(&format!("Tested: {}\n", documented(&gateway).len() - 1)), "{said}");
+    let bad = gateway.stderr();
+    assert!(!bad.contains("panicked"), "{bad}");
 }

@@ -22,6 +22,7 @@ use crate::stores::{database, row};
 use crate::support::eventually;
 use crate::support::fault::{FaultProxy, Faults};
 use crate::support::gateway::{Setup, TestGateway, chat, chat_with};
+use crate::support::http::Response;
 use crate::support::postgres::Postgres;
 
 const LONG: Duration = Duration::from_secs(60);
@@ -200,10 +201,10 @@ fn what_becomes_of_a_commit_that_the_network_swallowed_is_found_out() {
     });
 }
 
-/// The shipped configuration with its ledger in a database.
-fn on(postgres: &Postgres) -> Setup {
+/// The shipped configuration with its ledger, and its keys, in the database of this address.
+pub fn on(url: &str) -> Setup {
     let setup = Setup::shipped();
-    setup.env("DATABASE_URL", &postgres.url());
+    setup.env("DATABASE_URL", url);
     setup.replace(
         "gateway.toml",
         "durability = \"process\"",
@@ -219,7 +220,7 @@ fn wait_for_rows(postgres: &Postgres, count: usize) {
 #[test]
 fn commands_read_the_ledger_where_the_gateway_keeps_it() {
     let postgres = Postgres::start();
-    let mut gateway = on(&postgres).start();
+    let mut gateway = on(&postgres.url()).start();
     for _ in 0..3 {
         gateway.ask("What is Glassgate?");
     }
@@ -253,7 +254,7 @@ fn commands_read_the_ledger_where_the_gateway_keeps_it() {
 #[test]
 fn a_gateway_starts_without_its_database_and_tells_it_everything_when_it_is_there() {
     let mut postgres = Postgres::start();
-    let setup = on(&postgres);
+    let setup = on(&postgres.url());
     let rule = "\n[[limits.rules]]\nname = \"few\"\nby = [\"key\"]\nof = \"requests\"\nper = \"day\"\nlimit = 4\n";
     crate::support::gateway::append(&setup.path("gateway.toml"), rule);
     let mut gateway = setup.start();
@@ -277,37 +278,82 @@ fn a_gateway_starts_without_its_database_and_tells_it_everything_when_it_is_ther
     assert!(gateway.run(&["ledger", "verify"]).status.success());
 }
 
-#[test]
-fn a_log_that_fills_up_while_the_database_is_down_refuses_with_503_and_loses_nothing() {
-    let mut postgres = Postgres::start();
-    let setup = on(&postgres);
+/// Serves while a database takes nothing, until the gateway's own log is full; how many were answered, once the database
+/// takes rows again and has them all.
+fn fills_up(
+    postgres: &mut Postgres,
+    fail: impl FnOnce(&mut Postgres),
+    mend: impl FnOnce(&mut Postgres),
+) -> (TestGateway, usize) {
+    let setup = on(&postgres.url());
     setup.replace("gateway.toml", "durability = \"process\"", "durability = \"process\"\nwal_max = \"32KiB\"");
-    let mut gateway = setup.start();
-    let ask = |gateway: &TestGateway| gateway.post(&chat_with("12 + 34 = ?", json!({"max_tokens": 1})));
-    postgres.server.kill();
-    let mut answered = 0;
+    let gateway = setup.start();
+    assert_eq!(ask_little(&gateway).status, 200);
+    wait_for_rows(postgres, 1);
+    fail(postgres);
+    let mut answered = 1;
     let refused = loop {
-        match ask(&gateway) {
+        match ask_little(&gateway) {
             response if response.status == 200 => answered += 1,
             response => break response,
         }
         assert!(answered < 1000, "the bound does not hold");
     };
     assert_eq!((refused.status, refused.json()["error"]["code"].as_str().unwrap()), (503, "ledger_full"));
-    assert!(answered > 3, "{answered}");
-    postgres.server.restart();
-    eventually("room again", || (ask(&gateway).status == 200).then_some(()));
-    wait_for_rows(&postgres, answered + 1);
+    assert!(answered > 4, "{answered}");
+    let is_up = |up: f64| {
+        eventually("the gauge to say so", || (gateway.metric("gateway_store_up", &["ledger"]) == up).then_some(()));
+    };
+    is_up(0.0);
+    mend(postgres);
+    eventually("room again", || (ask_little(&gateway).status == 200).then_some(()));
+    answered += 1;
+    wait_for_rows(postgres, answered);
+    is_up(1.0);
+    (gateway, answered)
+}
+
+fn ask_little(gateway: &TestGateway) -> Response {
+    gateway.post(&chat_with("12 + 34 = ?", json!({"max_tokens": 1})))
+}
+
+#[test]
+fn a_log_that_fills_up_while_the_database_is_down_refuses_with_503_and_loses_nothing() {
+    let mut postgres = Postgres::start();
+    let (mut gateway, answered) =
+        fills_up(&mut postgres, |postgres| postgres.server.kill(), |postgres| postgres.server.restart());
     // A frozen one does not keep it from ending, either: what is not shipped the next start ships.
     postgres.server.freeze();
-    answered += 1;
-    assert_eq!(ask(&gateway).status, 200);
+    assert_eq!(ask_little(&gateway).status, 200);
     gateway.stop();
     postgres.server.thaw();
     gateway.restart();
     wait_for_rows(&postgres, answered + 1);
     gateway.stop();
     assert!(gateway.run(&["ledger", "verify"]).status.success());
+}
+
+#[test]
+fn a_database_that_takes_no_writes_or_whose_disk_is_full_loses_nothing_and_needs_nobody_to_begin_again() {
+    // As after a failover, when what was the first is a copy.
+    let read_only = |is: &'static str| {
+        move |postgres: &mut Postgres| {
+            postgres.ask(&format!("ALTER SYSTEM SET default_transaction_read_only = {is}"));
+            postgres.ask("SELECT pg_reload_conf()");
+            let setting = "SELECT current_setting('default_transaction_read_only')";
+            eventually("the setting", || (postgres.ask(setting) == is).then_some(()));
+        }
+    };
+    let (mut copy, mut small) = (Postgres::start(), Postgres::start_on_small_disk());
+    let gateways = [
+        fills_up(&mut copy, read_only("on"), read_only("off")).0,
+        fills_up(&mut small, |postgres| postgres.fill(), |postgres| postgres.clear()).0,
+    ];
+    for (mut gateway, why) in gateways.into_iter().zip(["read-only transaction", "No space left on device"]) {
+        gateway.stop();
+        assert!(gateway.stderr().contains(why), "{}", gateway.stderr());
+        assert!(gateway.run(&["ledger", "verify"]).status.success());
+    }
 }
 
 #[test]

@@ -345,7 +345,7 @@ fn a_rule_that_cannot_be_shared_is_refused_and_says_what_is_missing() {
     let store = "redis = \"redis://127.0.0.1:1\"";
     for (storage, rules, said) in [
         ("", "shared = \"strict\"\ndown = \"open\"", "set `redis` in `[storage]`"),
-        ("", "down = \"open\"", "`down` means something for a rule that is `shared`"),
+        ("", "down = \"open\"", "`down` means something for what is `shared`"),
         (store, "shared = \"strict\"", "say how many there are with `limits.replicas`"),
         (store, "shared = \"60%\"\ndown = \"open\"", "a part from \"0.1%\" to \"50%\", not \"60%\""),
         (store, "shared = \"loosely\"\ndown = \"open\"", "must be \"no\", \"strict\" or a part"),

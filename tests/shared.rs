@@ -19,7 +19,7 @@ const LIFE: Duration = Duration::from_secs(10);
 
 /// A configuration that asks a mock, with rules that are counted at `redis`. A test's store may be slow to answer on a busy
 /// machine, and is given so long.
-fn setup(redis: &str, deadline: &str, upstream: &Upstream, rules: &str) -> Setup {
+pub fn setup(redis: &str, deadline: &str, upstream: &Upstream, rules: &str) -> Setup {
     let setup = Setup::upstream(upstream, "");
     setup.env("REDIS_URL", redis);
     setup.replace("gateway.toml", "[listen]", "[listen]\nthreads = 2");
@@ -30,7 +30,7 @@ fn setup(redis: &str, deadline: &str, upstream: &Upstream, rules: &str) -> Setup
     setup
 }
 
-fn rule(name: &str, limit: &str, of: &str, more: &str) -> String {
+pub fn rule(name: &str, limit: &str, of: &str, more: &str) -> String {
     format!("\n[[limits.rules]]\nname = \"{name}\"\nlimit = {limit}\nof = \"{of}\"\n{more}\n")
 }
 
@@ -47,14 +47,14 @@ fn code(response: &Response) -> String {
 }
 
 /// Sends so many over all gateways at once: how many were let in. The others were refused by the limit.
-fn race(gateways: &[TestGateway], requests: usize) -> usize {
+pub fn race(gateways: &[TestGateway], requests: usize, ask: impl Fn(&TestGateway) -> Response + Sync) -> usize {
     let (next, let_in) = (AtomicUsize::new(0), AtomicUsize::new(0));
     std::thread::scope(|scope| {
         for _ in 0..12 {
             scope.spawn(|| {
                 while let Some(number) = Some(next.fetch_add(1, Ordering::Relaxed)).filter(|number| *number < requests)
                 {
-                    let response = post(&gateways[number % gateways.len()]);
+                    let response = ask(&gateways[number % gateways.len()]);
                     match response.status {
                         200 => let_in.fetch_add(1, Ordering::Relaxed),
                         status => {
@@ -74,7 +74,7 @@ fn three_gateways_let_in_exactly_the_strict_limit_together_and_the_mock_has_seen
     let (redis, upstream) = (Redis::start(), Upstream::start());
     let strict = rule("day", "90", "requests", "per = \"day\"\nshared = \"strict\"\ndown = \"closed\"");
     let gateways = gateways(3, &redis.url(), &upstream, &strict);
-    assert_eq!((race(&gateways, 300), upstream.calls()), (90, 90));
+    assert_eq!((race(&gateways, 300, post), upstream.calls()), (90, 90));
     let refused = post(&gateways[1]);
     assert_eq!(code(&refused), "rate_limit_exceeded");
     let limit = &refused.json()["error"]["limit"];
@@ -87,7 +87,7 @@ fn three_gateways_on_leases_never_pass_the_limit_and_use_it_up_but_for_a_lease_e
     let (redis, upstream) = (Redis::start(), Upstream::start());
     let leased = rule("day", "200", "requests", "per = \"day\"\nshared = \"5%\"\ndown = \"closed\"");
     let gateways = gateways(3, &redis.url(), &upstream, &leased);
-    let let_in = race(&gateways, 500);
+    let let_in = race(&gateways, 500, post);
     assert_eq!(let_in, upstream.calls());
     assert!((200 - 3 * 20..=200).contains(&let_in), "{let_in}");
     // What one has left over goes back, and another may have it.
@@ -95,7 +95,7 @@ fn three_gateways_on_leases_never_pass_the_limit_and_use_it_up_but_for_a_lease_e
         let _ = post(&gateways[2]);
         (upstream.calls() == 200).then_some(())
     });
-    assert_eq!(race(&gateways, 30), 0);
+    assert_eq!(race(&gateways, 30, post), 0);
 }
 
 #[test]
@@ -114,7 +114,7 @@ fn a_rule_that_is_put_while_they_serve_is_shared_too() {
             rules.contains(&"\"day\"".to_owned()).then_some(())
         });
     }
-    assert_eq!(race(&gateways, 10), 3);
+    assert_eq!(race(&gateways, 10, post), 3);
     let shown = gateways[0].admin("GET", "/admin/rules/day").json();
     assert_eq!((&shown["shared"], &shown["down"]), (&json!("strict"), &json!("closed")), "{shown}");
 }
@@ -391,7 +391,7 @@ fn a_gateway_that_is_stopped_gives_back_what_it_had_ahead() {
     let mut gateways = gateways(2, &redis.url(), &upstream, &rules);
     assert_eq!(code(&post(&gateways[0])), "ok");
     gateways[0].stop();
-    assert_eq!((race(&gateways[1..], 30), upstream.calls()), (19, 20));
+    assert_eq!((race(&gateways[1..], 30, post), upstream.calls()), (19, 20));
 }
 
 #[test]

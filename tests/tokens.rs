@@ -136,3 +136,56 @@ fn an_issuer_that_could_not_be_trusted_is_a_mistake_with_its_line() {
         );
     }
 }
+
+#[test]
+fn limits_are_explained_for_who_has_a_token_as_they_stand_for_them() {
+    let setup = Setup::shipped();
+    append(&setup.path("gateway.toml"), &ISSUER.replace("user = \"/email\"", "user = \"/email\", tier = \"/plan\""));
+    let rule = |name: &str, limit: u32, by: &str, only: &str| {
+        let what = format!("name = \"{name}\"\nlimit = {limit}\nof = \"requests\"\nper = \"day\"");
+        append(
+            &setup.path("gateway.toml"),
+            &format!("\n[[limits.rules]]\n{what}\nby = [\"{by}\"]\nonly = {{ {only} }}\n"),
+        );
+    };
+    rule("free-day", 1, "user", "tier = \"free\"");
+    rule("acme-day", 5, "tenant", "tenant = \"acme\"");
+    setup.env("JWT_SECRET", SECRET);
+    let gateway = setup.start();
+    let free = token(&claims(json!({"plan": "free"})));
+    let ask = || {
+        let (body, head) = (chat("12 + 34 = ?").to_string(), "POST /v1/chat/completions HTTP/1.1\r\nhost: g\r\n");
+        let (length, json) = (body.len(), "content-type: application/json\r\n");
+        gateway
+            .send(format!("{head}{json}content-length: {length}\r\nx-identity-token: {free}\r\n\r\n{body}").as_bytes())
+    };
+    assert_eq!(ask().status, 200);
+    let explain = |who: &str| -> Value {
+        let words: Vec<&str> = who.split(' ').collect();
+        let told = gateway.cli(&[&["limits", "explain", "--route", "assistant", "--json"][..], &words].concat());
+        serde_json::from_str(&told).unwrap()
+    };
+    let used = |told: &Value, name: &str| -> Value {
+        let rules = told["rules"].as_array().unwrap();
+        rules.iter().find(|rule| rule["name"] == name).map_or(Value::Null, |rule| rule["used"].clone())
+    };
+    let told = explain("--tenant acme --user a@acme.example --tier free");
+    assert_eq!(told["key"], json!({"id": "jwt:corp/acme", "name": "corp", "tenant": "acme"}));
+    assert_eq!((used(&told, "free-day"), used(&told, "acme-day")), (json!(1), json!(1)));
+    assert_eq!(told["refuses"]["rule"], "free-day");
+    assert_eq!((ask().status, code(&ask())), (429, "rate_limit_exceeded".to_owned()), "as it was said");
+    let told = explain("--issuer corp --tenant acme --user b@acme.example --tier gold");
+    assert_eq!((used(&told, "free-day"), used(&told, "acme-day")), (Value::Null, json!(1)), "free is for others");
+    assert_eq!(used(&explain("--tenant beta --user b --tier free"), "free-day"), 0, "each user has a counter");
+    for (query, param, said) in [
+        ("", "key", "whose limits"),
+        ("user=a", "tenant", "tokens of `corp` say it"),
+        ("user=a&tenant=acme&issuer=nobody", "issuer", "one of corp"),
+        ("key=quickstart&tenant=acme", "tenant", "leave it out beside `key`"),
+    ] {
+        let refused = gateway.admin("GET", &format!("/admin/limits?{query}"));
+        let error = &refused.json()["error"];
+        assert_eq!((refused.status, &error["param"]), (400, &json!(param)), "{query}");
+        assert!(error["message"].as_str().unwrap().contains(said), "{error}");
+    }
+}

@@ -7,7 +7,8 @@
 #   tools/setup.sh cuda     what building needs; nvcc and CUDA's libraries in a venv under the target folder (1.2 GB)
 #   tools/setup.sh test     what building needs, cargo-nextest, cargo-deny, Prometheus and amtool, Redis, Postgres, and the Python
 #                           clients (in a venv under the target folder)
-#   tools/setup.sh long     as test, and what models are compared with: transformers, sentence-transformers and MiniLM (several GB)
+#   tools/setup.sh long     as test, what models are compared with: transformers, sentence-transformers and MiniLM (several GB),
+#                           and schemathesis
 #   tools/setup.sh pictures what drawing the dashboards needs: node, chromium, and Grafana's components beside the script
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -120,4 +121,7 @@ command -v cargo-nextest >/dev/null 2>&1 || cargo install --locked cargo-nextest
 command -v cargo-deny >/dev/null 2>&1 || cargo install --locked cargo-deny --version 0.20.2
 
 venv clients tests/clients/requirements.txt
-[ "$1" != long ] || venv long tests/long/requirements.txt
+if [ "$1" = long ]; then
+  venv long tests/long/requirements.txt
+  venv fuzz tests/clients/fuzz/requirements.txt
+fi

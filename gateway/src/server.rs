@@ -86,7 +86,7 @@ pub fn run(
     let conf = Arc::new(ServerConf::default());
     let guard = Guard::new(app.clone(), &conf, &app.snapshot.load().config.gateway.listen, leaving);
     listen(&data_runtime, Service::new("data".to_owned(), guard), data, stopped.clone());
-    let console = Service::new("admin".to_owned(), HttpServer::new_app(Admin { app: app.clone(), token }));
+    let console = Service::new("admin".to_owned(), HttpServer::new_app(Admin::new(app.clone(), token)));
     listen(&admin_runtime, console, admin, stopped);
     watch_files(app);
 

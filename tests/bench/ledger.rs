@@ -17,7 +17,7 @@ use super::report::{Rounds, publish};
 const ROUNDS: usize = 7;
 const ROWS: usize = 20_480;
 /// As the shipper's.
-const BATCH_ROWS: usize = 256;
+const BATCH_ROWS: usize = 1024;
 const HOUR_NS: i64 = 3_600_000_000_000;
 /// 2026-01-01, in hours.
 const FIRST_HOUR: i64 = 490_896;

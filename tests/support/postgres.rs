@@ -12,9 +12,12 @@ const USER: &str = "glassgate";
 /// Whom it runs as where the tests are root's, which it refuses to be. The package makes this account.
 const ACCOUNT: &str = "postgres";
 
+/// The file that says that the disk is full.
+const FULL: &str = "full";
+
 pub struct Postgres {
     pub server: Server,
-    _folder: TempDir,
+    folder: TempDir,
 }
 
 impl Postgres {
@@ -25,7 +28,24 @@ impl Postgres {
 
     /// With these settings, as in its configuration.
     pub fn start_with(settings: &[&str]) -> Postgres {
-        Postgres::start_in(folder(), settings)
+        Postgres::start_in(folder(), settings, &[])
+    }
+
+    /// On a disk that is full between `fill` and `clear`.
+    pub fn start_on_small_disk() -> Postgres {
+        let folder = folder();
+        let [library, mark] = ["full_disk.so", FULL].map(|name| folder.path().join(name));
+        let source = concat!(env!("CARGO_MANIFEST_DIR"), "/../tests/support/full_disk.c");
+        succeed(Command::new("cc").args(["-shared", "-fPIC", "-o"]).arg(&library).arg(source));
+        Postgres::start_in(folder, &["fsync=off"], &[("LD_PRELOAD", library), ("FULL_DISK", mark)])
+    }
+
+    pub fn fill(&self) {
+        std::fs::write(self.folder.path().join(FULL), "").unwrap();
+    }
+
+    pub fn clear(&self) {
+        std::fs::remove_file(self.folder.path().join(FULL)).unwrap();
     }
 
     /// With TLS, under this certificate and its key, in PEM.
@@ -39,10 +59,10 @@ impl Postgres {
         }
         let [cert, key] = paths.map(|path| path.display().to_string());
         let settings = ["ssl=on", &format!("ssl_cert_file={cert}"), &format!("ssl_key_file={key}")];
-        Postgres::start_in(folder, &settings)
+        Postgres::start_in(folder, &settings, &[])
     }
 
-    fn start_in(folder: TempDir, settings: &[&str]) -> Postgres {
+    fn start_in(folder: TempDir, settings: &[&str], environment: &[(&'static str, PathBuf)]) -> Postgres {
         let (path, programs) = (folder.path().to_owned(), programs());
         let data = path.join("data");
         let mut initdb = as_account(&programs.join("initdb"));
@@ -51,11 +71,13 @@ impl Postgres {
         );
         let (asked, pid_file) = (programs.join("pg_isready"), data.join("postmaster.pid"));
         let settings: Vec<String> = settings.iter().map(|&setting| setting.to_owned()).collect();
+        let environment = environment.to_vec();
         let server = Server::start(Program {
             log: path.join("log"),
             command: Box::new(move |port| {
                 let mut command = as_account(&programs.join("postgres"));
                 command.arg("-D").arg(&data).args(["-p", &port.to_string(), "-h", "127.0.0.1", "-k"]).arg(&path);
+                command.envs(environment.iter().map(|(name, value)| (name, value)));
                 command.args(settings.iter().flat_map(|setting| ["-c", setting]));
                 command
             }),
@@ -66,7 +88,7 @@ impl Postgres {
                 written.lines().next() == Some(pid.to_string().as_str()) && ready.status().unwrap().success()
             }),
         });
-        Postgres { server, _folder: folder }
+        Postgres { server, folder }
     }
 
     pub fn url(&self) -> String {

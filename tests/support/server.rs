@@ -89,6 +89,11 @@ impl Server {
         }
     }
 
+    /// What it has printed.
+    pub fn log(&self) -> Vec<u8> {
+        std::fs::read(&self.program.log).unwrap_or_default()
+    }
+
     /// To the process and its children: some servers have one for each connection.
     fn signal(&self, signal: Signal) {
         let pid = self.child.id();

@@ -86,14 +86,15 @@ pub fn decoded(text: &str) -> String {
     String::from_utf8_lossy(&bytes).into_owned()
 }
 
-/// `If-Match: "7"`; `*` is any.
+/// `If-Match: "7"`, or without quotes, which shells would take away; `*` is any.
 pub fn if_match(headers: &HeaderMap) -> Result<Option<i64>, Problem> {
     let Some(value) = headers.get(IF_MATCH) else { return Ok(None) };
     let text = value.to_str().unwrap_or_default().trim();
     if text == "*" {
         return Ok(None);
     }
-    let version = text.strip_prefix('"').and_then(|text| text.strip_suffix('"')).and_then(|text| text.parse().ok());
+    let bare = text.strip_prefix('"').and_then(|text| text.strip_suffix('"')).unwrap_or(text);
+    let version = bare.parse().ok().filter(|_| bare.bytes().all(|byte| byte.is_ascii_digit()));
     let wrong = || Problem::invalid("if-match", "`if-match` must be one `etag` as it was told, such as \"7\"");
     version.map(Some).ok_or_else(wrong)
 }

@@ -4,6 +4,7 @@ mod asked;
 mod keys;
 mod limits;
 mod openapi;
+mod operator;
 mod record;
 mod reply;
 mod routes;
@@ -20,9 +21,9 @@ use http::{Response, StatusCode};
 use pingora_core::apps::http_app::ServeHttp;
 use pingora_core::protocols::http::ServerSession;
 use serde_json::{Value, json};
-use subtle::ConstantTimeEq;
 
 use self::asked::{Asked, BODY_BYTES_MAX};
+use self::operator::Operators;
 pub use self::record::entry;
 use self::reply::{Answer, Problem, Reply};
 use self::routes::{Does, Found, Route};
@@ -33,9 +34,8 @@ use crate::observe::spans::Origin;
 use crate::observe::stages;
 
 pub struct Admin {
-    pub app: Arc<App>,
-    /// The one of this start; the configuration may have another beside it.
-    pub token: String,
+    app: Arc<App>,
+    operators: Operators,
 }
 
 #[async_trait]
@@ -48,14 +48,20 @@ impl ServeHttp for Admin {
             .header("content-length", reply.body.len())
             // A new key is in some of them.
             .header("cache-control", "no-store");
-        if let Some(version) = reply.version {
-            response = response.header("etag", format!("\"{version}\""));
+        for (name, value) in reply.headers {
+            response = response.header(name, value);
         }
         response.body(reply.body).unwrap_or_default()
     }
 }
 
 impl Admin {
+    /// `token`: the one of this start.
+    pub fn new(app: Arc<App>, token: String) -> Admin {
+        let operators = Operators::new(token, &*app.clock);
+        Admin { app, operators }
+    }
+
     async fn answer(&self, session: &mut ServerSession) -> Answer {
         let uri = session.req_header().uri.clone();
         let found = routes::find(session.req_header().method.as_str(), uri.path());
@@ -72,14 +78,15 @@ impl Admin {
         // Whoever has no token is not told what there is.
         let actor = match &found {
             Found::Route(route, _) if !route.needs_token() => "",
-            _ if uri.path().starts_with("/admin/") => self.operator(session)?,
+            _ if uri.path().starts_with("/admin/") => self.operators.identify(&self.app, session)?,
             _ => "",
         };
         let (route, parts) = match found {
             Found::Route(route, parts) => (route, parts),
             Found::Allowed(methods) => {
                 let message = format!("use {} here", methods.join(" or "));
-                return Err(Problem::new(StatusCode::METHOD_NOT_ALLOWED, "method_not_allowed", message));
+                let problem = Problem::new(StatusCode::METHOD_NOT_ALLOWED, "method_not_allowed", message);
+                return Err(Problem { headers: vec![("allow", methods.join(", "))], ..problem });
             }
             Found::Nothing => {
                 return Err(Problem::not_found(
@@ -104,25 +111,6 @@ impl Admin {
         answered.unwrap_or_else(|_| {
             Err(Problem::new(StatusCode::INTERNAL_SERVER_ERROR, "internal_error", "this failed inside the gateway"))
         })
-    }
-
-    /// Who has a token, by which one it is.
-    fn operator(&self, session: &ServerSession) -> Result<&'static str, Problem> {
-        let sent = session.get_header_bytes("authorization");
-        let sent = sent.strip_prefix(b"Bearer ").unwrap_or(b"");
-        let snapshot = self.app.snapshot.load();
-        let is = |token: &str| bool::from(sent.ct_eq(token.as_bytes()));
-        let configured = snapshot.config.gateway.admin_token.as_ref();
-        let (of_start, of_config) = (is(&self.token), configured.is_some_and(|token| is(token.expose())));
-        match (of_start, of_config) {
-            (true, _) => Ok("api, the token of the data folder"),
-            (_, true) => Ok("api, the token of the configuration"),
-            (false, false) => Err(Problem::new(
-                StatusCode::UNAUTHORIZED,
-                "invalid_admin_token",
-                "the admin token is missing or wrong; it is in <data_dir>/admin.token, or where `admin.token` in gateway.toml says",
-            )),
-        }
     }
 }
 

@@ -1,10 +1,15 @@
 //! `GET /admin/openapi.json`: the table of routes as OpenAPI 3.1, and what bodies hold.
 
+use clap::ValueEnum as _;
 use serde_json::{Map, Value, json};
 
-use super::routes::{ROUTES, Route, Says};
+use super::routes::{Does, ROUTES, Route, Says};
+use super::spend::head;
+use crate::accounting::ledger::store::By;
 use crate::admission::core::rule::Down;
 use crate::api::limit::{Dimension, Of, Only, Per};
+use crate::config::{CONCURRENCY_MAX, REQUESTS_PER_MINUTE_MAX, TOKENS_PER_MINUTE_MAX};
+use crate::control::edit::{METADATA_MAX, MODELS_MAX, NETWORKS_MAX, TAGS_MAX};
 use crate::ports::Scope;
 
 pub fn document() -> Value {
@@ -18,7 +23,10 @@ pub fn document() -> Value {
         "info": {
             "title": "Glassgate, for its operators",
             "version": env!("CARGO_PKG_VERSION"),
-            "description": "Changes count within a second and are recorded. An edit with `if-match` is made only of that version.",
+            "description": "Changes count within a second and are recorded. An edit with `if-match` is made only of that version. \
+                Formats of our own are `moment`, such as \"30d\" or \"2027-01-31T12:00:00Z\"; `moment-or-age`, \"24h\" ago or \
+                \"2026-11-01T14:30\"; `network`, \"10.0.0.0/8\"; `time-zone`, \"Europe/Berlin\"; `span`, \"250ms\"; `pace`, \
+                \"10/minute\"; `share`, \"no\", \"strict\" or \"5%\".",
         },
         "paths": paths,
         "components": {
@@ -30,12 +38,21 @@ pub fn document() -> Value {
 
 fn operation(route: &Route) -> Value {
     let (status, says) = says(route.says);
-    let problem = json!({"description": "Why not", "content": {"application/json": {"schema": of("Error")}}});
+    let problem = |(status, why): (&str, &str)| {
+        let content = if route.is_probe() && status == "503" {
+            json!({"text/plain": {"schema": {"type": "string"}}})
+        } else {
+            json!({"application/json": {"schema": of("Error")}})
+        };
+        (status.to_owned(), json!({"description": why, "content": content}))
+    };
+    let mut responses: Map<String, Value> = problems(route).map(problem).collect();
+    responses.insert(status.to_owned(), json!({"description": "Done", "content": says}));
     let mut operation = json!({
         "operationId": format!("{:?}", route.does),
         "summary": route.summary,
         "parameters": parameters(route),
-        "responses": {status: {"description": "Done", "content": says}, "default": problem},
+        "responses": responses,
         "security": if route.needs_token() { json!([{"token": []}]) } else { json!([]) },
     });
     if let Some(takes) = route.takes {
@@ -45,6 +62,26 @@ fn operation(route: &Route) -> Value {
             json!({"required": is_required, "content": {"application/json": {"schema": of(takes)}}});
     }
     operation
+}
+
+/// Every status beside that of success, and when.
+fn problems(route: &Route) -> impl Iterator<Item = (&'static str, &'static str)> {
+    let is_named = route.path.contains('{');
+    let (is_open, asks_limits) = (!route.needs_token(), route.does == Does::Limits);
+    let all = [
+        ("400", "What was sent is not what it must be; `param` says where", true),
+        ("401", "The token is missing or wrong", !is_open),
+        ("403", "The listener was called by somebody else's name", !route.is_probe()),
+        ("404", "There is none of this name", is_named || asks_limits || route.does == Does::Steps),
+        ("409", "Others have it, or it is over", is_named || asks_limits || route.does == Does::CreateKey),
+        ("412", "It has changed since the version of `if-match`", route.is_edit()),
+        ("413", "The body is too large", true),
+        ("422", "The files have problems; what served serves on", route.does == Does::Reload),
+        ("429", "Too many wrong tokens came from this address", !is_open),
+        ("500", "A store failed", !is_open),
+        ("503", "Not now", matches!(route.does, Does::Startupz | Does::Readyz)),
+    ];
+    all.into_iter().filter(|(.., happens)| *happens).map(|(status, why, _)| (status, why))
 }
 
 fn says(says: Says) -> (&'static str, Value) {
@@ -71,19 +108,57 @@ fn says(says: Says) -> (&'static str, Value) {
 }
 
 fn parameters(route: &Route) -> Value {
-    let of_path = route
+    let path = route
         .path
         .split('/')
         .filter_map(|part| part.strip_prefix('{')?.strip_suffix('}'))
-        .map(|name| json!({"name": name, "in": "path", "required": true, "schema": {"type": "string"}}));
+        .map(|name| json!({"name": name, "in": "path", "required": true, "schema": of_path(route, name)}));
     let of_query = route.query.iter().map(|(name, what)| {
-        let is_required = what.ends_with("required");
-        json!({"name": name, "in": "query", "required": is_required, "description": what, "schema": {"type": "string"}})
+        json!({"name": name, "in": "query", "required": false, "description": what, "schema": of_query(route, name)})
     });
     let if_match = route.is_edit().then(|| {
-        json!({"name": "if-match", "in": "header", "description": "`etag` of the version that is meant", "schema": {"type": "string"}})
+        let schema = json!({"type": "string", "pattern": r#"^(\*|[0-9]{1,18}|"[0-9]{1,18}")$"#});
+        json!({"name": "if-match", "in": "header", "description": "`etag` of the version that is meant", "schema": schema})
     });
-    of_path.chain(of_query).chain(if_match).collect()
+    path.chain(of_query).chain(if_match).collect()
+}
+
+fn of_path(route: &Route, name: &str) -> Value {
+    match name {
+        "name" => json!({"type": "string", "pattern": "^[A-Za-z0-9_.-]{1,64}$"}),
+        _ if route.path.starts_with("/admin/tenants/") => word(64),
+        // A key may be called tenant/name.
+        _ => word(129),
+    }
+}
+
+fn of_query(route: &Route, name: &str) -> Value {
+    match name {
+        "limit" => json!({"type": "integer", "minimum": 1, "maximum": 1_000}),
+        "last" => json!({"type": "integer", "minimum": 0, "maximum": i64::MAX}),
+        "after" if route.does == Does::Audit => json!({"type": "integer", "minimum": 0, "maximum": i64::MAX}),
+        "by" => {
+            let all: Vec<String> = By::value_variants().iter().map(|by| head(*by)).collect();
+            let one = format!("({})", all.join("|"));
+            json!({"type": "string", "pattern": format!("^{one}(,{one})*$")})
+        }
+        "ip" => json!({"type": "string", "anyOf": [{"format": "ipv4"}, {"format": "ipv6"}]}),
+        "zone" => json!({"type": "string", "format": "time-zone"}),
+        "since" | "until" => json!({"type": "string", "format": "moment-or-age"}),
+        _ => json!({"type": "string"}),
+    }
+}
+
+/// What operators call something.
+fn word(chars_max: usize) -> Value {
+    json!({"type": "string", "minLength": 1, "maxLength": chars_max, "pattern": r"^[^\u0000-\u001f\u007f-\u009f]*$"})
+}
+
+/// The same, or nothing.
+fn maybe_word(chars_max: usize) -> Value {
+    let mut word = word(chars_max);
+    word["type"] = json!(["string", "null"]);
+    word
 }
 
 fn of(name: &str) -> Value {
@@ -92,27 +167,32 @@ fn of(name: &str) -> Value {
 
 /// Of what can be set on a key.
 fn settings() -> Map<String, Value> {
-    let texts = |what: &str| json!({"type": ["array", "null"], "items": {"type": "string"}, "description": what});
-    let number = |what: &str| json!({"type": ["integer", "null"], "minimum": 1, "description": what});
-    let scopes = Scope::ALL.map(Scope::as_str);
+    let list = |most: usize, items: Value, what: &str| json!({"type": ["array", "null"], "maxItems": most, "items": items, "description": what});
+    let number = |most: u32| json!({"type": ["integer", "null"], "minimum": 1, "maximum": most, "description": "null: the configuration's"});
+    let mut user = maybe_word(256);
+    user["description"] = "whose requests they are".into();
     let settings = json!({
-        "user": {"type": ["string", "null"], "description": "whose requests they are"},
-        "tags": texts("words to tell keys apart by"),
-        "expires": {"type": ["string", "null"], "description": "in \"30d\", or at \"2027-01-31T12:00:00Z\""},
-        "scopes": {"type": ["array", "null"], "items": {"enum": scopes}, "description": "null: all"},
-        "models": texts("what it may ask for as `model`; null: all"),
-        "from": texts("networks it may be used from; null: anywhere"),
-        "metadata": {"type": ["object", "null"], "additionalProperties": {"type": "string"}},
-        "requests_per_minute": number("null: the configuration's"),
-        "tokens_per_minute": number("null: the configuration's"),
-        "concurrency": number("null: the configuration's"),
-        "usd_per_day": {"type": ["number", "string", "null"], "description": "US dollars; null: the configuration's"},
+        "user": user,
+        "tags": list(TAGS_MAX, word(64), "words to tell keys apart by"),
+        "expires": {"type": ["string", "null"], "format": "moment", "description": "in \"30d\", or at \"2027-01-31T12:00:00Z\""},
+        "scopes": {"type": ["array", "null"], "items": {"enum": Scope::ALL.map(Scope::as_str)}, "description": "null: all"},
+        "models": list(MODELS_MAX, word(64), "what it may ask for as `model`; null: all"),
+        "from": list(NETWORKS_MAX, json!({"type": "string", "format": "network"}), "networks it may be used from, as \"10.0.0.0/8\"; null: anywhere"),
+        "metadata": {"type": ["object", "null"], "maxProperties": METADATA_MAX, "propertyNames": word(64), "additionalProperties": word(256)},
+        "requests_per_minute": number(REQUESTS_PER_MINUTE_MAX),
+        "tokens_per_minute": number(TOKENS_PER_MINUTE_MAX),
+        "concurrency": number(CONCURRENCY_MAX),
+        "usd_per_day": {
+            "type": ["number", "string", "null"], "minimum": 0, "maximum": 1_000_000, "pattern": r"^([0-9]{1,6}(\.[0-9]{1,9})?|1000000(\.0{1,9})?)$",
+            "description": "US dollars; null: the configuration's",
+        },
     });
     settings.as_object().cloned().unwrap_or_default()
 }
 
 fn schemas() -> Value {
     let text = || json!({"type": "string"});
+    let own = |format: &str| json!({"type": "string", "format": format});
     let maybe = || json!({"type": ["string", "null"]});
     let closed = |properties: Map<String, Value>, required: Value| json!({"type": "object", "additionalProperties": false, "required": required, "properties": properties});
     let with = |mut properties: Map<String, Value>, more: Value| {
@@ -131,16 +211,16 @@ fn schemas() -> Value {
         key.clone(),
         json!({"key": {"type": "string", "description": "the key itself, told now and never again"}}),
     );
-    let new = with(settings(), json!({"name": text(), "tenant": {"type": ["string", "null"], "default": "default"}}));
+    let new = with(settings(), json!({"name": word(64), "tenant": maybe_word(64)}));
     let words = |all: Vec<&str>| json!({"enum": all});
     let only = Only::all().map(|only| (only.as_str().to_owned(), text()));
     let rule = json!({
-        "limit": {"type": "number"}, "of": words(Of::ALL.map(Of::as_str).to_vec()), "per": words(Per::ALL.map(Per::as_str).to_vec()),
+        "limit": {"type": "number", "minimum": 0}, "of": words(Of::ALL.map(Of::as_str).to_vec()), "per": words(Per::ALL.map(Per::as_str).to_vec()),
         "by": {"type": "array", "items": words(Dimension::ALL.map(Dimension::as_str).to_vec())},
         "only": {"type": "object", "additionalProperties": false, "properties": Value::from_iter(only)},
-        "zone": text(), "mode": words(vec!["hard", "soft", "throttle"]), "throttle": text(), "wait": text(),
+        "zone": own("time-zone"), "mode": words(vec!["hard", "soft", "throttle"]), "throttle": own("pace"), "wait": own("span"),
         "exact": {"type": "boolean"}, "strict": {"type": "boolean"},
-        "shared": text(), "down": words(Down::ALL.map(Down::as_str).to_vec()),
+        "shared": own("share"), "down": words(Down::ALL.map(Down::as_str).to_vec()),
     });
     let object = |value: &Value| value.as_object().cloned().unwrap_or_default();
     json!({
@@ -155,14 +235,14 @@ fn schemas() -> Value {
         "KeyWithSecret": closed(with_secret, json!(["id", "name", "tenant", "version", "key"])),
         "NewKey": closed(new, json!(["name"])),
         "KeyEdit": closed(settings(), json!([])),
-        "Rotation": closed(object(&json!({"grace": {"type": "string", "default": "24h", "description": "how long the secret before it works"}})), json!([])),
+        "Rotation": closed(object(&json!({"grace": {"type": "string", "format": "moment", "default": "24h", "description": "how long the secret before it works"}})), json!([])),
         "Tenant": closed(
             object(&json!({
                 "id": text(), "name": maybe(), "tags": {"type": "array", "items": text()}, "disabled": maybe(), "version": {"type": "integer"},
             })),
             json!(["id", "version"]),
         ),
-        "TenantPut": closed(object(&json!({"name": maybe(), "tags": {"type": ["array", "null"], "items": text()}})), json!([])),
+        "TenantPut": closed(object(&json!({"name": maybe_word(256), "tags": {"type": ["array", "null"], "maxItems": TAGS_MAX, "items": word(64)}})), json!([])),
         "Rule": {
             "type": "object", "required": ["name", "origin", "replaces", "version"],
             "properties": {

@@ -12,7 +12,8 @@ use crate::observe::access_log::timestamp;
 pub fn audit(app: &App, asked: &Asked) -> Answer {
     let (limit, after) = asked.page()?;
     let number = || Problem::invalid("after", "`after` must be the number of an entry");
-    let after = if after.is_empty() { 0 } else { after.parse().map_err(|_| number())? };
+    let whole = || after.parse().ok().filter(|after| *after >= 0).ok_or_else(number);
+    let after = if after.is_empty() { 0 } else { whole()? };
     let entries = app.control.store()?.audit(after, limit)?;
     let next = entries.last().filter(|_| entries.len() == limit as usize).map(|entry| entry.n.into());
     Ok(Reply::list(entries.iter().map(entry).collect(), next))

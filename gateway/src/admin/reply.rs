@@ -4,19 +4,20 @@ use http::StatusCode;
 use serde_json::{Value, json};
 
 use crate::control::Denied;
+use crate::database::StoreError;
 use crate::refusal::Refusal;
 
 pub struct Reply {
     pub status: StatusCode,
     pub kind: &'static str,
     pub body: Vec<u8>,
-    /// Told as `etag`, for `if-match`.
-    pub version: Option<i64>,
+    /// Beyond those that every answer has.
+    pub headers: Vec<(&'static str, String)>,
 }
 
 impl Reply {
     pub fn json(status: StatusCode, value: &Value) -> Reply {
-        Reply { status, kind: "application/json", body: value.to_string().into_bytes(), version: None }
+        Reply::new(status, "application/json", value.to_string())
     }
 
     pub fn ok(value: &Value) -> Reply {
@@ -24,11 +25,17 @@ impl Reply {
     }
 
     pub fn text(status: StatusCode, kind: &'static str, text: String) -> Reply {
-        Reply { status, kind, body: text.into_bytes(), version: None }
+        Reply::new(status, kind, text)
     }
 
-    pub fn version(self, version: i64) -> Reply {
-        Reply { version: Some(version), ..self }
+    fn new(status: StatusCode, kind: &'static str, text: String) -> Reply {
+        Reply { status, kind, body: text.into_bytes(), headers: Vec::new() }
+    }
+
+    /// Told as `etag`, for `if-match`.
+    pub fn version(mut self, version: i64) -> Reply {
+        self.headers.push(("etag", format!("\"{version}\"")));
+        self
     }
 
     /// A part of a list; whoever wants to go on asks for what comes after `next`.
@@ -46,11 +53,12 @@ pub struct Problem {
     pub code: &'static str,
     pub param: Option<String>,
     pub message: String,
+    pub headers: Vec<(&'static str, String)>,
 }
 
 impl Problem {
     pub fn new(status: StatusCode, code: &'static str, message: impl Into<String>) -> Problem {
-        Problem { status, code, param: None, message: message.into() }
+        Problem { status, code, param: None, message: message.into(), headers: Vec::new() }
     }
 
     pub fn invalid(param: &str, message: &str) -> Problem {
@@ -72,13 +80,13 @@ impl From<Denied> for Problem {
             Denied::NotFound(_) => Problem::not_found(message),
             Denied::Conflict(_) => Problem::new(StatusCode::CONFLICT, "conflict", message),
             Denied::Stale { .. } => Problem::new(StatusCode::PRECONDITION_FAILED, "changed_meanwhile", message),
-            Denied::Store(_) => Problem::new(StatusCode::INTERNAL_SERVER_ERROR, "store_failed", message),
+            Denied::Store(_) => Problem::new(StatusCode::SERVICE_UNAVAILABLE, "store_failed", message),
         }
     }
 }
 
-impl From<rusqlite::Error> for Problem {
-    fn from(error: rusqlite::Error) -> Problem {
+impl From<StoreError> for Problem {
+    fn from(error: StoreError) -> Problem {
         Denied::from(error).into()
     }
 }
@@ -91,14 +99,15 @@ impl From<Refusal> for Problem {
             code: described.code,
             param: refusal.param().map(str::to_owned),
             message: refusal.message(),
+            headers: refusal.headers(),
         }
     }
 }
 
 impl From<Problem> for Reply {
     fn from(problem: Problem) -> Reply {
-        let Problem { status, code, param, message } = problem;
+        let Problem { status, code, param, message, headers } = problem;
         let error = json!({"message": message, "type": "admin_error", "param": param, "code": code});
-        Reply::json(status, &json!({"error": error}))
+        Reply { headers, ..Reply::json(status, &json!({"error": error})) }
     }
 }

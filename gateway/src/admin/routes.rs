@@ -200,17 +200,20 @@ pub static ROUTES: [Route; 31] = [
     change("DELETE", "/admin/rules/{name}", Does::DeleteRule, Says::Object, "Delete a limit rule that was put"),
     Route {
         query: &[
-            ("key", "id, name or tenant/name of a key; required"),
+            ("key", "id, name or tenant/name of a key; or, of who has a token, `user` and what else it says"),
+            ("issuer", "of a token: the name of its `[[auth.jwt]]`, where there are several"),
+            ("tenant", "of a token, where it says one"),
+            ("tier", "of a token, likewise"),
             ("route", "what it asks for as `model`"),
             ("model", "the model that answers"),
-            ("user", "whose requests they are, where the key does not say"),
+            ("user", "whose requests they are: as the token says, or where the key does not"),
             ("ip", "where they come from"),
         ],
         ..get(
             "/admin/limits",
             Does::Limits,
             Says::One("Limits"),
-            "Which limits bind a key, how each stands, and which says no first",
+            "Which limits bind a key or who has a token, how each stands, and which says no first",
         )
     },
     Route {

@@ -24,7 +24,10 @@ pub fn show(app: &App, asked: &Asked) -> Answer {
     let rule = found.ok_or_else(|| Problem::not_found(format!("no rule is called `{}`", asked.name())))?;
     let version = rule["version"].as_i64();
     let reply = Reply::ok(&rule);
-    Ok(Reply { version, ..reply })
+    Ok(match version {
+        Some(version) => reply.version(version),
+        None => reply,
+    })
 }
 
 pub fn put(app: &App, asked: &Asked) -> Answer {

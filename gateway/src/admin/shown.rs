@@ -3,7 +3,7 @@
 use serde_json::{Value, json};
 
 use crate::accounting::core::NanoUsd;
-use crate::admission::core::rule::Rule;
+use crate::admission::core::rule::{Rule, Sharing};
 use crate::api::limit::{Of, Per, scope};
 use crate::config::{Config, Limits, SinkKind, TraceSink};
 
@@ -20,7 +20,7 @@ pub fn config(config: &Config, rejected: Option<&str>) -> Value {
             "environment": config.gateway.environment,
             "traces": config.gateway.traces.iter().map(trace_sink).collect::<Vec<_>>(),
         },
-        "limits": limits(&config.gateway.limits),
+        "limits": limits(&config.gateway.limits, config.gateway.limits_shared),
         "rules": config.gateway.rules.iter().map(|rule| self::rule(rule)).collect::<Vec<_>>(),
         "models": config.models.iter().map(|(name, model)| (name.clone(), json!({"source": model.source.to_string(), "public": model.public, "output_max": model.output_max}))).collect::<serde_json::Map<_, _>>(),
         "upstreams": config.upstreams.values().map(|upstream| (upstream.name.clone(), json!({
@@ -50,12 +50,13 @@ fn rule(rule: &Rule) -> Value {
 }
 
 /// What a key may do that has no limits of its own; `glassgate keys list` shows those.
-fn limits(limits: &Limits) -> Value {
+fn limits(limits: &Limits, shared: Option<Sharing>) -> Value {
     json!({
         "requests_per_minute": limits.requests_per_minute,
         "tokens_per_minute": limits.tokens_per_minute,
         "concurrency": limits.concurrency,
         "usd_per_day": limits.per_day.to_string(),
+        "shared": shared.map(Sharing::taken_ahead), "down": shared.map(|shared| shared.down.as_str()),
     })
 }
 

@@ -36,7 +36,8 @@ impl Admission {
         let (now, now_ns) = (self.watch.time.now(), self.watch.time.clock.now_ns());
         let mut standings = Vec::new();
         let mut asks: Vec<Ask> = Vec::new();
-        for bound in self.defaults.with(limits, rules).filter(|bound| may_bind(&bound.rule, subjects)) {
+        let defaults = self.defaults.load();
+        for bound in defaults.with(limits, rules).filter(|bound| may_bind(&bound.rule, subjects)) {
             let needs = needs(&bound.rule, subjects);
             let ask = needs.is_empty().then(|| bound.ask(subjects, 1, now, now_ns, now_ns));
             let state = ask.as_ref().map(|ask| self.counts.state(ask));

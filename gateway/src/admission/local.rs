@@ -9,6 +9,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use async_trait::async_trait;
+use foldhash::fast::RandomState;
 use parking_lot::{Mutex, MutexGuard, RwLock};
 
 use super::before::Before;
@@ -57,20 +58,20 @@ struct Family<L> {
 }
 
 struct Shard<L> {
-    cells: HashMap<Subject, Arc<Cell<L>>>,
+    cells: HashMap<Subject, Arc<Cell<L>>, RandomState>,
     swept: Option<Duration>,
 }
 
 impl<L> Default for Shard<L> {
     fn default() -> Self {
-        Shard { cells: HashMap::new(), swept: None }
+        Shard { cells: HashMap::default(), swept: None }
     }
 }
 
 pub struct Local<L = Mutex<Counter>> {
     /// By the rules' names. One that counts something else since an edit has a family of its own: requests that began
     /// before the edit may still ask the other.
-    families: RwLock<HashMap<String, Vec<Arc<Family<L>>>>>,
+    families: RwLock<HashMap<String, Vec<Arc<Family<L>>>, RandomState>>,
     numbers: AtomicU64,
     time: Arc<Time>,
     before: RwLock<Arc<Before>>,

@@ -22,12 +22,13 @@ use std::num::NonZeroU32;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
+use arc_swap::ArcSwap;
 use governor::clock::{Clock as _, DefaultClock};
 use governor::{DefaultDirectRateLimiter, Quota as Cells, RateLimiter};
 use parking_lot::{Mutex, RwLock};
 
 use self::core::bucket::Bucket;
-use self::core::rule::{Mode, Rule, Subjects};
+use self::core::rule::{Mode, Rule, Sharing, Subjects};
 use self::core::{Short, Wait};
 use self::counts::{Ask, Counts, Denied, Time};
 pub use self::door::Door;
@@ -57,7 +58,7 @@ const FOR_OTHERS: Duration = Duration::from_secs(1);
 /// The limits' state. It outlives reloads.
 pub struct Admission {
     keys: RwLock<HashMap<String, Arc<Key>>>,
-    defaults: Defaults,
+    defaults: ArcSwap<Defaults>,
     counts: Arc<dyn Counts>,
     queue: Arc<Queue>,
     watch: Arc<Watch>,
@@ -113,9 +114,14 @@ impl Flood {
 
 impl Admission {
     pub fn new(journal: Arc<dyn Journal>, counts: Arc<dyn Counts>, time: Arc<Time>, metrics: Arc<Metrics>) -> Self {
-        let (keys, defaults) = (RwLock::default(), Defaults::default());
+        let (keys, defaults) = (RwLock::default(), ArcSwap::default());
         let (queue, watch) = (Arc::default(), Arc::new(Watch { time, metrics }));
         Admission { keys, defaults, counts, queue, watch, journal }
+    }
+
+    /// From now on gateways share the limits of every key like this.
+    pub fn share(&self, shared: Option<Sharing>) {
+        self.defaults.store(Arc::new(Defaults::new(shared)));
     }
 
     /// Takes a place among the requests at a time, and looks whether there is room for one more request.
@@ -132,7 +138,7 @@ impl Admission {
             counts: self.counts.clone(),
             time: self.watch.time.clone(),
             subjects: subjects(caller),
-            bound: self.defaults.with(&limits, rules).collect(),
+            bound: self.defaults.load().with(&limits, rules).collect(),
             _place: None,
             told: Vec::new(),
             warning: None,
@@ -220,10 +226,11 @@ impl Admission {
         let (now, now_ns) = (self.watch.time.now(), self.watch.time.clock.now_ns());
         let keys: Vec<(String, Arc<Key>)> =
             self.keys.read().iter().map(|(id, key)| (id.clone(), key.clone())).collect();
+        let defaults = self.defaults.load();
         self.watch.metrics.budgets(keys.iter().map(|(id, key)| {
             let limit = *key.per_day.lock();
             let subjects = Subjects { key: id.clone(), ..Subjects::default() };
-            let bound = Bound { rule: self.defaults.per_day().clone(), limit: limit.0 };
+            let bound = Bound { rule: defaults.per_day().clone(), limit: limit.0 };
             let spent = NanoUsd(self.counts.state(&bound.ask(&subjects, 0, now, now_ns, now_ns)).used);
             Budget { tenant: &key.tenant, key: &key.name, limit, spent }
         }));

@@ -7,7 +7,7 @@ use jiff::tz::TimeZone;
 use jiff::{Timestamp, Zoned};
 
 use super::core::calendar::Period;
-use super::core::rule::{Mode, Rule, Subjects};
+use super::core::rule::{Mode, Rule, Sharing, Subjects};
 use super::core::set::Moment;
 use super::counts::Ask;
 use crate::api::limit::{Dimension, Of, Per};
@@ -19,8 +19,21 @@ pub struct Defaults([Arc<Rule>; 4]);
 /// The names of these rules, which are their keys in the file.
 pub const DEFAULTS: [&str; 4] = ["concurrency", "requests_per_minute", "tokens_per_minute", "usd_per_day"];
 
+/// A rule that may bind a request, with the limit that counts for its caller.
+#[derive(Clone, Debug)]
+pub struct Bound {
+    pub rule: Arc<Rule>,
+    pub limit: u64,
+}
+
 impl Default for Defaults {
     fn default() -> Self {
+        Defaults::new(None)
+    }
+}
+
+impl Defaults {
+    pub fn new(shared: Option<Sharing>) -> Defaults {
         let by_key = |name: &str, of, per| {
             Arc::new(Rule {
                 name: name.to_owned(),
@@ -34,7 +47,7 @@ impl Default for Defaults {
                 exact: false,
                 strict: false,
                 wait: Duration::ZERO,
-                shared: None,
+                shared,
             })
         };
         Defaults([
@@ -44,16 +57,7 @@ impl Default for Defaults {
             by_key(DEFAULTS[3], Of::Usd, Some(Per::Day)),
         ])
     }
-}
 
-/// A rule that may bind a request, with the limit that counts for its caller.
-#[derive(Clone, Debug)]
-pub struct Bound {
-    pub rule: Arc<Rule>,
-    pub limit: u64,
-}
-
-impl Defaults {
     /// The four with a caller's limits, then the file's own.
     pub fn with<'r>(&'r self, limits: &Limits, rules: &'r [Arc<Rule>]) -> impl Iterator<Item = Bound> + 'r {
         let of_caller = [

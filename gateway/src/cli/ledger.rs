@@ -55,7 +55,7 @@ pub fn run(place: &Place, command: LedgerCommand) -> Outcome {
             let past = until.map_or(i64::MAX, when::nanoseconds);
             export(&store, format, first, past)
         }
-        LedgerCommand::Reprice(options) => reprice::run(place, &data_dir, &store, &options),
+        LedgerCommand::Reprice(options) => reprice::run(place, &store, &options),
     }
 }
 

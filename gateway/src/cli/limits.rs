@@ -5,7 +5,7 @@ use serde_json::{Map, Value, json};
 
 use super::{Outcome, Place, actor, client, text};
 use crate::admin::rules::all;
-use crate::control::{Change, CheckedRule, Control};
+use crate::control::{Change, CheckedRule};
 
 #[derive(Subcommand)]
 pub enum LimitsCommand {
@@ -24,18 +24,28 @@ pub enum LimitsCommand {
     },
     /// Delete a rule that was put; one of the configuration with its name binds again
     Delete { name: String },
-    /// Which limits bind a key, how each stands in the running gateway, and which says no first
+    /// Which limits bind a key or who has a token, how each stands in the running gateway, and which says no first
+    #[command(group(clap::ArgGroup::new("who").required(true).multiple(true).args(["key", "user"])))]
     Explain {
         /// Its id, its name, or tenant/name
+        #[arg(long, conflicts_with_all = ["issuer", "tenant", "tier"])]
+        key: Option<String>,
+        /// Of a token: the name of its [[auth.jwt]], where there are several
         #[arg(long)]
-        key: String,
+        issuer: Option<String>,
+        /// Of a token, where it says one
+        #[arg(long)]
+        tenant: Option<String>,
+        /// Of a token, likewise
+        #[arg(long)]
+        tier: Option<String>,
         /// What it asks for as `model`
         #[arg(long)]
         route: Option<String>,
         /// The model that answers
         #[arg(long)]
         model: Option<String>,
-        /// Whose requests they are, where the key does not say
+        /// Whose requests they are: as the token says, or where the key does not
         #[arg(long)]
         user: Option<String>,
         /// Where they come from
@@ -108,7 +118,7 @@ impl Words {
 }
 
 pub fn run(place: &Place, command: LimitsCommand) -> Outcome {
-    let control = Control::new(place.data_dir()?);
+    let control = place.control()?;
     match command {
         LimitsCommand::List { json } => {
             let stored = control.store().map_err(text)?.rules().map_err(text)?;
@@ -122,9 +132,10 @@ pub fn run(place: &Place, command: LimitsCommand) -> Outcome {
         LimitsCommand::Delete { name } => {
             control.apply(&actor(), Change::DeleteRule { name }, None).map(drop).map_err(text)
         }
-        LimitsCommand::Explain { key, route, model, user, ip, json } => {
-            let said = [("key", Some(key)), ("route", route), ("model", model), ("user", user), ("ip", ip)];
-            let said = said.into_iter().filter_map(|(name, value)| Some(format!("{name}={}", escaped(&value?))));
+        LimitsCommand::Explain { key, issuer, tenant, tier, route, model, user, ip, json } => {
+            let who = [("key", key), ("issuer", issuer), ("tenant", tenant), ("tier", tier), ("user", user)];
+            let said = who.into_iter().chain([("route", route), ("model", model), ("ip", ip)]);
+            let said = said.filter_map(|(name, value)| Some(format!("{name}={}", escaped(&value?))));
             let query = said.collect::<Vec<_>>().join("&");
             let (status, body) = client::get(control.data_dir(), &format!("/admin/limits?{query}"))?;
             let told: Value = serde_json::from_slice(&body).map_err(text)?;

@@ -9,8 +9,7 @@ use crate::accounting::core::NanoUsd;
 use crate::accounting::ledger::store::adjust::{Cursor, Run};
 use crate::accounting::ledger::store::{Books, By, Database, Period, StoreError};
 use crate::accounting::reprice::{Report, Repricer, Sum, Which};
-use crate::control::{Change, Control};
-use crate::data_dir::DataDir;
+use crate::control::Change;
 use crate::ports::{Clock as _, SystemClock};
 
 #[derive(Args)]
@@ -52,7 +51,7 @@ fn reason(text: &str) -> Result<String, String> {
     if is_fine { Ok(text.to_owned()) } else { Err(format!("must be 1 to {REASON_CHARS_MAX} characters on one line")) }
 }
 
-pub fn run(place: &Place, data_dir: &DataDir, store: &Database, options: &Options) -> Outcome {
+pub fn run(place: &Place, store: &Database, options: &Options) -> Outcome {
     let config = place.config()?;
     let when::Times { since, until, .. } = options.asked.read(Timestamp::now())?;
     let (first_ns, past_ns) = (since.map_or(0, when::nanoseconds), until.map_or(i64::MAX, when::nanoseconds));
@@ -91,7 +90,7 @@ pub fn run(place: &Place, data_dir: &DataDir, store: &Database, options: &Option
         "since": options.asked.since, "until": options.asked.until, "zone": options.asked.zone, "model": which.model,
         "route": which.route, "tenant": which.tenant, "only_unpriced": which.only_unpriced,
     });
-    Control::new(data_dir.clone()).apply(&actor(), Change::Reprice(words), None).map_err(text)?;
+    place.control()?.apply(&actor(), Change::Reprice(words), None).map_err(text)?;
     let run = Run { at_ns: SystemClock.now_ns(), reason, past_ns };
     let mut done = repricer();
     let applied = apply(store, first_ns, &run, &mut done);

@@ -12,9 +12,11 @@ use super::secret::Secret;
 use super::traces::{self, TraceSink};
 use crate::accounting::ledger::Settings;
 use crate::accounting::ledger::store::Database;
-use crate::accounting::ledger::store::postgres::Target;
 use crate::accounting::settlement::Durability;
-use crate::admission::core::rule::Rule;
+use crate::admission::core::rule::{Rule, Sharing};
+use crate::auth::store::Location;
+use crate::data_dir::DataDir;
+use crate::database::postgres::Target;
 use crate::network::Network;
 
 #[derive(Clone, Debug)]
@@ -35,7 +37,7 @@ pub struct GatewayConfig {
     /// How long after that running ones may finish.
     pub drain: Duration,
     pub data_dir: PathBuf,
-    /// Where the ledger's rows are kept, if not in the data folder.
+    /// Where the ledger's rows and the key store are kept, if not in the data folder.
     pub database: Option<Arc<Target>>,
     pub ledger: Settings,
     /// Of routes that do not say.
@@ -49,6 +51,8 @@ pub struct GatewayConfig {
     pub models_drain: Duration,
     pub auth: AuthConfig,
     pub limits: Limits,
+    /// How gateways share the limits of every key; `None`: each counts for itself.
+    pub limits_shared: Option<Sharing>,
     /// Beside the limits of every key, in the order of the file.
     pub rules: Vec<Arc<Rule>>,
     pub cache_bytes_max: u64,
@@ -63,6 +67,11 @@ impl GatewayConfig {
     /// Where the ledger's rows are kept.
     pub fn store(&self) -> Database {
         self.database.clone().map_or_else(|| Database::of(&self.data_dir), Database::Postgres)
+    }
+
+    /// Where keys, tenants and rules are kept.
+    pub fn key_store(&self, data_dir: &DataDir) -> Location {
+        self.database.clone().map_or_else(|| Location::File(data_dir.keys()), Location::Postgres)
     }
 }
 
@@ -177,6 +186,7 @@ pub(super) fn gateway(root: Section<'_, '_>, folder: &Path, read: &mut impl FnMu
         models_drain: Duration::from_secs(300),
         auth: AuthConfig::default(),
         limits: Limits::default(),
+        limits_shared: None,
         rules: Vec::new(),
         cache_bytes_max: 64 << 20,
         shadow: ShadowConfig { concurrency: 4, queue_max: 256 },
@@ -255,7 +265,7 @@ pub(super) fn gateway(root: Section<'_, '_>, folder: &Path, read: &mut impl FnMu
     }
     let mut written = Vec::new();
     if let Some(section) = root.section("limits") {
-        (config.limits, written) = limits::limits(section, &mut config.common);
+        (config.limits, config.limits_shared, written) = limits::limits(section, &mut config.common);
         config.rules = written.iter().map(|written| written.rule.clone()).collect();
     }
     if let Some(cache) = root.section("cache") {

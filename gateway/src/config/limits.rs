@@ -65,8 +65,8 @@ pub(super) struct Written {
     only: Vec<(Only, At<String>)>,
 }
 
-/// `common` learns how many gateways there are.
-pub(super) fn limits(section: Section<'_, '_>, common: &mut Common) -> (Limits, Vec<Written>) {
+/// The limits of every key, how gateways share them, and the rules beside them. `common` learns how many gateways there are.
+pub(super) fn limits(section: Section<'_, '_>, common: &mut Common) -> (Limits, Option<Sharing>, Vec<Written>) {
     let default = Limits::default();
     let number = |key, max: u32, default| section.integer(key, 1..=u64::from(max)).map_or(default, |n| n as u32);
     let limits = Limits {
@@ -81,6 +81,7 @@ pub(super) fn limits(section: Section<'_, '_>, common: &mut Common) -> (Limits, 
         }),
     };
     common.replicas = section.integer("replicas", 1..=REPLICAS_MAX);
+    let shared = sharing(&section, Mode::Hard, *common);
     let sections = section.list("rules");
     if sections.len() > RULES_MAX {
         section.problem(format!("there are {} `[[limits.rules]]`, and there may be {RULES_MAX}", sections.len()));
@@ -95,7 +96,7 @@ pub(super) fn limits(section: Section<'_, '_>, common: &mut Common) -> (Limits, 
         section.finish();
     }
     section.finish();
-    (limits, written)
+    (limits, shared, written)
 }
 
 fn check_name(section: &Section<'_, '_>, name: &At<String>, written: &[Written]) {
@@ -198,7 +199,7 @@ fn sharing(section: &Section<'_, '_>, mode: Mode, common: Common) -> Option<Shar
     let down = section.word("down", &Down::ALL.map(Down::as_str));
     let Some(shared) = shared.filter(|shared| shared.value != "no") else {
         if down.is_some() {
-            section.problem("`down` means something for a rule that is `shared`");
+            section.problem("`down` means something for what is `shared`");
         }
         return None;
     };

@@ -16,10 +16,10 @@ use crate::network::Network;
 use crate::ports::Scope;
 
 /// What one key may have of each.
-const TAGS_MAX: usize = 16;
-const METADATA_MAX: usize = 16;
-const MODELS_MAX: usize = 256;
-const NETWORKS_MAX: usize = 64;
+pub const TAGS_MAX: usize = 16;
+pub const METADATA_MAX: usize = 16;
+pub const MODELS_MAX: usize = 256;
+pub const NETWORKS_MAX: usize = 64;
 
 /// Left as it is, taken back, or set.
 pub type Edit<T> = Option<Option<T>>;
@@ -194,7 +194,8 @@ fn notes(path: &str, value: &Value) -> Result<BTreeMap<String, String>, Denied> 
 
 fn upto(most: u32) -> impl Fn(&str, &Value) -> Result<u32, Denied> {
     move |path, value| {
-        let number = value.as_u64().filter(|number| (1..=u64::from(most)).contains(number));
+        // To JSON, 5.0 is a whole number too.
+        let number = value.as_f64().filter(|number| number.fract() == 0.0 && (1.0..=f64::from(most)).contains(number));
         number
             .map(|number| number as u32)
             .ok_or_else(|| invalid(path, format!("must be a whole number from 1 to {most}")))
@@ -249,10 +250,10 @@ pub fn when(text: &str) -> Result<When, String> {
 }
 
 /// # Errors
-/// If it is empty, longer than `most` bytes, or could not be shown in a list.
+/// If it is empty, longer than `most` characters, or could not be shown in a list.
 pub fn word(path: &str, word: &str, most: usize) -> Result<(), Denied> {
-    if word.is_empty() || word.len() > most || word.chars().any(char::is_control) {
-        return Err(invalid(path, format!("must have 1 to {most} bytes and no control characters")));
+    if word.is_empty() || word.chars().count() > most || word.chars().any(char::is_control) {
+        return Err(invalid(path, format!("must have 1 to {most} characters and no control characters")));
     }
     Ok(())
 }
@@ -298,6 +299,8 @@ mod tests {
             (json!({"metadata": []}), "metadata"),
             (json!({"requests_per_minute": 0}), "requests_per_minute"),
             (json!({"concurrency": 1.5}), "concurrency"),
+            (json!({"concurrency": 1e300}), "concurrency"),
+            (json!({"concurrency": -1}), "concurrency"),
             (json!({"usd_per_day": -1}), "usd_per_day"),
             (json!({"expires": "tomorrow"}), "expires"),
         ] {

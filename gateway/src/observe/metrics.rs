@@ -106,6 +106,7 @@ pub struct Metrics {
     reloads: IntCounterVec,
     config_info: IntGaugeVec,
     store_up: IntGaugeVec,
+    store_calls: IntCounterVec,
     ledger_lag: GaugeVec,
     ledger_queue: IntGauge,
     ledger_wal: IntGauge,
@@ -391,6 +392,11 @@ impl Metrics {
 
     pub fn store_up(&self, store: &str, up: bool) {
         self.store_up.with_label_values(&[store]).set(i64::from(up));
+    }
+
+    /// What became of a call to the counters that gateways share.
+    pub fn store_call(&self, result: &str) {
+        self.store_calls.with_label_values(&[result]).inc();
     }
 
     pub fn ledger(&self, queue_rows: usize, wal_bytes: u64, lag: Duration) {

@@ -13,7 +13,7 @@ use tokio::sync::{OwnedMutexGuard, mpsc};
 
 use super::script::{Reply, Want};
 use super::settle::Name;
-use super::store::Store;
+use super::store::{Away, Store};
 use crate::admission::core::rule::Sharing;
 use crate::admission::counts::{Ask, Time};
 use crate::api::limit::Per;
@@ -188,6 +188,10 @@ pub struct Drawn {
 }
 
 impl Drawn {
+    pub fn is_taken(&self) -> bool {
+        self.is_taken
+    }
+
     pub fn settle(mut self, used: u64) {
         self.end(used);
     }
@@ -217,7 +221,11 @@ pub struct Lacking {
 
 impl Lacking {
     /// Those that have not been taken from, each locked in the order of its name. All of them are then.
-    pub async fn find(drawn: &mut [Drawn], books: impl Fn(&str, &Ask) -> u64) -> Lacking {
+    ///
+    /// # Errors
+    /// `Away`, if the store left somebody without an answer for whom this waited: to ask as well would be to wait twice.
+    pub async fn find(drawn: &mut [Drawn], store: &Store, books: impl Fn(&str, &Ask) -> u64) -> Result<Lacking, Away> {
+        let lost = store.lost();
         let mut lacking: Vec<(usize, &mut Drawn)> =
             drawn.iter_mut().enumerate().filter(|(_, drawn)| !drawn.is_taken).collect();
         lacking.sort_unstable_by(|one, other| one.1.cell.key.cmp(&other.1.cell.key));
@@ -225,6 +233,9 @@ impl Lacking {
             Lacking { at: Vec::new(), cells: Vec::new(), _drawing: Vec::new(), wants: Vec::new(), is_answered: false };
         for (at, drawn) in lacking {
             let guard = drawn.cell.drawing.clone().lock_owned().await;
+            if store.lost() != lost {
+                return Err(Away);
+            }
             let want = drawn.cell.take_or_draw(&drawn.ask, &books);
             drawn.is_taken = true;
             // Somebody else may have drawn enough meanwhile.
@@ -235,7 +246,7 @@ impl Lacking {
                 found.wants.push(want);
             }
         }
-        found
+        Ok(found)
     }
 
     pub fn fill(mut self, amounts: impl Iterator<Item = u64>) {

@@ -42,7 +42,7 @@ pub struct Shared {
     store: Arc<Store>,
     leases: Arc<Leases>,
     settles: mpsc::Sender<Message>,
-    seen: moka::sync::Cache<String, State>,
+    seen: moka::sync::Cache<settle::Name, State>,
     /// Grants of this life.
     life: String,
     grants: AtomicU64,
@@ -102,30 +102,13 @@ impl Shared {
         let (at_once, on_lease): (Vec<usize>, Vec<usize>) = (0..asks.len()).partition(|at| lease(&asks[*at]).is_none());
         let keys: Vec<String> = asks.iter().map(|ask| self.key(ask)).collect();
         let mut drawn: Vec<Drawn> = on_lease.iter().map(|at| self.leases.take(keys[*at].clone(), &asks[*at])).collect();
-        let lacking = Lacking::find(&mut drawn, |key, ask| self.books.told(key, ask)).await;
-        // In the order in which they are asked for.
-        let asked: Vec<usize> = at_once.iter().copied().chain(lacking.at.iter().map(|at| on_lease[*at])).collect();
-        let mut wants: Vec<Want> = at_once.iter().map(|at| self.want(&keys[*at], &asks[*at])).collect();
-        wants.extend(lacking.wants.iter().cloned());
-        let (open, reply) = self.ask(at_once.len(), &wants).await;
-        let mut out_of_reach = Vec::new();
-        match reply {
-            Ok(Reply::Taken(got)) => {
-                wants.iter().zip(&got).for_each(|(want, got)| self.seen.insert(want.key.clone(), got.state));
-                lacking.fill(got[at_once.len()..].iter().map(|got| got.amount));
-            }
-            Ok(Reply::Short(at, short)) => {
-                open.into_iter().for_each(Open::forget);
-                lacking.refuse();
-                self.seen.insert(wants[at].key.clone(), short.state);
-                let wait = if short.wait == Wait::ForOthers { Wait::For(FOR_OTHERS) } else { short.wait };
-                return Err(Denied { ask: asked[at], short: Some(Short { wait, ..short }) });
-            }
-            Err(Away) => {
-                drop(lacking);
-                out_of_reach = asked;
-            }
-        }
+        let not_there = on_lease.iter().zip(&drawn).filter(|(_, drawn)| !drawn.is_taken()).map(|(at, _)| *at);
+        let unasked: Vec<usize> = at_once.iter().copied().chain(not_there).collect();
+        let found = Lacking::find(&mut drawn, &self.store, |key, ask| self.books.told(key, ask)).await;
+        let (open, out_of_reach) = match found {
+            Ok(lacking) => self.draw(&asks, &keys, (&at_once, &on_lease), lacking).await?,
+            Err(Away) => (None, unasked),
+        };
         let noted = self.keep_books(&asks, &out_of_reach)?;
         let is_there = |at: &usize| !out_of_reach.contains(at);
         let drawn = on_lease.iter().zip(drawn).filter(|(at, _)| is_there(at));
@@ -137,6 +120,36 @@ impl Shared {
             open,
             asked: at_once.iter().map(|at| (keys[*at].clone(), asks[*at].clone())).collect(),
         })
+    }
+
+    /// Asks the store for what is asked at once and what leases lack. Gives the grant, and what was out of reach.
+    async fn draw(
+        &self,
+        asks: &[Ask],
+        keys: &[String],
+        (at_once, on_lease): (&[usize], &[usize]),
+        lacking: Lacking,
+    ) -> Result<(Option<Open>, Vec<usize>), Denied> {
+        // In the order in which they are asked for.
+        let asked: Vec<usize> = at_once.iter().copied().chain(lacking.at.iter().map(|at| on_lease[*at])).collect();
+        let mut wants: Vec<Want> = at_once.iter().map(|at| self.want(&keys[*at], &asks[*at])).collect();
+        wants.extend(lacking.wants.iter().cloned());
+        let (open, reply) = self.ask(at_once.len(), &wants).await;
+        match reply {
+            Ok(Reply::Taken(got)) => {
+                wants.iter().zip(&got).for_each(|(want, got)| self.see(want, got.state));
+                lacking.fill(got[at_once.len()..].iter().map(|got| got.amount));
+                Ok((open, Vec::new()))
+            }
+            Ok(Reply::Short(at, short)) => {
+                open.into_iter().for_each(Open::forget);
+                lacking.refuse();
+                self.see(&wants[at], short.state);
+                let wait = if short.wait == Wait::ForOthers { Wait::For(FOR_OTHERS) } else { short.wait };
+                Err(Denied { ask: asked[at], short: Some(Short { wait, ..short }) })
+            }
+            Err(Away) => Ok((open, asked)),
+        }
     }
 
     /// One call for all, with a grant if something is to be settled afterwards.
@@ -164,6 +177,10 @@ impl Shared {
         let taken =
             self.books.used.take(&parts(&checked)).map_err(|denied| Denied { ask: checked[denied.ask], ..denied })?;
         Ok([taken, self.books.used.take_anyway(&parts(&noted))])
+    }
+
+    fn see(&self, want: &Want, state: State) {
+        self.seen.insert(name(&want.key, &want.ask), state);
     }
 
     fn want(&self, key: &str, ask: &Ask) -> Want {
@@ -200,7 +217,7 @@ impl Counts for Shared {
         }
         let key = self.key(ask);
         let unknown = State { limit: ask.limit, used: 0, held: 0, remaining: ask.limit, reset: Duration::ZERO };
-        let state = self.seen.get(&key).unwrap_or(unknown);
+        let state = self.seen.get(&name(&key, ask)).unwrap_or(unknown);
         let left = if lease(ask).is_some() { self.leases.left(key, ask) } else { 0 };
         let held = state.held.saturating_sub(left);
         State { held, remaining: state.remaining.saturating_add(left).min(ask.limit), ..state }

@@ -4,7 +4,7 @@
 //! broke, nobody is kept waiting: there is no store until a new connection has been answered in time.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::time::Duration;
 
 use arc_swap::ArcSwapOption;
@@ -40,7 +40,10 @@ pub struct Store {
     gateway: String,
     deadline: Duration,
     link: ArcSwapOption<Link>,
+    /// In a row.
     misses: AtomicU32,
+    /// Calls without an answer, ever.
+    lost: AtomicU64,
     broken: Notify,
     mended: Notify,
     clock: Arc<dyn Clock>,
@@ -79,6 +82,7 @@ impl Store {
             deadline: config.deadline,
             link: ArcSwapOption::empty(),
             misses: AtomicU32::new(0),
+            lost: AtomicU64::new(0),
             broken: Notify::new(),
             mended: Notify::new(),
             clock,
@@ -91,7 +95,7 @@ impl Store {
     /// # Errors
     /// `Away`.
     pub async fn reserve(&self, grant: &str, wants: &[Want]) -> Result<Reply, Away> {
-        let link = self.link.load_full().ok_or(Away)?;
+        let link = self.link()?;
         let mut command = self.command(&link, "reserve", wants.iter().map(|want| want.key.as_str()));
         command.arg(grant);
         wants.iter().for_each(|want| want.add_to(&mut command));
@@ -104,10 +108,22 @@ impl Store {
     /// # Errors
     /// `Away`; then they are to be settled again.
     pub async fn settle<'s>(&self, settled: impl Iterator<Item = &'s Settled>) -> Result<(), Away> {
-        let link = self.link.load_full().ok_or(Away)?;
+        let link = self.link()?;
         let mut command = self.command(&link, "settle", [].into_iter());
         settled.for_each(|one| one.add_to(&mut command));
         self.call(&link, &command).await.map(|_| ())
+    }
+
+    /// How many calls had no answer: who sees it rise while waiting for another's call need not wait for their own.
+    pub fn lost(&self) -> u64 {
+        self.lost.load(Ordering::Relaxed)
+    }
+
+    fn link(&self) -> Result<Arc<Link>, Away> {
+        self.link.load_full().ok_or_else(|| {
+            self.metrics.store_call("not_made");
+            Away
+        })
     }
 
     fn command<'k>(&self, link: &Link, doing: &str, keys: impl ExactSizeIterator<Item = &'k str>) -> Cmd {
@@ -123,17 +139,25 @@ impl Store {
     async fn call(&self, link: &Arc<Link>, command: &Cmd) -> Result<Vec<i64>, Away> {
         let mut connection = link.connection.clone();
         let answer = timeout(self.deadline, connection.send_packed_command(command)).await;
-        let numbers = match answer {
-            Ok(Ok(value)) => value.extract_error().map_err(|error| error.to_string()).and_then(script::numbers),
-            Ok(Err(error)) => Err(error.to_string()),
-            Err(_) if self.misses.fetch_add(1, Ordering::Relaxed) + 1 < MISSES_MAX => return Err(Away),
-            Err(_) => Err(format!("no answer in {:?}", self.deadline)),
+        let (numbers, result) = match answer {
+            Ok(Ok(value)) => {
+                let numbers = value.extract_error().map_err(|error| error.to_string()).and_then(script::numbers);
+                let result = if numbers.is_ok() { "answered" } else { "failed" };
+                (numbers, result)
+            }
+            Ok(Err(error)) => (Err(error.to_string()), "failed"),
+            Err(_) => (Err(format!("no answer in {:?}", self.deadline)), "late"),
         };
+        self.metrics.store_call(result);
+        if numbers.is_err() {
+            self.lost.fetch_add(1, Ordering::Relaxed);
+        }
         match numbers {
             Ok(numbers) => {
                 self.misses.store(0, Ordering::Relaxed);
                 Ok(numbers)
             }
+            Err(_) if result == "late" && self.misses.fetch_add(1, Ordering::Relaxed) + 1 < MISSES_MAX => Err(Away),
             Err(why) => Err(self.break_off(link, &why)),
         }
     }

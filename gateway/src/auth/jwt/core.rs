@@ -197,25 +197,27 @@ impl<'t> Token<'t> {
             let is_name = !text.is_empty() && text.len() <= most && !text.chars().any(char::is_control);
             if is_name { Ok(text.to_owned()) } else { Err(TokenFlaw::Claims) }
         };
-        // Tenants never share what is counted by key.
-        let (tenant, key_id) = match &rules.claims.tenant {
-            Tenant::Fixed(tenant) => (tenant.clone(), format!("jwt:{}", rules.name)),
-            Tenant::At(at) => {
-                let tenant = text(at, NAME_BYTES_MAX)?;
-                (tenant.clone(), format!("jwt:{}/{tenant}", rules.name))
-            }
+        let tenant = match &rules.claims.tenant {
+            Tenant::Fixed(tenant) => tenant.clone(),
+            Tenant::At(at) => text(at, NAME_BYTES_MAX)?,
         };
         let tier = rules.claims.tier.as_ref().filter(|at| self.claims.pointer(at).is_some());
         let scopes = rules.claims.scopes.as_ref().map(|at| scopes(self.claims.pointer(at)));
-        Ok(Identity {
-            tenant,
-            key_id,
-            key_name: rules.name.clone(),
-            user: Some(text(&rules.claims.user, USER_BYTES_MAX)?),
-            tier: tier.map(|at| text(at, NAME_BYTES_MAX)).transpose()?,
-            scopes: scopes.transpose()?,
-            ..Identity::default()
-        })
+        let user = text(&rules.claims.user, USER_BYTES_MAX)?;
+        let tier = tier.map(|at| text(at, NAME_BYTES_MAX)).transpose()?;
+        Ok(Identity { scopes: scopes.transpose()?, ..rules.bearer(tenant, user, tier) })
+    }
+}
+
+impl Rules {
+    /// Who has a token that says this.
+    pub fn bearer(&self, tenant: String, user: String, tier: Option<String>) -> Identity {
+        // Tenants never share what is counted by key.
+        let key_id = match &self.claims.tenant {
+            Tenant::Fixed(_) => format!("jwt:{}", self.name),
+            Tenant::At(_) => format!("jwt:{}/{tenant}", self.name),
+        };
+        Identity { tenant, key_id, key_name: self.name.clone(), user: Some(user), tier, ..Identity::default() }
     }
 }
 

@@ -289,8 +289,8 @@ impl Metrics {
             authentications: make.counters(
                 "gateway_auth_total",
                 &["method", "result"],
-                "Credentials by their form and what became of them: accepted, accepted_previous (a secret in its grace \
-                 after a rotation) or the error code",
+                "Credentials by their form (admin: the token of operators) and what became of them: accepted, \
+                 accepted_previous (a secret in its grace after a rotation) or the error code",
             )?,
             jwks_age: make.seconds(
                 "gateway_jwks_age_seconds",
@@ -306,6 +306,12 @@ impl Metrics {
             reloads: make.counters("gateway_config_reloads_total", &["result"], "Configuration reloads")?,
             config_info: make.gauges("gateway_config_info", &["hash"], "1 for the configuration that serves")?,
             store_up: make.gauges("gateway_store_up", &["store"], "1 while the store takes writes")?,
+            store_calls: make.counters(
+                "gateway_redis_calls_total",
+                &["result"],
+                "Calls to the counters that gateways share: answered, late (after storage.redis_deadline), failed, or \
+                 not_made while they are out of reach, when nobody waits",
+            )?,
             ledger_lag: make.seconds(
                 "gateway_ledger_lag_seconds",
                 &[],
@@ -452,11 +458,17 @@ impl Metrics {
             ("key", "too_many_failures"),
             ("jwt", "accepted"),
             ("none", "missing_api_key"),
+            ("admin", "accepted"),
+            ("admin", "invalid_admin_token"),
+            ("admin", "too_many_failures"),
         ] {
             self.authentications.with_label_values(&[method, result]);
         }
         self.store_up("ledger", true);
         self.store_up("keys", true);
+        for result in ["answered", "late", "failed", "not_made"] {
+            self.store_calls.with_label_values(&[result]);
+        }
         self.ledger(0, 0, Duration::ZERO);
     }
 }

@@ -18,14 +18,10 @@ use super::super::feedback::{Judgement, Verdict};
 use super::super::reprice::Booked;
 use super::super::row::{Row, Sum};
 use super::totals::Sums;
+pub use crate::database::StoreError;
 use adjust::Adjuster;
 use feedback::{Answers, Judged};
 use months::Month;
-
-/// Why a store did not do what it was asked to.
-#[derive(Debug, thiserror::Error)]
-#[error("{0}")]
-pub struct StoreError(pub String);
 
 /// What became of a row that was shipped.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -6,10 +6,10 @@ use super::super::StoreError;
 use super::super::adjust::{
     self, Adjuster, Adjustment, COLUMNS_OF_ONE, Cursor, Differences, Run, USER_AT, decide, signed,
 };
-use super::connect::{Link, STATEMENT_MAX, Session, Target};
 use super::feedback::placed;
 use super::{migrate, months, read};
 use crate::accounting::reprice::{Booked, Standing};
+use crate::database::postgres::{Link, STATEMENT_MAX, Session, Target};
 
 /// Of the lock under which a page is adjusted: "glassprc" in ASCII.
 const LOCK: i64 = 0x676c_6173_7370_7263;

@@ -8,7 +8,6 @@ use tokio_postgres::types::ToSql;
 use super::super::feedback::{self as shared, Answers, Judged};
 use super::super::hours::{self, GROUP, OF_A_ROW, SUMMED};
 use super::super::{Books, By, GroupBy, Period, Spend, StoreError, adjust, ends, sql};
-use super::connect::{Link, Session, Target};
 use super::feedback::placed;
 use super::{migrate, parts};
 use crate::accounting::core::{NanoUsd, Usage};
@@ -16,6 +15,7 @@ use crate::accounting::ledger::totals::Sums;
 use crate::accounting::ledger::wal::{Id, id};
 use crate::accounting::reprice::{Booked, Standing};
 use crate::accounting::row::{Outcome, Role, Row, Service, Sum, UsageSource};
+use crate::database::postgres::{Link, Session, Target};
 
 /// Rows that are read at a time.
 const FETCHED: usize = 1000;

@@ -19,18 +19,6 @@ use super::hours::Users;
 use super::months::Month;
 use super::{Fate, Shipped, Store, StoreError, sql};
 
-impl From<std::io::Error> for StoreError {
-    fn from(error: std::io::Error) -> StoreError {
-        StoreError(error.to_string())
-    }
-}
-
-impl From<rusqlite::Error> for StoreError {
-    fn from(error: rusqlite::Error) -> StoreError {
-        StoreError(error.to_string())
-    }
-}
-
 impl ToSql for Cell<'_> {
     fn to_sql(&self) -> rusqlite::Result<types::ToSqlOutput<'_>> {
         Ok(match self {
