@@ -220,6 +220,12 @@ fn every_mistake_is_reported_with_file_line_and_a_suggestion() {
         (
             "prices.toml",
             "input = 0.02",
+            "input = 0.02\n[models.glimmer-1.service.flexx]\ninput = 0.01",
+            &["prices.toml:6:", "`models.glimmer-1.service` has no `flexx`. Did you mean `flex`?"],
+        ),
+        (
+            "prices.toml",
+            "input = 0.02",
             "input = 0.02\n[[models.glimmer-1.tier]]\nabove = 9\n[[models.glimmer-1.tier]]\nabove = 9",
             &["prices.toml:8:", "`models.glimmer-1.tier.above` is not higher"],
         ),

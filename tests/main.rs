@@ -43,6 +43,7 @@ mod panics;
 mod postgres;
 mod prices;
 mod readme;
+mod reprice;
 mod rules;
 mod shadow;
 mod shared;

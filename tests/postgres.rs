@@ -226,11 +226,11 @@ fn commands_read_the_ledger_where_the_gateway_keeps_it() {
     }
     wait_for_rows(&postgres, 3);
     let said = gateway.cli(&["ledger", "verify"]);
-    assert_eq!(said.matches("ok   ").count(), 7, "{said}");
+    assert_eq!(said.matches("ok   ").count(), 8, "{said}");
     let spend: Value = serde_json::from_str(&gateway.cli(&["spend", "--by", "route,day", "--json"])).unwrap();
     assert_eq!((&spend[0]["route"], &spend[0]["requests"]), (&json!("assistant"), &json!(3)));
     let csv = gateway.cli(&["ledger", "export"]);
-    assert_eq!((csv.lines().count(), csv.lines().next().unwrap().split(',').count()), (4, 29));
+    assert_eq!((csv.lines().count(), csv.lines().next().unwrap().split(',').count()), (4, 34));
     let id = csv.lines().nth(1).unwrap().split(',').nth(3).unwrap().to_owned();
     let judged = json!({"response_id": id, "name": "correct", "value": true});
     let body = judged.to_string();

@@ -108,6 +108,8 @@ fn row(number: usize) -> Row {
         config_hash: "0123456789ab".into(),
         user_id: Some(format!("user-{}", number % 100)),
         unpriced: false,
+        service_tier: None,
+        images: 0,
     }
 }
 

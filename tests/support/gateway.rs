@@ -142,6 +142,11 @@ impl Setup {
     pub fn run(&self, args: &[&str]) -> Output {
         run(self.0.path(), args)
     }
+
+    /// As `run`, without waiting for its end.
+    pub fn spawn(&self, args: &[&str]) -> Child {
+        command(self.0.path(), args).stdout(Stdio::null()).spawn().expect("the binary runs")
+    }
 }
 
 pub fn append(path: &Path, more: &str) {
@@ -164,15 +169,15 @@ fn binary(folder: &Path) -> Command {
     command
 }
 
+fn command(folder: &Path, args: &[&str]) -> Command {
+    let mut command = binary(folder);
+    command.args(args).arg("--config").arg(folder.join("configs/gateway.toml"));
+    command.arg("--data-dir").arg(folder.join("data"));
+    command
+}
+
 fn run(folder: &Path, args: &[&str]) -> Output {
-    binary(folder)
-        .args(args)
-        .arg("--config")
-        .arg(folder.join("configs/gateway.toml"))
-        .arg("--data-dir")
-        .arg(folder.join("data"))
-        .output()
-        .expect("the binary runs")
+    command(folder, args).output().expect("the binary runs")
 }
 
 impl TestGateway {

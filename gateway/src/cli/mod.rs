@@ -13,6 +13,7 @@ mod limits;
 mod models;
 mod parquet;
 mod prices;
+mod reprice;
 mod routes;
 pub mod serve;
 mod spend;
@@ -158,7 +159,7 @@ enum Command {
         #[command(flatten)]
         options: spend::Options,
     },
-    /// Check the ledger, or export it
+    /// Check the ledger, export it, or price its rows again
     Ledger {
         #[command(flatten)]
         place: Place,

@@ -1,4 +1,4 @@
-//! What operators decide: every change of keys, tenants and limit rules, whoever asks for it, is a `Change` that `Control`
+//! What operators decide: every change of keys, tenants and limit rules, and of what rows of the ledger count as, whoever asks for it, is a `Change` that `Control`
 //! applies, and nothing else writes the key store.
 //!
 //! A change is checked, and then its rows and its entry in the record are written in one transaction. Gateways that serve from
@@ -65,6 +65,8 @@ pub enum Change {
     },
     /// Into an empty store.
     Import(Import),
+    /// Of the ledger, as these words say. It is written elsewhere; here it is said who has it done, before it is.
+    Reprice(Value),
 }
 
 /// A rule that the running configuration can hold to. Only `CheckedRule::new` makes one.

@@ -5,8 +5,13 @@ pub(super) use crate::database::migrate::lock;
 use crate::database::migrate::{MigrateError, Migrations};
 use crate::database::postgres::Session;
 
-const LEDGER: Migrations =
-    Migrations { table: "ledger_version", steps: &[include_str!("../../migrations/postgres/0001_ledger.sql")] };
+const LEDGER: Migrations = Migrations {
+    table: "ledger_version",
+    steps: &[
+        include_str!("../../migrations/postgres/0001_ledger.sql"),
+        include_str!("../../migrations/postgres/0002_adjustments.sql"),
+    ],
+};
 
 /// Runs what is missing, all of it or nothing.
 pub(super) async fn up(session: &mut Session) -> Result<(), StoreError> {

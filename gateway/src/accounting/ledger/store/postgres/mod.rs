@@ -1,6 +1,7 @@
 //! The ledger in a Postgres that several gateways may share. The same rows, sums and judgements as in SQLite; what each log
 //! has counted is kept apart, so that each can be held against its own.
 
+pub mod adjust;
 mod feedback;
 mod migrate;
 pub mod read;
@@ -116,7 +117,9 @@ impl Store for Postgres {
                 session.execute(&feedback::placed(sql), &[&month.first_id()]).await?;
             }
             for gone in months(session).await?.into_iter().filter(|there| *there < month) {
-                session.batch(&format!("DROP TABLE IF EXISTS ledger_{gone}, feedback_{gone}")).await?;
+                session
+                    .batch(&format!("DROP TABLE IF EXISTS ledger_{gone}, feedback_{gone}, adjustment_{gone}"))
+                    .await?;
                 context.months.remove(&gone);
             }
             session.batch("COMMIT").await?;

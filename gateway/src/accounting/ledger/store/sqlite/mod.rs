@@ -1,5 +1,6 @@
 //! The ledger in one SQLite file: idempotent inserts, and sums by the hour beside them.
 
+pub mod adjust;
 pub mod feedback;
 mod hours;
 pub mod migrate;
@@ -101,7 +102,7 @@ impl Store for Sqlite {
         }
         // Ids rise with time, so these are the first pages of the table, and new rows take them again.
         let mut gone = 0;
-        for table in ["ledger", "feedback"] {
+        for table in ["ledger", "feedback", "adjustment"] {
             let first = format!("SELECT request_id FROM {table} WHERE request_id < ?1 ORDER BY 1 LIMIT {FORGOTTEN}");
             let sql = format!("DELETE FROM {table} WHERE request_id IN ({first})");
             gone += transaction.execute(&sql, [&first_id])?;
