@@ -79,9 +79,16 @@ impl Which {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Sum {
     pub rows: u64,
-    pub before: [NanoUsd; 2],
     /// Billed, and what it cost us.
+    pub before: [NanoUsd; 2],
     pub after: [NanoUsd; 2],
+}
+
+impl Sum {
+    fn plus(&self, more: &Sum) -> Sum {
+        let add = |a: [NanoUsd; 2], b: [NanoUsd; 2]| [0, 1].map(|at| NanoUsd(a[at].0.saturating_add(b[at].0)));
+        Sum { rows: self.rows + more.rows, before: add(self.before, more.before), after: add(self.after, more.after) }
+    }
 }
 
 /// What became of all rows that were looked at.
@@ -131,10 +138,8 @@ impl Repricer<'_> {
             return None;
         }
         let sum = self.report.changed.entry((row.model.clone(), standing.price_version.clone())).or_default();
-        sum.rows += 1;
-        for (sum, of) in [(&mut sum.before, standing), (&mut sum.after, &after)] {
-            *sum = [NanoUsd(sum[0].0 + of.billed.0), NanoUsd(sum[1].0 + of.provider_cost.0)];
-        }
+        let amounts = |of: &Standing| [of.billed, of.provider_cost];
+        *sum = sum.plus(&Sum { rows: 1, before: amounts(standing), after: amounts(&after) });
         self.report.of_device += u64::from(is_ours(row) && row.usage.total() > 0);
         Some(after)
     }
@@ -142,10 +147,7 @@ impl Repricer<'_> {
 
 impl Report {
     pub fn total(&self) -> Sum {
-        self.changed.values().fold(Sum::default(), |all, sum| {
-            let add = |a: [NanoUsd; 2], b: [NanoUsd; 2]| [NanoUsd(a[0].0 + b[0].0), NanoUsd(a[1].0 + b[1].0)];
-            Sum { rows: all.rows + sum.rows, before: add(all.before, sum.before), after: add(all.after, sum.after) }
-        })
+        self.changed.values().fold(Sum::default(), |all, sum| all.plus(sum))
     }
 }
 

@@ -79,8 +79,8 @@ pub fn decide<'r>(
         let Some(after) = judge(booked) else { continue };
         let Booked { row, standing, adjustments: number } = booked;
         let [billed, cost] = differences.entry((hour(row), *log, group(row))).or_default();
-        *billed += signed(after.billed.0) - signed(standing.billed.0);
-        *cost += signed(after.provider_cost.0) - signed(standing.provider_cost.0);
+        *billed = billed.saturating_add(signed(after.billed.0) - signed(standing.billed.0));
+        *cost = cost.saturating_add(signed(after.provider_cost.0) - signed(standing.provider_cost.0));
         adjustments.push(Adjustment { id: id(row), number: *number, before: standing.clone(), after });
     }
     (adjustments, differences)
