@@ -163,7 +163,7 @@ fn bad_input_names_its_field_and_changes_nothing() {
         ("PUT", &put("usd_per_day"), r#"{"limit": 1, "of": "usd", "per": "day"}"#, 400, None, "every key"),
         ("PUT", &put("no%20spaces"), r#"{"limit": 1, "of": "usd", "per": "day"}"#, 400, None, "cannot name a rule"),
         ("DELETE", &put("r"), "", 404, None, "no rule `r`"),
-        ("GET", "/admin/limits", "", 400, Some("key"), "missing"),
+        ("GET", "/admin/limits", "", 400, Some("key"), "whose limits"),
         ("GET", "/admin/spend?by=colour", "", 400, Some("by"), "colour"),
         ("GET", "/admin/keys?limit=0", "", 400, Some("limit"), "from 1 to 1000"),
         ("PATCH", "/admin/keys", "{}", 405, None, "GET or POST"),
@@ -331,11 +331,10 @@ fn limits_are_explained_as_they_stand() {
     ]);
     gateway.cli(&["limits", "put", "others", "--limit", "1", "--of", "concurrency", "--only", "tenant=beta"]);
     is(&gateway, &key, "known");
+    let explain = || ok(gateway.admin("GET", "/admin/limits?key=alice&route=assistant"));
+    soon("the last rule", || (explain()["rules"].as_array().unwrap().len() == 6).then_some(()));
     assert_eq!(ask(&gateway, &key).status, 200);
-    let explained = soon("the last rule", || {
-        let explained = ok(gateway.admin("GET", "/admin/limits?key=alice&route=assistant"));
-        (explained["rules"].as_array().unwrap().len() == 6).then_some(explained)
-    });
+    let explained = explain();
 
     let names: Vec<&str> =
         explained["rules"].as_array().unwrap().iter().map(|rule| rule["name"].as_str().unwrap()).collect();

@@ -53,7 +53,11 @@ impl Secret {
     }
 
     fn find(&self, bytes: &[u8]) -> Option<usize> {
-        self.forms.iter().find_map(|form| bytes.windows(form.len()).position(|window| window == form))
+        self.forms.iter().find_map(|form| {
+            // Of megabytes: most are passed by at the first byte.
+            let last = bytes.len().checked_sub(form.len())?;
+            (0..=last).find(|&at| bytes[at] == form[0] && bytes[at..].starts_with(form))
+        })
     }
 }
 

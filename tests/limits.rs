@@ -256,8 +256,8 @@ fn a_keys_own_limits_beat_the_default_and_are_listed() {
     assert_eq!(own("quickstart"), [Value::Null, Value::Null, Value::Null, Value::Null]);
     assert!(gateway.cli(&["keys", "list"]).contains("2.500000000"));
     let shown = gateway.admin("GET", "/admin/config").json()["limits"].clone();
-    let default =
-        json!({"requests_per_minute": 600, "tokens_per_minute": 40, "concurrency": 3, "usd_per_day": "0.500000000"});
+    let default = json!({"requests_per_minute": 600, "tokens_per_minute": 40, "concurrency": 3,
+                         "usd_per_day": "0.500000000", "shared": null, "down": null});
     assert_eq!(shown, default);
     for (option, value) in [("--tpm", "0"), ("--concurrency", "10001"), ("--usd-per-day", "-1"), ("--usd-per-day", "x")]
     {

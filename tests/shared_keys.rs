@@ -162,7 +162,8 @@ fn the_limits_of_a_key_are_exact_over_three_gateways_that_ask_each_time_also_whe
         eventually("the others to be refused", || {
             (asks.iter().filter(|ask| ask.is_finished()).count() == 12).then_some(())
         });
-        assert_eq!(upstream.calls() - before, 6);
+        // Those that were let in may still be on their way.
+        eventually("six to run", || (upstream.calls() - before == 6).then_some(()));
         upstream.always(Script::Answer(words("Hello.")));
         upstream.release();
     });

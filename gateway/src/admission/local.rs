@@ -44,6 +44,9 @@ impl Locked for Mutex<Counter> {
     }
 }
 
+/// By what no client chooses the bytes of.
+type Quick<K, V> = HashMap<K, V, RandomState>;
+
 /// A counter and its place in the order of locks.
 struct Cell<L> {
     number: u64,
@@ -58,20 +61,20 @@ struct Family<L> {
 }
 
 struct Shard<L> {
-    cells: HashMap<Subject, Arc<Cell<L>>, RandomState>,
+    cells: Quick<Subject, Arc<Cell<L>>>,
     swept: Option<Duration>,
 }
 
 impl<L> Default for Shard<L> {
     fn default() -> Self {
-        Shard { cells: HashMap::default(), swept: None }
+        Shard { cells: Quick::default(), swept: None }
     }
 }
 
 pub struct Local<L = Mutex<Counter>> {
     /// By the rules' names. One that counts something else since an edit has a family of its own: requests that began
     /// before the edit may still ask the other.
-    families: RwLock<HashMap<String, Vec<Arc<Family<L>>>, RandomState>>,
+    families: RwLock<Quick<String, Vec<Arc<Family<L>>>>>,
     numbers: AtomicU64,
     time: Arc<Time>,
     before: RwLock<Arc<Before>>,
