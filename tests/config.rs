@@ -157,6 +157,12 @@ fn every_mistake_is_reported_with_file_line_and_a_suggestion() {
         ),
         (
             "gateway.toml",
+            "failures_per_minute = 0",
+            "pepper = \"00112233445566778899aabbccddeeff00112233445566778899aabbccddeeff\"",
+            &["`auth.pepper`", "env:GLASSGATE_PEPPER"],
+        ),
+        (
+            "gateway.toml",
             "durability = \"process\"",
             "database_ca = \"ca.pem\"",
             &["gateway.toml:12:", "`storage.database_ca`", "there is none"],
@@ -191,7 +197,7 @@ fn every_mistake_is_reported_with_file_line_and_a_suggestion() {
             "source = \"../glimmer-2\"",
             &["routes.toml:7:", "inside a model root"],
         ),
-        ("routes.toml", "first_token = \"5s\"", "first_token = 5", &["routes.toml:12:", "must be a string"]),
+        ("routes.toml", "first_token = \"60s\"", "first_token = 5", &["routes.toml:12:", "must be a string"]),
         (
             "gateway.toml",
             "[models]",
@@ -207,9 +213,15 @@ fn every_mistake_is_reported_with_file_line_and_a_suggestion() {
         ),
         (
             "routes.toml",
-            "first_token = \"5s\"",
-            "first_token = \"5s\", queue = \"5s\"",
+            "first_token = \"60s\"",
+            "first_token = \"60s\", queue = \"60s\"",
             &["routes.toml:12:", "`routes.assistant.timeouts.queue` is not shorter than"],
+        ),
+        (
+            "prices.toml",
+            "input = 0.02",
+            "input = 0.02\n[models.glimmer-1.service.flexx]\ninput = 0.01",
+            &["prices.toml:6:", "`models.glimmer-1.service` has no `flexx`. Did you mean `flex`?"],
         ),
         (
             "prices.toml",
@@ -255,7 +267,7 @@ fn every_mistake_is_reported_with_file_line_and_a_suggestion() {
 fn all_problems_of_all_files_are_reported_at_once() {
     let setup = Setup::shipped();
     setup.replace("gateway.toml", "requests_per_minute = 600", "requests_per_minute = 0");
-    setup.replace("routes.toml", "idle = \"10s\"", "idle = \"soon\"");
+    setup.replace("routes.toml", "idle = \"60s\"", "idle = \"soon\"");
     setup.replace("prices.toml", "output = 0.12", "output = \"free\"");
     let said = String::from_utf8(setup.run(&["check"]).stderr).unwrap();
     for text in ["gateway.toml:19:", "routes.toml:12:", "prices.toml:11:"] {

@@ -17,7 +17,7 @@ use crate::support::{eventually, http, root};
 const FILES: [&str; 3] = ["overview.json", "cost.json", "engine.json"];
 
 /// Families that no panel and no rule shows, and why.
-const UNSHOWN: [(&str, &str); 19] = [
+const UNSHOWN: [(&str, &str); 20] = [
     ("gateway_inter_token_latency_seconds", "every gap of every stream, for a closer look at time per output token"),
     ("gateway_rejections_total", "the refusals among gateway_requests_total by error_type"),
     (
@@ -34,6 +34,7 @@ const UNSHOWN: [(&str, &str); 19] = [
     ("gateway_budget_exceeded_total", "rules that warn or throttle are an operator's own: so are the alerts on them"),
     ("gateway_unbilled_usd_total", "zero but for servers that report more than can be true; the log names them"),
     ("gateway_redis_calls_total", "of those who share counters: the alert on gateway_store_up says when they cannot"),
+    ("gateway_unpriced_service_tiers_total", "zero but for upstreams that serve in ways nobody priced; rows name them"),
     ("gateway_cache_bytes", "the cache evicts by itself"),
     ("gateway_ledger_lag_seconds", "the queue of rows says the same in rows"),
     ("gateway_ledger_wal_bytes", "likewise in bytes"),

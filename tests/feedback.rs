@@ -284,8 +284,9 @@ fn a_ledger_from_before_there_was_feedback_can_be_judged() {
     gateway.stop();
     let path = gateway.data_dir().join("ledger.sqlite");
     let earlier =
-        "DROP TABLE feedback; DROP INDEX ledger_by_foreign_trace; DROP TABLE spend_hour; DROP TABLE ledger_count; DROP TABLE ledger_kept;
-                   ALTER TABLE ledger DROP COLUMN user_id; ALTER TABLE ledger DROP COLUMN unpriced; PRAGMA user_version = 0";
+        "DROP TABLE feedback; DROP INDEX ledger_by_foreign_trace; DROP TABLE spend_hour; DROP TABLE ledger_count; DROP TABLE ledger_kept; DROP TABLE adjustment;
+                   ALTER TABLE ledger DROP COLUMN user_id; ALTER TABLE ledger DROP COLUMN unpriced;
+                   ALTER TABLE ledger DROP COLUMN service_tier; ALTER TABLE ledger DROP COLUMN images; PRAGMA user_version = 0";
     Connection::open(&path).unwrap().execute_batch(earlier).unwrap();
     let early = gateway.run(&["feedback"]);
     assert!(

@@ -3,8 +3,10 @@
 use std::collections::BTreeSet;
 use std::fmt::Write;
 
+use glassgate::accounting::ledger::store::adjust::COLUMNS_OF_ONE;
 use glassgate::accounting::ledger::store::sqlite::feedback;
-use glassgate::accounting::row::{COLUMNS, Outcome, Role, UsageSource};
+use glassgate::accounting::reprice::STANDING_COLUMNS;
+use glassgate::accounting::row::{COLUMNS, Outcome, Role, Service, UsageSource};
 use glassgate::observe::metrics::Metrics;
 use glassgate::refusal::Refusal;
 use glassgate::routing::core::{pick, uniform};
@@ -65,6 +67,15 @@ fn golden_ledger_columns() {
     writeln!(text, "\nrole: {}", words(&Role::ALL.map(Role::as_str))).unwrap();
     writeln!(text, "outcome: {}", words(&Outcome::ALL.map(Outcome::as_str))).unwrap();
     writeln!(text, "usage_source: {}", words(&UsageSource::ALL.map(UsageSource::as_str))).unwrap();
+    writeln!(text, "service_tier: {}", words(&Service::ALL.map(Service::as_str))).unwrap();
+    text.push_str("\n# exported beside them\n");
+    for (name, kind) in STANDING_COLUMNS {
+        writeln!(text, "{name}  {kind}").unwrap();
+    }
+    text.push_str("\n# adjustment; primary key: request_id, attempt, role, number\n");
+    for name in COLUMNS_OF_ONE {
+        writeln!(text, "{name}").unwrap();
+    }
     text.push_str("\n# feedback; primary key: request_id, name, key_id\n");
     for (name, kind) in feedback::COLUMNS {
         writeln!(text, "{name}  {kind}").unwrap();

@@ -18,7 +18,7 @@ fn a_ledger_is_whole_beside_the_gateway_that_writes_it_and_after_its_end() {
         gateway.ask("What is Glassgate?");
     }
     let said = gateway.cli(&["ledger", "verify"]);
-    assert_eq!(said.matches("ok   ").count(), 7, "{said}");
+    assert_eq!(said.matches("ok   ").count(), 8, "{said}");
     assert!(said.contains("metrics: 3 requests since the gateway's start"), "{said}");
     let metrics = gateway.data_dir().join("last.prom");
     std::fs::write(&metrics, gateway.metrics()).unwrap();
@@ -48,7 +48,7 @@ fn rows_are_exported_with_their_columns_in_every_format() {
     let csv = gateway.cli(&["ledger", "export"]);
     let mut lines = csv.lines().map(|line| line.split(',').collect::<Vec<_>>());
     let head = lines.next().unwrap();
-    assert_eq!((head[0], head.len(), lines.clone().count()), ("request_id", 29, 2));
+    assert_eq!((head[0], head.len(), lines.clone().count()), ("request_id", 34, 2));
     let json = gateway.cli(&["ledger", "export", "--format", "ndjson", "--since", "1h"]);
     let rows: Vec<Value> = json.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
     assert_eq!(rows.len(), 2);

@@ -94,7 +94,7 @@ fn what_is_exported_decides_the_same_in_an_empty_folder() {
     std::fs::copy(gateway.data_dir().join("pepper"), other.0.path().join("data/pepper")).unwrap();
     let imported = import(&other);
     assert!(imported.status.success(), "{}", String::from_utf8_lossy(&imported.stderr));
-    assert!(String::from_utf8_lossy(&import(&other).stderr).contains("import into an empty one"));
+    assert!(String::from_utf8_lossy(&import(&other).stderr).contains("import into an empty folder"));
     // Nobody was made a key of their own: there are some.
     std::fs::write(other.0.path().join("data/quickstart.key"), &gateway.key).unwrap();
     let twin = other.start();

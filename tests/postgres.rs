@@ -201,10 +201,10 @@ fn what_becomes_of_a_commit_that_the_network_swallowed_is_found_out() {
     });
 }
 
-/// The shipped configuration with its ledger in a database.
-fn on(postgres: &Postgres) -> Setup {
+/// The shipped configuration with its ledger, and its keys, in the database of this address.
+pub fn on(url: &str) -> Setup {
     let setup = Setup::shipped();
-    setup.env("DATABASE_URL", &postgres.url());
+    setup.env("DATABASE_URL", url);
     setup.replace(
         "gateway.toml",
         "durability = \"process\"",
@@ -220,17 +220,17 @@ fn wait_for_rows(postgres: &Postgres, count: usize) {
 #[test]
 fn commands_read_the_ledger_where_the_gateway_keeps_it() {
     let postgres = Postgres::start();
-    let mut gateway = on(&postgres).start();
+    let mut gateway = on(&postgres.url()).start();
     for _ in 0..3 {
         gateway.ask("What is Glassgate?");
     }
     wait_for_rows(&postgres, 3);
     let said = gateway.cli(&["ledger", "verify"]);
-    assert_eq!(said.matches("ok   ").count(), 7, "{said}");
+    assert_eq!(said.matches("ok   ").count(), 8, "{said}");
     let spend: Value = serde_json::from_str(&gateway.cli(&["spend", "--by", "route,day", "--json"])).unwrap();
     assert_eq!((&spend[0]["route"], &spend[0]["requests"]), (&json!("assistant"), &json!(3)));
     let csv = gateway.cli(&["ledger", "export"]);
-    assert_eq!((csv.lines().count(), csv.lines().next().unwrap().split(',').count()), (4, 29));
+    assert_eq!((csv.lines().count(), csv.lines().next().unwrap().split(',').count()), (4, 34));
     let id = csv.lines().nth(1).unwrap().split(',').nth(3).unwrap().to_owned();
     let judged = json!({"response_id": id, "name": "correct", "value": true});
     let body = judged.to_string();
@@ -254,7 +254,7 @@ fn commands_read_the_ledger_where_the_gateway_keeps_it() {
 #[test]
 fn a_gateway_starts_without_its_database_and_tells_it_everything_when_it_is_there() {
     let mut postgres = Postgres::start();
-    let setup = on(&postgres);
+    let setup = on(&postgres.url());
     let rule = "\n[[limits.rules]]\nname = \"few\"\nby = [\"key\"]\nof = \"requests\"\nper = \"day\"\nlimit = 4\n";
     crate::support::gateway::append(&setup.path("gateway.toml"), rule);
     let mut gateway = setup.start();
@@ -285,7 +285,7 @@ fn fills_up(
     fail: impl FnOnce(&mut Postgres),
     mend: impl FnOnce(&mut Postgres),
 ) -> (TestGateway, usize) {
-    let setup = on(postgres);
+    let setup = on(&postgres.url());
     setup.replace("gateway.toml", "durability = \"process\"", "durability = \"process\"\nwal_max = \"32KiB\"");
     let gateway = setup.start();
     assert_eq!(ask_little(&gateway).status, 200);

@@ -14,7 +14,8 @@ use glassgate::accounting::ledger::totals::Sums;
 use glassgate::accounting::ledger::verify::verify;
 use glassgate::accounting::ledger::wal;
 use glassgate::accounting::ledger::{Ledger, Settings};
-use glassgate::accounting::row::{Outcome, Role, Row, Sum, UsageSource};
+use glassgate::accounting::reprice::Booked;
+use glassgate::accounting::row::{Outcome, Role, Row, Service, Sum, UsageSource};
 use glassgate::accounting::settlement::{Durability, Journal as _};
 use glassgate::observe::metrics::Metrics;
 use glassgate::ports::{Clock as _, SystemClock};
@@ -22,11 +23,11 @@ use glassgate::ports::{Clock as _, SystemClock};
 use crate::support::eventually;
 use crate::support::postgres::Postgres;
 
-const HOUR: i64 = hours::HOUR_NS;
+pub const HOUR: i64 = hours::HOUR_NS;
 const ALL: [i64; 2] = [i64::MIN, i64::MAX];
 
 /// Plays a test on an empty store of each kind.
-fn each(test: impl Fn(&Database)) {
+pub fn each(test: impl Fn(&Database)) {
     let folder = tempfile::tempdir().unwrap();
     test(&Database::of(folder.path()));
     let postgres = Postgres::start();
@@ -37,7 +38,7 @@ pub fn database(postgres: &Postgres) -> Database {
     Database::Postgres(Arc::new(Target::parse(&postgres.url(), None).unwrap()))
 }
 
-fn open(database: &Database, log: i64) -> Box<dyn Store> {
+pub fn open(database: &Database, log: i64) -> Box<dyn Store> {
     database.opener(log)().unwrap()
 }
 
@@ -68,15 +69,17 @@ pub fn row(id: &str) -> Row {
         config_hash: "h".into(),
         user_id: None,
         unpriced: true,
+        service_tier: None,
+        images: 0,
     }
 }
 
 /// The id of a request that began then.
-fn id_at(ns: i64, number: usize) -> String {
+pub fn id_at(ns: i64, number: usize) -> String {
     format!("{:012x}7abc8def{number:012x}", ns / 1_000_000)
 }
 
-fn ship(store: &mut dyn Store, rows: &[Row]) -> Vec<Fate> {
+pub fn ship(store: &mut dyn Store, rows: &[Row]) -> Vec<Fate> {
     store.ship(&rows.iter().collect::<Vec<_>>(), &[]).unwrap().fates
 }
 
@@ -84,10 +87,14 @@ fn ship(store: &mut dyn Store, rows: &[Row]) -> Vec<Fate> {
 fn a_row_comes_back_as_it_went_in_and_stays_as_it_is() {
     each(|database| {
         let mut store = open(database, 1);
-        let odd =
-            Row {
-                user_id: Some("naïve 'quoted' \"名前\"\n\\".into()), stream: false, unpriced: false, ..row("odd")
-            };
+        let odd = Row {
+            user_id: Some("naïve 'quoted' \"名前\"\n\\".into()),
+            stream: false,
+            unpriced: false,
+            service_tier: Some(Service::Flex),
+            images: 3,
+            ..row("odd")
+        };
         let retry = Row { attempt: 1, role: Role::Retry, billed: NanoUsd(u64::MAX >> 2), ..row("odd") };
         let dated = row(&id_at(1_790_000_000_000_000_000, 1));
         let other = Row { billed: NanoUsd(10), ..row("odd") };
@@ -106,7 +113,7 @@ fn a_row_comes_back_as_it_went_in_and_stays_as_it_is() {
 }
 
 /// Rows at odd times of some days, of some keys and users, of all kinds.
-fn many() -> Vec<Row> {
+pub fn many() -> Vec<Row> {
     let row = |i: i64| Row {
         started_ns: i * 1_234_567_890_123 + 17,
         attempt: (i % 9 == 8).into(),
@@ -219,8 +226,8 @@ fn rows_are_told_by_when_they_began_until_nobody_wants_more() {
         let books = database.books().unwrap();
         let read = |[first, past]: [i64; 2], most: usize| {
             let mut told = Vec::new();
-            let mut each = |row: Row| {
-                told.push(row);
+            let mut each = |booked: Booked| {
+                told.push(booked.row);
                 told.len() < most
             };
             books.rows(first, past, &mut each).unwrap();
@@ -364,8 +371,8 @@ fn months_that_need_not_be_kept_go_and_their_sums_stay() {
         assert!(steps <= 2, "{steps}");
         let books = database.books().unwrap();
         let mut left = Vec::new();
-        let mut each = |row: Row| {
-            left.push(row.request_id);
+        let mut each = |booked: Booked| {
+            left.push(booked.row.request_id);
             true
         };
         books.rows(i64::MIN, i64::MAX, &mut each).unwrap();

@@ -18,7 +18,7 @@ use crate::support::http::{Response, read_head};
 const WAITS: &str = "{% set last = messages[-1].content %}\
     {% set s = namespace(x='xxxxxxxx') %}\
     {% if 'allot' in last %}{% for i in range(100) %}{% set s.x = s.x ~ s.x %}{% endfor %}{% endif %}\
-    {% if 'dwell' in last %}{% for i in range(23) %}{% set s.x = s.x ~ s.x %}{% endfor %}\
+    {% if 'dwell' in last %}{% for i in range(20) %}{% set s.x = s.x ~ s.x %}{% endfor %}\
         {% for i in range(99999) %}{% if s.x ~ 'a' == s.x %}a{% endif %}{% endfor %}{% endif %}\
     {% if 'prattle' in last %}{% for i in range(20) %}{% set s.x = s.x ~ s.x %}{% endfor %}{{ s.x }}{% endif %}\
     {% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}<|im_start|>assistant\n";

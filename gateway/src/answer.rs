@@ -9,7 +9,7 @@ use serde::Serialize;
 use serde_json::value::RawValue;
 
 use crate::accounting::core::Usage;
-use crate::accounting::row::UsageSource;
+use crate::accounting::row::{Service, UsageSource};
 use crate::accounting::settlement::Running;
 use crate::refusal::Refusal;
 
@@ -73,6 +73,8 @@ pub struct End {
     pub how: Ended,
     pub usage: Usage,
     pub source: UsageSource,
+    /// How an upstream says that it served it, if what was asked for allows that.
+    pub service: Option<Service>,
     /// Where the time went, if the engine is ours.
     pub engine: Option<EngineTimes>,
 }

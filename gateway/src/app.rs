@@ -118,6 +118,7 @@ impl App {
                     || config.gateway.threads != current.config.gateway.threads
                     || config.gateway.listen != current.config.gateway.listen,
             ),
+            ("auth.pepper", config.gateway.auth.pepper != current.config.gateway.auth.pepper),
             (
                 "storage",
                 config.gateway.store() != current.config.gateway.store()
@@ -182,6 +183,8 @@ impl App {
     pub fn unready(&self) -> Option<&'static str> {
         if self.phase() > Phase::Serving {
             Some("shutting down")
+        } else if !self.auth.directory().is_known() {
+            Some("the key store has not been read yet")
         } else if !self.ledger.is_healthy() {
             Some("the ledger cannot be written")
         } else if self.snapshot.load().backends.0.is_empty() {

@@ -65,6 +65,10 @@ impl DataDir {
     pub fn keys(&self) -> PathBuf {
         self.0.join("keys.sqlite")
     }
+    /// What was last known of a key store that is elsewhere.
+    pub fn keys_copy(&self) -> PathBuf {
+        self.0.join("keys-copy.sqlite")
+    }
     pub fn ledger(&self) -> PathBuf {
         self.0.join("ledger.sqlite")
     }

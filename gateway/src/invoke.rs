@@ -176,7 +176,7 @@ pub async fn settle(
         // A cache hit was settled before it was told.
         return exchange.receipt().get().copied().ok_or(Refusal::Internal);
     };
-    let spent = Spent { usage, source: end.source, compute };
+    let spent = Spent { usage, source: end.source, service: end.service, compute };
     let settled = running.end(outcome, spent, delivered).durable().await.map_err(|_| Refusal::LedgerFull);
     exchange.mark(|record, now| record.marks.settled = Some(now));
     settled
@@ -230,6 +230,8 @@ fn terms(exchange: &Exchange, caller: &Caller, route: &Route, plan: &Plan) -> Te
         config_hash: of(|record| record.config_hash.clone()),
         user_id: caller.user().map(str::to_owned),
         unpriced: false,
+        service_tier: plan.first.measure.extras.service,
+        images: plan.first.measure.extras.images,
     };
     Terms {
         row,

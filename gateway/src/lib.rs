@@ -8,6 +8,7 @@
 //! - stages, in the order of the path: `auth`, `admission`, `routing`, `dispatch`; below them `accounting` and `models`
 //! - `observe`: a closed record → metrics, log line, spans
 //! - `feedback`: what clients say of answers
+//! - `database`: how a Postgres is reached, for whoever keeps things there
 //! - `config`: three files → what they mean; `app`: the stages built from it
 //! - `control`: every change that operators make, and the record of them
 //! - `admin`, `cli`: for the people who run it; `when`: the spans of time that they ask for
@@ -26,6 +27,7 @@ pub mod cli;
 pub mod config;
 pub mod control;
 pub mod data_dir;
+pub mod database;
 pub mod dispatch;
 pub mod exchange;
 pub mod feedback;

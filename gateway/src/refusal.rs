@@ -101,6 +101,8 @@ pub enum Refusal {
     BadToken(TokenFlaw),
     /// Its issuer's keys are out of reach.
     TokenKeysUnavailable,
+    /// The key store that gateways share has been out of reach since the start, and there is no copy of it.
+    KeysUnavailable,
     ExpiredKey,
     DisabledKey,
     DisabledTenant,
@@ -256,6 +258,7 @@ impl Refusal {
             Refusal::AmbiguousCredentials    => (400, "invalid_request_error", "ambiguous_credentials", Some(false)),
             Refusal::BadToken(flaw)          => (401, "authentication_error",  flaw.describe().0, Some(false)),
             Refusal::TokenKeysUnavailable    => (503, "server_error",          "jwt_keys_unavailable", Some(true)),
+            Refusal::KeysUnavailable         => (503, "server_error",          "keys_unavailable", Some(true)),
             Refusal::ExpiredKey              => (401, "authentication_error",  "expired_api_key", None),
             Refusal::DisabledKey             => (401, "authentication_error",  "disabled_api_key", None),
             Refusal::DisabledTenant          => (403, "permission_error",      "disabled_tenant", Some(false)),

@@ -9,7 +9,7 @@ use pingora_http::ResponseHeader;
 use pingora_proxy::Session;
 
 use crate::accounting::core::NanoUsd;
-use crate::accounting::row::Outcome;
+use crate::accounting::row::{Outcome, Service};
 use crate::accounting::settlement::{Receipt, Running, Spent};
 use crate::admission::Door;
 use crate::answer::{Answer, Chunk, Chunks, End, Ended, Part, Prompts, next, next_ready};
@@ -128,7 +128,8 @@ async fn wind_down(
         // A backend that does not even stop is settled by the count we have.
         Err(_) => {
             let spent = running.as_ref().map_or(Spent::NOTHING, Running::spent_so_far);
-            let end = End { how: Ended::Cancelled, usage: spent.usage, source: spent.source, engine: None };
+            let Spent { usage, source, service, .. } = spent;
+            let end = End { how: Ended::Cancelled, usage, source, service, engine: None };
             let _ = invoke::settle(exchange, running, &end, Some(outcome), delivered).await;
         }
     }
@@ -176,7 +177,9 @@ async fn whole(app: &App, session: &mut Session, exchange: &mut Exchange, reply:
     let Some(record) = exchange.record() else { return Err(Stop::Refused(Refusal::Internal)) };
     let parts = gather.finish(finishes.len());
     let glassgate = Glassgate::new(record, &receipt);
-    let body = wire::whole(&head(record, &request), &prompts, &parts, &finishes, &receipt.usage, glassgate);
+    let service_tier = told(end.service);
+    let head = Head { service_tier, ..head(record, &request) };
+    let body = wire::whole(&head, &prompts, &parts, &finishes, &receipt.usage, glassgate);
     let mut response = ResponseHeader::build_no_case(200, Some(20))?;
     response.insert_header("content-type", "application/json")?;
     response.insert_header("content-length", body.len())?;
@@ -334,7 +337,7 @@ fn finish_stream(
     out: &mut Vec<u8>,
 ) {
     let (Some(record), Ended::Finished(finishes)) = (exchange.record(), &end.how) else { return };
-    let head = head(record, request);
+    let head = Head { service_tier: told(end.service), ..head(record, request) };
     let glassgate = || Glassgate::new(record, receipt);
     for (index, finish) in finishes.iter().enumerate() {
         let is_last = index + 1 == finishes.len();
@@ -427,7 +430,13 @@ fn head<'a>(record: &'a Record, request: &'a Request) -> Head<'a> {
         response_id: record.response_id.as_deref().unwrap_or_default(),
         created: record.started_ns / 1_000_000_000,
         model: &request.model,
+        service_tier: None,
     }
+}
+
+/// What clients are told of how it was served, where that is a word of theirs.
+fn told(service: Option<Service>) -> Option<&'static str> {
+    service.filter(|service| *service != Service::Other).map(Service::as_str)
 }
 
 /// What every answer says of itself, streamed or not.

@@ -8,7 +8,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use glassgate::auth::api_key::{ApiKey, Pepper, generate};
-use glassgate::auth::store::{KeyRow, KeyStore};
+use glassgate::auth::store::{KeyRow, KeyStore, Location};
 use glassgate::auth::{Auth, Identity};
 use glassgate::config::AuthConfig;
 use glassgate::observe::metrics::Metrics;
@@ -27,7 +27,7 @@ pub fn run() {
 }
 
 fn make(folder: &Path, pepper: &Pepper, count: usize) {
-    let store = KeyStore::open(&folder.join("keys.sqlite")).unwrap();
+    let store = KeyStore::open(&Location::File(folder.join("keys.sqlite"))).unwrap();
     // At once, and without what a change says of itself: nobody looks for that here.
     let writing = store.write().unwrap();
     for number in 0..count {
@@ -58,7 +58,8 @@ fn make(folder: &Path, pepper: &Pepper, count: usize) {
 fn ask(folder: &Path, pepper: Pepper, count: usize) {
     let token = std::fs::read_to_string(folder.join("token")).unwrap();
     let metrics = Arc::new(Metrics::new());
-    let auth = Auth::open(&folder.join("keys.sqlite"), pepper, Arc::new(SystemClock), metrics).unwrap();
+    let (keys, copy) = (Location::File(folder.join("keys.sqlite")), folder.join("keys-copy.sqlite"));
+    let auth = Auth::open(&keys, &copy, pepper, Arc::new(SystemClock), metrics).unwrap();
     let mut headers = http::HeaderMap::new();
     headers.insert(http::header::AUTHORIZATION, format!("Bearer {token}").parse().unwrap());
     let (config, ip) = (AuthConfig::default(), IpAddr::from([127, 0, 0, 1]));

@@ -17,7 +17,7 @@ use super::report::{Rounds, publish};
 const ROUNDS: usize = 7;
 const ROWS: usize = 20_480;
 /// As the shipper's.
-const BATCH_ROWS: usize = 256;
+const BATCH_ROWS: usize = 1024;
 const HOUR_NS: i64 = 3_600_000_000_000;
 /// 2026-01-01, in hours.
 const FIRST_HOUR: i64 = 490_896;
@@ -108,6 +108,8 @@ fn row(number: usize) -> Row {
         config_hash: "0123456789ab".into(),
         user_id: Some(format!("user-{}", number % 100)),
         unpriced: false,
+        service_tier: None,
+        images: 0,
     }
 }
 

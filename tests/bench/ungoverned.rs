@@ -82,7 +82,7 @@ pub fn serve() {
     let config = Config::load(&args.config, &overrides).unwrap_or_else(|problems| panic!("{problems}"));
     let data_dir = DataDir::open(&config.gateway.data_dir).unwrap();
     let (data, admin) = (server::bind(args.listen).unwrap(), server::bind(args.admin).unwrap());
-    cli::serve::quickstart(&data_dir).unwrap();
+    cli::serve::quickstart(&cli::serve::control(&config.gateway, &data_dir)).unwrap();
     let clock = Arc::new(SystemClock);
     let mut app = cli::serve::build(config, overrides, &args.config, &data_dir, clock.clone()).unwrap();
     let inner = Arc::get_mut(&mut app).expect("nobody else has it yet");

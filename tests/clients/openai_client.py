@@ -54,6 +54,10 @@ check("an answer keeps to its schema", json.loads(formed.choices[0].message.cont
 
 forced = client.chat.completions.create(model="assistant", messages=question, temperature=0, max_tokens=3, logit_bias={"300": 100}, logprobs=True)
 check("a bias forces a token", len({place.token for place in forced.choices[0].logprobs.content}) == 1)
+flexible = client.chat.completions.create(model="remote", messages=question, service_tier="flex")
+check("an answer tells how it was served", flexible.service_tier == "flex")
+chunks = list(client.chat.completions.create(model="remote", messages=question, service_tier="priority", stream=True))
+check("a stream tells it at its end", chunks[-1].service_tier == "priority")
 # The client asks for base64 and makes numbers of it, unless it is told otherwise.
 vectors = client.embeddings.create(model="tiny", input=["hello world", "the quick brown fox"])
 numbers = client.embeddings.create(model="tiny", input="hello world", encoding_format="float")

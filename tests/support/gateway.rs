@@ -52,6 +52,8 @@ impl Setup {
         setup.replace("gateway.toml", "../models", models.to_str().unwrap());
         // Nobody balances load over a test. (In an empty line, so that the others keep their numbers.)
         setup.replace("gateway.toml", "\n\n[storage]", "\npre_drain = \"0s\"\n[storage]");
+        // A machine that has other things to do is no reason to refuse.
+        setup.replace("routes.toml", "first_token = \"5s\", idle = \"10s\"", "first_token = \"60s\", idle = \"60s\"");
         // And tests guess more often than anybody may.
         append(&setup.path("gateway.toml"), "\n[auth]\nfailures_per_minute = 0\n");
         setup.limited(1_000_000_000, 10_000, "1_000_000")
@@ -111,7 +113,16 @@ impl Setup {
     }
 
     pub fn start(self) -> TestGateway {
-        TestGateway::serve(self.0)
+        let mut gateway = TestGateway::serve(self.0);
+        gateway.wait_ready();
+        gateway
+    }
+
+    /// As `start`, of one that has nothing to serve yet.
+    pub fn start_unready(self) -> TestGateway {
+        let mut gateway = TestGateway::serve(self.0);
+        gateway.wait_up();
+        gateway
     }
 
     /// As `start`, by another program that is given the command, and becomes it.
@@ -130,6 +141,11 @@ impl Setup {
     /// Runs another command on this configuration.
     pub fn run(&self, args: &[&str]) -> Output {
         run(self.0.path(), args)
+    }
+
+    /// As `run`, without waiting for its end.
+    pub fn spawn(&self, args: &[&str]) -> Child {
+        command(self.0.path(), args).stdout(Stdio::null()).spawn().expect("the binary runs")
     }
 }
 
@@ -153,15 +169,15 @@ fn binary(folder: &Path) -> Command {
     command
 }
 
+fn command(folder: &Path, args: &[&str]) -> Command {
+    let mut command = binary(folder);
+    command.args(args).arg("--config").arg(folder.join("configs/gateway.toml"));
+    command.arg("--data-dir").arg(folder.join("data"));
+    command
+}
+
 fn run(folder: &Path, args: &[&str]) -> Output {
-    binary(folder)
-        .args(args)
-        .arg("--config")
-        .arg(folder.join("configs/gateway.toml"))
-        .arg("--data-dir")
-        .arg(folder.join("data"))
-        .output()
-        .expect("the binary runs")
+    command(folder, args).output().expect("the binary runs")
 }
 
 impl TestGateway {
@@ -173,12 +189,18 @@ impl TestGateway {
     fn serve(folder: TempDir) -> TestGateway {
         let nowhere = SocketAddr::from(([127, 0, 0, 1], 0));
         let child = spawn(folder.path(), 0);
-        let mut gateway = TestGateway { folder, child, data: nowhere, admin: nowhere, key: String::new(), life: 0 };
-        gateway.wait_ready();
-        gateway
+        TestGateway { folder, child, data: nowhere, admin: nowhere, key: String::new(), life: 0 }
     }
 
-    fn wait_ready(&mut self) {
+    pub fn wait_ready(&mut self) {
+        self.wait_up();
+        eventually("the gateway to be ready", || (self.admin_get("/readyz").status == 200).then_some(()));
+        // Of those that share a directory the first has made one.
+        self.key = std::fs::read_to_string(self.data_dir().join("quickstart.key")).unwrap_or_default();
+    }
+
+    /// Until it can be asked.
+    fn wait_up(&mut self) {
         let pid = self.child.id();
         let run = eventually("the gateway to write run.json", || {
             if let Some(status) = self.child.try_wait().unwrap() {
@@ -189,8 +211,6 @@ impl TestGateway {
         });
         self.data = run["data"].as_str().unwrap().parse().unwrap();
         self.admin = run["admin"].as_str().unwrap().parse().unwrap();
-        eventually("the gateway to be ready", || (self.admin_get("/readyz").status == 200).then_some(()));
-        self.key = std::fs::read_to_string(self.data_dir().join("quickstart.key")).unwrap();
     }
 
     /// `kill -9`, and a new life on the same data.

@@ -281,6 +281,12 @@ fn answer(out: &mut impl Write, asked: &Asked, pieces: &[String]) -> std::io::Re
     let n = asked.body["n"].as_u64().unwrap_or(1);
     let is_chat = asked.path.ends_with("/chat/completions");
     let tokens = pieces.len() * n as usize;
+    // As OpenAI does: who leaves it open is told what it came to be.
+    let service = asked.body["service_tier"].as_str().map(|asked| if asked == "auto" { "default" } else { asked });
+    let serviced = |mut value: Value| {
+        service.into_iter().for_each(|service| value["service_tier"] = service.into());
+        value
+    };
     if asked.body["stream"] == true {
         out.write_all(&stream_head(true))?;
         let mut chunk = |value: String| -> std::io::Result<()> {
@@ -301,9 +307,9 @@ fn answer(out: &mut impl Write, asked: &Asked, pieces: &[String]) -> std::io::Re
         }
         for index in 0..n {
             for piece in pieces {
-                chunk(say(index, Some(piece), None).to_string())?;
+                chunk(serviced(say(index, Some(piece), None)).to_string())?;
             }
-            chunk(say(index, None, Some("stop")).to_string())?;
+            chunk(serviced(say(index, None, Some("stop"))).to_string())?;
         }
         if asked.body["stream_options"]["include_usage"] == true {
             let mut last = say(0, None, None);
@@ -322,5 +328,5 @@ fn answer(out: &mut impl Write, asked: &Asked, pieces: &[String]) -> std::io::Re
         .collect();
     let body = json!({"id": "chatcmpl-theirs", "object": "chat.completion", "created": 1, "model": "their-model",
                       "choices": choices, "usage": usage(tokens)});
-    out.write_all(&response("200 OK", &[], &body.to_string()))
+    out.write_all(&response("200 OK", &[], &serviced(body).to_string()))
 }

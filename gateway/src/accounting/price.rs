@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::core::{NanoUsd, PicoPerToken, Usage, divide_half_even};
+use super::row::Service;
 
 /// What a token of each bucket costs.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -42,14 +43,57 @@ pub struct Tier {
     pub rates: Rates,
 }
 
-/// What one model costs.
+/// What a request costs that is served in one way.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Price {
+pub struct Tariff {
     pub rates: Rates,
     /// By rising `above`.
     pub tiers: Arc<[Tier]>,
+    /// For each image of a request that used anything.
+    pub image: NanoUsd,
     /// For each request that used anything.
     pub request: NanoUsd,
+}
+
+/// What a price depends on beside tokens.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Extras {
+    /// Images that the request brings.
+    pub images: u64,
+    /// How it was served; before that is known, what was asked for.
+    pub service: Option<Service>,
+}
+
+impl Tariff {
+    fn rates_of(&self, prompt: u64) -> &Rates {
+        self.tiers.iter().rev().find(|tier| prompt > tier.above).map_or(&self.rates, |tier| &tier.rates)
+    }
+
+    fn cost(&self, usage: &Usage, images: u64) -> NanoUsd {
+        self.rounded(self.rates_of(usage.prompt()).cost(usage), usage, images)
+    }
+
+    fn most(&self, reservation: &Usage, images: u64) -> NanoUsd {
+        let reached = self.tiers.iter().filter(|tier| reservation.prompt() > tier.above).map(|tier| &tier.rates);
+        let pico = std::iter::once(&self.rates).chain(reached).map(|rates| rates.most(reservation)).max();
+        self.rounded(pico.unwrap_or_default(), reservation, images)
+    }
+
+    fn rounded(&self, pico: u128, usage: &Usage, images: u64) -> NanoUsd {
+        let fees = match usage.total() {
+            0 => 0,
+            _ => (u128::from(self.request.0) + u128::from(self.image.0) * u128::from(images)).saturating_mul(1_000),
+        };
+        NanoUsd(divide_half_even(pico.saturating_add(fees), 1_000))
+    }
+}
+
+/// What one model costs.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Price {
+    pub standard: Tariff,
+    /// Ways to be served that cost something else.
+    pub services: Arc<[(Service, Tariff)]>,
     /// What an hour of the device costs *us*; gives the provider cost of an embedded model.
     pub device_hour: NanoUsd,
     /// Nobody said what it costs: it is free, and counted as such.
@@ -62,25 +106,23 @@ impl Price {
         Price { is_missing: true, ..Price::default() }
     }
 
-    fn rates_of(&self, prompt: u64) -> &Rates {
-        self.tiers.iter().rev().find(|tier| prompt > tier.above).map_or(&self.rates, |tier| &tier.rates)
+    /// What the caller pays for `usage`. What was served in a way that has no price of its own costs what others do.
+    pub fn cost(&self, usage: &Usage, extras: Extras) -> NanoUsd {
+        let own = self.services.iter().find(|(service, _)| Some(*service) == extras.service);
+        own.map_or(&self.standard, |(_, tariff)| tariff).cost(usage, extras.images)
     }
 
-    /// What the caller pays for `usage`.
-    pub fn cost(&self, usage: &Usage) -> NanoUsd {
-        self.rounded(self.rates_of(usage.prompt()).cost(usage), usage)
+    /// The most that a request can cost which uses at most `reservation`, in whichever way it may come to be served.
+    pub fn most(&self, reservation: &Usage, asked: Extras) -> NanoUsd {
+        let others = self.services.iter().filter(|(service, _)| service.is_within(asked.service));
+        let tariffs = std::iter::once(&self.standard).chain(others.map(|(_, tariff)| tariff));
+        tariffs.map(|tariff| tariff.most(reservation, asked.images)).max().unwrap_or_default()
     }
 
-    /// The most that a request can cost which uses at most `reservation`.
-    pub fn most(&self, reservation: &Usage) -> NanoUsd {
-        let reached = self.tiers.iter().filter(|tier| reservation.prompt() > tier.above).map(|tier| &tier.rates);
-        let pico = std::iter::once(&self.rates).chain(reached).map(|rates| rates.most(reservation)).max();
-        self.rounded(pico.unwrap_or_default(), reservation)
-    }
-
-    fn rounded(&self, pico: u128, usage: &Usage) -> NanoUsd {
-        let request = if usage.total() == 0 { 0 } else { u128::from(self.request.0) * 1_000 };
-        NanoUsd(divide_half_even(pico.saturating_add(request), 1_000))
+    /// Whether what was served so costs the same as others only because nobody gave it a price.
+    pub fn lacks(&self, service: Option<Service>) -> bool {
+        let has = |wanted: Service| self.services.iter().any(|(service, _)| *service == wanted);
+        service.is_some_and(|service| service != Service::Default && !has(service))
     }
 
     /// What `compute` on our own device cost us.
@@ -128,15 +170,21 @@ mod tests {
     fn price(input: f64, output: f64) -> Price {
         let [input, output] = [input, output].map(usd);
         let rates = Rates { input, cache_read: input, cache_write: input, output, reasoning: output };
-        Price { rates, ..Price::default() }
+        of(Tariff { rates, ..Tariff::default() })
     }
+
+    fn of(standard: Tariff) -> Price {
+        Price { standard, ..Price::default() }
+    }
+
+    const PLAIN: Extras = Extras { images: 0, service: None };
 
     #[test]
     fn a_cost_is_exact_to_the_nano_dollar_and_rounds_half_to_even() {
         // 0.0375 USD per million = 37,500 pico a token.
-        assert_eq!(price(0.0375, 0.0).cost(&Usage::tokens(1, 0)), NanoUsd(38)); // 37.5 → 38 (even)
-        assert_eq!(price(0.0365, 0.0).cost(&Usage::tokens(1, 0)), NanoUsd(36)); // 36.5 → 36 (even)
-        assert_eq!(price(0.15, 0.6).cost(&Usage::tokens(40, 40)), NanoUsd(30_000));
+        assert_eq!(price(0.0375, 0.0).cost(&Usage::tokens(1, 0), PLAIN), NanoUsd(38)); // 37.5 → 38 (even)
+        assert_eq!(price(0.0365, 0.0).cost(&Usage::tokens(1, 0), PLAIN), NanoUsd(36)); // 36.5 → 36 (even)
+        assert_eq!(price(0.15, 0.6).cost(&Usage::tokens(40, 40), PLAIN), NanoUsd(30_000));
     }
 
     #[test]
@@ -148,25 +196,49 @@ mod tests {
     /// The list prices of a provider that doubles them above 200,000 tokens of prompt.
     #[test]
     fn a_long_prompt_costs_its_tier_for_every_token() {
-        let tier = Tier { above: 200_000, rates: price(2.5, 15.0).rates };
-        let price = Price { tiers: [tier].into(), ..price(1.25, 10.0) };
-        assert_eq!(price.cost(&Usage::tokens(200_000, 10)), NanoUsd(250_100_000));
-        assert_eq!(price.cost(&Usage::tokens(200_001, 10)), NanoUsd(500_152_500));
+        let tier = Tier { above: 200_000, rates: price(2.5, 15.0).standard.rates };
+        let price = of(Tariff { tiers: [tier].into(), ..price(1.25, 10.0).standard });
+        assert_eq!(price.cost(&Usage::tokens(200_000, 10), PLAIN), NanoUsd(250_100_000));
+        assert_eq!(price.cost(&Usage::tokens(200_001, 10), PLAIN), NanoUsd(500_152_500));
         let cached = Usage { input: 1, cache_read: 200_000, output: 10, ..Usage::default() };
-        assert_eq!(price.cost(&cached), NanoUsd(500_152_500), "cached tokens make a prompt as long as others");
+        assert_eq!(price.cost(&cached, PLAIN), NanoUsd(500_152_500), "cached tokens make a prompt as long as others");
     }
 
     #[test]
-    fn a_request_costs_its_fee_once_and_only_if_it_used_anything() {
-        let price = Price { request: NanoUsd(7), ..price(1.0, 1.0) };
-        assert_eq!(price.cost(&Usage::tokens(1, 0)), NanoUsd(1_007));
-        assert_eq!(price.cost(&Usage::default()), NanoUsd(0));
+    fn a_request_costs_its_fee_once_and_each_image_only_if_it_used_anything() {
+        let price = of(Tariff { request: NanoUsd(7), image: NanoUsd(20), ..price(1.0, 1.0).standard });
+        assert_eq!(price.cost(&Usage::tokens(1, 0), PLAIN), NanoUsd(1_007));
+        let two = Extras { images: 2, ..PLAIN };
+        assert_eq!(price.cost(&Usage::tokens(1, 0), two), NanoUsd(1_047));
+        assert_eq!(price.cost(&Usage::default(), two), NanoUsd(0));
+    }
+
+    #[test]
+    fn a_service_costs_its_own_price_and_one_without_costs_what_others_do() {
+        let services = [(Service::Flex, price(0.5, 1.0).standard), (Service::Priority, price(2.0, 4.0).standard)];
+        let price = Price { services: services.into(), ..price(1.0, 2.0) };
+        let cost = |service| price.cost(&Usage::tokens(10, 10), Extras { service, ..PLAIN }).0;
+        let most = |service| price.most(&Usage::tokens(10, 10), Extras { service, ..PLAIN }).0;
+        let [flex, priority, scale] = [Service::Flex, Service::Priority, Service::Scale].map(Some);
+        assert_eq!(
+            [None, Some(Service::Default), scale, flex, priority].map(cost),
+            [30_000, 30_000, 30_000, 15_000, 60_000]
+        );
+        // Who asks for nothing may get the dearest; who asks for less may still get what others do.
+        assert_eq!(
+            [None, Some(Service::Default), scale, flex, priority].map(most),
+            [60_000, 30_000, 30_000, 30_000, 60_000]
+        );
+        assert_eq!(
+            [None, Some(Service::Default), scale, flex].map(|service| price.lacks(service)),
+            [false, false, true, false]
+        );
     }
 
     #[test]
     fn a_price_holds_until_the_next_one_begins() {
         let prices = Prices { first: price(1.0, 1.0), changes: vec![(10, price(2.0, 2.0)), (20, price(3.0, 3.0))] };
-        let input = |at| prices.at(at).rates.input;
+        let input = |at| prices.at(at).standard.rates.input;
         assert_eq!([i64::MIN, 9, 10, 19, 20, i64::MAX].map(input), [1.0, 1.0, 2.0, 2.0, 3.0, 3.0].map(usd));
     }
 
@@ -185,12 +257,24 @@ mod tests {
     }
 
     prop_compose! {
-        fn prices()(
-            rates in rates(), tiers in proptest::collection::btree_map(0u64..1 << 22, rates(), 0..4), request in 0u64..1 << 30,
-        ) -> Price {
+        fn tariff()(
+            rates in rates(), tiers in proptest::collection::btree_map(0u64..1 << 22, rates(), 0..4),
+            request in 0u64..1 << 30, image in 0u64..1 << 30,
+        ) -> Tariff {
             let tiers = tiers.into_iter().map(|(above, rates)| Tier { above, rates }).collect();
-            Price { rates, tiers, request: NanoUsd(request), ..Price::default() }
+            Tariff { rates, tiers, request: NanoUsd(request), image: NanoUsd(image) }
         }
+    }
+
+    prop_compose! {
+        fn prices()(standard in tariff(), services in proptest::collection::vec(tariff(), 0..=4)) -> Price {
+            let services = Service::PRICED.into_iter().zip(services).collect();
+            Price { standard, services, ..Price::default() }
+        }
+    }
+
+    fn service() -> impl Strategy<Value = Option<Service>> {
+        proptest::option::of(proptest::sample::select(&Service::ALL[..]))
     }
 
     proptest! {
@@ -208,19 +292,21 @@ mod tests {
 
         #[test]
         fn cost_never_falls_when_tokens_are_added(rates in rates(), usage in usage(1 << 40), more in 0u64..1 << 20) {
-            let price = Price { rates, ..Price::default() };
+            let price = of(Tariff { rates, ..Tariff::default() });
             let longer = [
                 Usage { input: usage.input + more, ..usage },
                 Usage { reasoning: usage.reasoning + more, ..usage },
             ];
-            prop_assert!(longer.iter().all(|longer| price.cost(&usage) <= price.cost(longer)));
+            prop_assert!(longer.iter().all(|longer| price.cost(&usage, PLAIN) <= price.cost(longer, PLAIN)));
         }
 
-        /// Whatever is cached or reasoning of it, and whichever tier it ends in.
+        /// Whatever is cached or reasoning of it, whichever tier it ends in, and however it is served of what it can be.
         #[test]
         fn nothing_costs_more_than_what_was_reserved_for_it(
             price in prices(), reserved in usage(1 << 21), share in proptest::array::uniform4(0.0..=1.0f64),
+            images in 0u64..1 << 20, asked in service(), told in service(),
         ) {
+            prop_assume!(told.is_none_or(|told| told.is_within(asked)));
             let part = |of: u64, share: f64| (of as f64 * share) as u64;
             let prompt = part(reserved.prompt(), share[0]);
             let completion = part(reserved.completion(), share[1]);
@@ -229,7 +315,8 @@ mod tests {
             let used = Usage {
                 input: prompt - cache_read - cache_write, cache_read, cache_write, output: completion - reasoning, reasoning,
             };
-            prop_assert!(price.cost(&used) <= price.most(&reserved));
+            let [asked, told] = [asked, told].map(|service| Extras { images, service });
+            prop_assert!(price.cost(&used, told) <= price.most(&reserved, asked));
         }
     }
 }

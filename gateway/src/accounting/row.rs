@@ -3,6 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use super::core::{NanoUsd, Usage};
+use super::price::Extras;
 
 /// What an attempt was for. Ledger rows are unique by (request id, attempt, role).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -125,6 +126,55 @@ impl UsageSource {
     }
 }
 
+/// How an upstream served a request, where it has several ways with prices of their own: OpenAI's `service_tier`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Service {
+    Default,
+    Flex,
+    Priority,
+    Scale,
+    Batch,
+    /// It has a name for it that we do not know.
+    Other,
+}
+
+impl Service {
+    pub const ALL: [Service; 6] =
+        [Service::Default, Service::Flex, Service::Priority, Service::Scale, Service::Batch, Service::Other];
+    /// Those that can have prices of their own.
+    pub const PRICED: [Service; 4] = [Service::Flex, Service::Priority, Service::Scale, Service::Batch];
+
+    /// By its word.
+    pub fn parse(word: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|one| one.as_str() == word)
+    }
+
+    /// What an upstream says that it was.
+    pub fn told(word: &str) -> Self {
+        match word {
+            "standard" | "on_demand" => Service::Default,
+            word => Self::parse(word).unwrap_or(Service::Other),
+        }
+    }
+
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Service::Default => "default",
+            Service::Flex => "flex",
+            Service::Priority => "priority",
+            Service::Scale => "scale",
+            Service::Batch => "batch",
+            Service::Other => "other",
+        }
+    }
+
+    /// Whether who asked for that can have got this: what was named, or less. Who named nothing can get anything.
+    pub fn is_within(self, asked: Option<Service>) -> bool {
+        matches!(self, Service::Default | Service::Other) || asked.is_none_or(|asked| asked == self)
+    }
+}
+
 /// Everything the ledger keeps of one attempt. Times are nanoseconds since the Unix epoch.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Row {
@@ -160,6 +210,12 @@ pub struct Row {
     /// It used tokens of a model that nobody gave a price: what is billed says nothing.
     #[serde(default)]
     pub unpriced: bool,
+    /// How it was served, as far as that was said; of a request that was killed: what was asked for.
+    #[serde(default)]
+    pub service_tier: Option<Service>,
+    /// Images that the request brought.
+    #[serde(default)]
+    pub images: u64,
 }
 
 /// What limits have counted of the rows of one key, user, route and model.
@@ -177,7 +233,7 @@ pub struct Sum {
 }
 
 /// The columns in the order of the table, with their SQLite types.
-pub const COLUMNS: [(&str, &str); 29] = [
+pub const COLUMNS: [(&str, &str); 31] = [
     ("request_id", "TEXT NOT NULL"),
     ("attempt", "INTEGER NOT NULL"),
     ("role", "TEXT NOT NULL"),
@@ -207,6 +263,8 @@ pub const COLUMNS: [(&str, &str); 29] = [
     ("config_hash", "TEXT NOT NULL"),
     ("user_id", "TEXT"),
     ("unpriced", "INTEGER NOT NULL"),
+    ("service_tier", "TEXT"),
+    ("images", "INTEGER NOT NULL"),
 ];
 
 /// What stands in one column.
@@ -228,6 +286,11 @@ impl std::fmt::Display for Cell<'_> {
 }
 
 impl Row {
+    /// What its price depends on beside its tokens.
+    pub fn extras(&self) -> Extras {
+        Extras { images: self.images, service: self.service_tier }
+    }
+
     /// What stands in each of `COLUMNS`.
     pub fn cells(&self) -> [Cell<'_>; COLUMNS.len()] {
         // The store's integers are signed. Nine quintillion nano-dollars are more than there is.
@@ -262,6 +325,8 @@ impl Row {
             Cell::Text(&self.config_hash),
             self.user_id.as_deref().map_or(Cell::Null, Cell::Text),
             Cell::Integer(self.unpriced.into()),
+            self.service_tier.map_or(Cell::Null, |service| Cell::Text(service.as_str())),
+            number(self.images),
         ]
     }
 }

@@ -4,6 +4,7 @@ use http::StatusCode;
 use serde_json::{Value, json};
 
 use crate::control::Denied;
+use crate::database::StoreError;
 use crate::refusal::Refusal;
 
 pub struct Reply {
@@ -79,13 +80,13 @@ impl From<Denied> for Problem {
             Denied::NotFound(_) => Problem::not_found(message),
             Denied::Conflict(_) => Problem::new(StatusCode::CONFLICT, "conflict", message),
             Denied::Stale { .. } => Problem::new(StatusCode::PRECONDITION_FAILED, "changed_meanwhile", message),
-            Denied::Store(_) => Problem::new(StatusCode::INTERNAL_SERVER_ERROR, "store_failed", message),
+            Denied::Store(_) => Problem::new(StatusCode::SERVICE_UNAVAILABLE, "store_failed", message),
         }
     }
 }
 
-impl From<rusqlite::Error> for Problem {
-    fn from(error: rusqlite::Error) -> Problem {
+impl From<StoreError> for Problem {
+    fn from(error: StoreError) -> Problem {
         Denied::from(error).into()
     }
 }

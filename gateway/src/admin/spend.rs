@@ -41,7 +41,7 @@ pub fn head(by: By) -> String {
 ///
 /// # Errors
 /// When the store cannot be read.
-pub fn name_keys(by: &[By], spend: &mut [Spend], keys: &KeyStore) -> rusqlite::Result<()> {
+pub fn name_keys(by: &[By], spend: &mut [Spend], keys: &KeyStore) -> Result<(), store::StoreError> {
     let Some(at) = by.iter().position(|by| *by == By::Key) else { return Ok(()) };
     let keys = keys.list()?.into_iter().map(|key| (key.who.key_id.clone(), key.who.key_name.clone()));
     let names: HashMap<String, String> = keys.collect();

@@ -9,6 +9,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use async_trait::async_trait;
+use foldhash::fast::RandomState;
 use parking_lot::{Mutex, MutexGuard, RwLock};
 
 use super::before::Before;
@@ -43,6 +44,9 @@ impl Locked for Mutex<Counter> {
     }
 }
 
+/// By what no client chooses the bytes of.
+type Quick<K, V> = HashMap<K, V, RandomState>;
+
 /// A counter and its place in the order of locks.
 struct Cell<L> {
     number: u64,
@@ -57,20 +61,20 @@ struct Family<L> {
 }
 
 struct Shard<L> {
-    cells: HashMap<Subject, Arc<Cell<L>>>,
+    cells: Quick<Subject, Arc<Cell<L>>>,
     swept: Option<Duration>,
 }
 
 impl<L> Default for Shard<L> {
     fn default() -> Self {
-        Shard { cells: HashMap::new(), swept: None }
+        Shard { cells: Quick::default(), swept: None }
     }
 }
 
 pub struct Local<L = Mutex<Counter>> {
     /// By the rules' names. One that counts something else since an edit has a family of its own: requests that began
     /// before the edit may still ask the other.
-    families: RwLock<HashMap<String, Vec<Arc<Family<L>>>>>,
+    families: RwLock<Quick<String, Vec<Arc<Family<L>>>>>,
     numbers: AtomicU64,
     time: Arc<Time>,
     before: RwLock<Arc<Before>>,

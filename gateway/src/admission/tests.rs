@@ -7,7 +7,7 @@ use super::local::Local;
 use super::*;
 use crate::accounting::core::{PicoPerToken, Usage};
 use crate::accounting::ledger::wal::tests::row;
-use crate::accounting::price::{Price, Rates};
+use crate::accounting::price::{Extras, Price, Rates, Tariff};
 use crate::accounting::row::{Outcome, Row, Sum, UsageSource};
 use crate::accounting::settlement::{Costs, Durability, Held, JournalClosed, Most, Slot, Spent};
 use crate::api::openai::ratelimit::Quota;
@@ -102,10 +102,10 @@ impl World {
     fn terms(&self, tokens: u64) -> Terms {
         let reservation = Usage::tokens(0, tokens);
         let rates = Rates { output: PicoPerToken(1_000), ..Rates::default() };
-        let price = Price { rates, ..Price::default() };
+        let price = Price { standard: Tariff { rates, ..Tariff::default() }, ..Price::default() };
         Terms {
             row: Row { started_ns: self.clock.now_ns(), ..row("r") },
-            most: Most::of(&reservation, &price),
+            most: Most::of(&reservation, Extras::default(), &price),
             price,
             costs: Costs::Tokens,
             reservation,
@@ -163,7 +163,7 @@ fn alice() -> Caller {
 }
 
 fn spent(tokens: u64) -> Spent {
-    Spent { usage: Usage::tokens(0, tokens), source: UsageSource::Counted, compute: Duration::ZERO }
+    Spent { usage: Usage::tokens(0, tokens), ..Spent::NOTHING }
 }
 
 fn left(door: &Door) -> u64 {

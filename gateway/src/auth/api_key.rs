@@ -69,11 +69,22 @@ fn word(length: usize) -> Result<String, getrandom::Error> {
     Ok(word)
 }
 
-/// The key of the keyed hash: without this file, the store's hashes say nothing, not even to a dictionary.
-#[derive(Clone)]
+/// The key of the keyed hash: without it, the store's hashes say nothing, not even to a dictionary.
+#[derive(Clone, PartialEq, Eq)]
 pub struct Pepper([u8; 32]);
 
+impl std::fmt::Debug for Pepper {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("***")
+    }
+}
+
 impl Pepper {
+    /// `None` unless the text has 64 hexadecimal digits.
+    pub fn parse(text: &str) -> Option<Pepper> {
+        blake3::Hash::from_hex(text).ok().map(|bytes| Pepper(bytes.into()))
+    }
+
     /// Reads the pepper beside the store, or makes it (0600) the first time. Two processes that make it at once agree.
     ///
     /// # Errors
@@ -101,6 +112,11 @@ impl Pepper {
                 "the file must hold exactly 32 bytes; without the original, no key can be checked",
             )
         })
+    }
+
+    /// Tells two peppers apart and says nothing about either.
+    pub fn mark(&self) -> String {
+        blake3::Hash::from_bytes(self.derive("glassgate 2026-11 pepper mark")).to_hex()[..16].to_owned()
     }
 
     /// A key for something else; it says nothing about the pepper.

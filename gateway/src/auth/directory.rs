@@ -2,27 +2,27 @@
 
 use std::collections::HashMap;
 use std::path::Path;
-use std::sync::{Arc, Weak};
-use std::time::Duration;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use arc_swap::{ArcSwap, Guard};
 use parking_lot::Mutex;
 
-use super::store::{KeyRow, KeyStore, MigrateError, StoredRule, Tenant};
+use super::follow::Follower;
+use super::store::{KeyRow, Location, News, OpenError, StoredRule, Tenant};
 use crate::admission::before::Callers;
 use crate::admission::core::rule::Rule;
 use crate::config::{Common, stored_rule};
 use crate::observe::metrics::Metrics;
-
-/// How soon what was changed by another process, or here, counts.
-const WATCH_EVERY: Duration = Duration::from_millis(250);
 
 pub type Keys = HashMap<Arc<str>, Arc<KeyRow>>;
 pub type Tenants = HashMap<String, Arc<Tenant>>;
 
 /// What is followed. Those who read it never wait.
 #[derive(Default)]
-struct Shown {
+pub(super) struct Shown {
+    /// Whether there is anything to be shown.
+    is_known: AtomicBool,
     keys: ArcSwap<Keys>,
     tenants: ArcSwap<Tenants>,
     /// The file's and the store's, as they bind.
@@ -38,25 +38,27 @@ struct Sources {
     store: Vec<StoredRule>,
 }
 
+#[derive(Clone)]
 pub struct Directory(Arc<Shown>);
 
 impl Directory {
-    /// Reads the store and follows changes to it.
+    /// Reads the store and follows changes to it. `mark`: our pepper's.
     ///
     /// # Errors
-    /// When the key store cannot be read.
-    pub fn open(path: &Path, metrics: Arc<Metrics>) -> Result<Directory, MigrateError> {
-        let store = KeyStore::open(path)?;
-        // The version first: what is changed between the two reads is then seen again, not missed.
-        let version = store.version()?;
+    /// When the key store cannot be read, or is of another pepper. One that gateways share may be away: its last `copy` is
+    /// read then, and followed is what it says when it is back.
+    pub fn open(location: &Location, copy: &Path, mark: String, metrics: Arc<Metrics>) -> Result<Directory, OpenError> {
         let shown = Arc::new(Shown::default());
-        let mut follower = Follower { store, version, seen: 0, shown: Arc::downgrade(&shown), metrics };
-        follower.read(&shown)?;
-        let follow = move || follower.follow();
-        if let Err(error) = std::thread::Builder::new().name("keys".into()).spawn(follow) {
+        let follower = Follower::start(location.clone(), copy, mark, &shown, metrics)?;
+        if let Err(error) = std::thread::Builder::new().name("keys".into()).spawn(|| follower.follow()) {
             tracing::error!(%error, "changes to keys will only be seen after a restart");
         }
         Ok(Directory(shown))
+    }
+
+    /// Whether anything was ever read.
+    pub fn is_known(&self) -> bool {
+        self.0.is_known.load(Ordering::Acquire)
     }
 
     pub fn keys(&self) -> Guard<Arc<Keys>> {
@@ -91,6 +93,19 @@ impl Directory {
 }
 
 impl Shown {
+    pub(super) fn show(&self, news: &News) {
+        if news.is_all || !news.keys.is_empty() {
+            let mut keys = if news.is_all { Keys::default() } else { Keys::clone(&self.keys.load()) };
+            let fresh = news.keys.iter().map(|(key, _)| (Arc::from(key.who.key_id.as_str()), Arc::new(key.clone())));
+            keys.extend(fresh);
+            self.keys.store(Arc::new(keys));
+        }
+        let tenants = news.tenants.iter().map(|tenant| (tenant.id.clone(), Arc::new(tenant.clone())));
+        self.tenants.store(Arc::new(tenants.collect()));
+        self.bind(|sources| sources.store.clone_from(&news.rules));
+        self.is_known.store(true, Ordering::Release);
+    }
+
     fn bind(&self, change: impl FnOnce(&mut Sources)) {
         let mut sources = self.sources.lock();
         change(&mut sources);
@@ -114,56 +129,4 @@ fn read_rules(stored: &[StoredRule], common: Common) -> Vec<Arc<Rule>> {
         }
     };
     stored.iter().filter_map(read).collect()
-}
-
-fn with(mut keys: Keys, rows: Vec<KeyRow>) -> Keys {
-    keys.extend(rows.into_iter().map(|row| (Arc::from(row.who.key_id.as_str()), Arc::new(row))));
-    keys
-}
-
-/// Polls SQLite's change counter: one page read, no lock, works across processes.
-struct Follower {
-    store: KeyStore,
-    version: i64,
-    /// How far the keys had come when they were read last.
-    seen: i64,
-    shown: Weak<Shown>,
-    metrics: Arc<Metrics>,
-}
-
-impl Follower {
-    fn follow(mut self) {
-        loop {
-            std::thread::sleep(WATCH_EVERY);
-            let Some(shown) = self.shown.upgrade() else { return };
-            let looked = self.look(&shown);
-            self.metrics.store_up("keys", looked.is_ok());
-            if let Err(error) = looked {
-                tracing::error!(%error, "the key store cannot be read; what is known so far stays");
-            }
-        }
-    }
-
-    fn look(&mut self, shown: &Shown) -> rusqlite::Result<()> {
-        let version = self.store.version()?;
-        if version != self.version {
-            self.read(shown)?;
-            self.version = version;
-        }
-        Ok(())
-    }
-
-    fn read(&mut self, shown: &Shown) -> rusqlite::Result<()> {
-        let (rows, seen) = self.store.changed_since(self.seen)?;
-        let (tenants, rules) = (self.store.tenants()?, self.store.rules()?);
-        if !rows.is_empty() {
-            shown.keys.store(Arc::new(with(Keys::clone(&shown.keys.load()), rows)));
-        }
-        shown
-            .tenants
-            .store(Arc::new(tenants.into_iter().map(|tenant| (tenant.id.clone(), Arc::new(tenant))).collect()));
-        shown.bind(|sources| sources.store = rules);
-        self.seen = seen;
-        Ok(())
-    }
 }

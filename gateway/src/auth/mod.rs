@@ -3,6 +3,7 @@
 pub mod api_key;
 pub mod directory;
 pub mod failures;
+mod follow;
 pub mod identity;
 pub mod jwt;
 mod presented;
@@ -17,7 +18,6 @@ use arc_swap::ArcSwap;
 use http::HeaderMap;
 use subtle::ConstantTimeEq as _;
 
-use crate::admission::before::Callers;
 use crate::admission::core::rule::Rule;
 use crate::config::{AuthConfig, Common, JwtConfig};
 use crate::network::is_in;
@@ -30,7 +30,7 @@ use failures::Failures;
 pub use identity::{Caller, Identity, Known};
 use jwt::Issuers;
 use presented::{Presented, presented};
-use store::MigrateError;
+use store::{Location, OpenError};
 
 /// Knows every key; a lookup is one hash and two constant-time comparisons.
 pub struct Auth {
@@ -45,14 +45,16 @@ pub struct Auth {
 
 impl Auth {
     /// # Errors
-    /// When the key store cannot be read.
+    /// When the key store cannot be read, or is of another pepper. One that gateways share may be away: its last `copy` is
+    /// read then.
     pub fn open(
-        keys: &Path,
+        keys: &Location,
+        copy: &Path,
         pepper: Pepper,
         clock: Arc<dyn Clock>,
         metrics: Arc<Metrics>,
-    ) -> Result<Auth, MigrateError> {
-        let directory = Directory::open(keys, metrics.clone())?;
+    ) -> Result<Auth, OpenError> {
+        let directory = Directory::open(keys, copy, pepper.mark(), metrics.clone())?;
         let (issuers, failures, began) = (ArcSwap::default(), Failures::default(), clock.instant());
         Ok(Auth { directory, pepper, issuers, failures, began, clock, metrics })
     }
@@ -79,9 +81,9 @@ impl Auth {
         self.directory.rules()
     }
 
-    /// What limits ask of those who spent, and the ledger does not say.
-    pub fn callers(&self) -> Callers {
-        self.directory.callers()
+    /// Every key, tenant and rule, as they are known.
+    pub fn directory(&self) -> &Directory {
+        &self.directory
     }
 
     /// Shows how old issuers' keys are.
@@ -124,6 +126,10 @@ impl Auth {
         if limited {
             let may = self.failures.may_try(ip, per_minute, now);
             may.map_err(|retry_after| Refusal::TooManyFailures { limit: per_minute, retry_after })?;
+        }
+        // Before anything was read nobody is wrong, and no tenant known to be shut out.
+        if !self.directory.is_known() {
+            return Err(Refusal::KeysUnavailable);
         }
         let identified = match presented {
             Presented::Key(key) => self.key(key),

@@ -34,7 +34,7 @@ impl World {
     /// With one key that `set` has had its way with.
     fn with(set: impl FnOnce(&mut KeyRow)) -> (World, String) {
         let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("keys.sqlite");
+        let (path, copy) = (Location::File(folder.path().join("keys.sqlite")), folder.path().join("copy"));
         let store = KeyStore::open(&path).unwrap();
         let token = generate().unwrap();
         let key = ApiKey::parse(&token).unwrap();
@@ -52,7 +52,7 @@ impl World {
         set(&mut row);
         assert!(store.add(&row).unwrap());
         let clock = Arc::new(Manual { began: Instant::now(), at_ns: AtomicI64::new(100 * SECOND) });
-        let auth = Auth::open(&path, Pepper::for_tests(), clock.clone(), Arc::new(Metrics::new())).unwrap();
+        let auth = Auth::open(&path, &copy, Pepper::for_tests(), clock.clone(), Arc::new(Metrics::new())).unwrap();
         let config = AuthConfig { failures_per_minute: 3, ..AuthConfig::default() };
         (World { _folder: folder, store, auth, clock, config }, token)
     }

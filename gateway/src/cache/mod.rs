@@ -190,6 +190,7 @@ impl Chunks for Replay {
                 how: Ended::Finished(entry.finishes.clone()),
                 usage: entry.usage,
                 source: entry.source,
+                service: None,
                 engine: None,
             }),
         })

@@ -6,7 +6,6 @@ use serde_json::Value;
 use super::{Outcome, Place, text};
 use crate::admin::entry;
 use crate::auth::store::{Entry, Head, KeyStore, Verifier};
-use crate::control::Control;
 use crate::control::export::hex;
 
 /// Entries that are read at once.
@@ -32,7 +31,7 @@ pub enum AuditCommand {
 }
 
 pub fn run(place: &Place, command: AuditCommand) -> Outcome {
-    let control = Control::new(place.data_dir()?);
+    let control = place.control()?;
     let store = control.store().map_err(text)?;
     match command {
         AuditCommand::List { after, json } => each(&store, after, |found| match json {
@@ -40,7 +39,7 @@ pub fn run(place: &Place, command: AuditCommand) -> Outcome {
             false => println!("{}", line(found)),
         }),
         AuditCommand::Verify { expect } => {
-            let key = control.chain_key().map_err(text)?;
+            let key = control.chain_key(&store).map_err(text)?;
             let mut verifier = Verifier::new(&key);
             let (mut count, mut expected) = (0u64, expect.is_none());
             each(&store, 0, |entry| {

@@ -6,8 +6,9 @@ use std::time::Duration;
 
 use crate::accounting::ledger::store::{Database, StoreError};
 use crate::accounting::ledger::{Ledger, Recovery};
-use crate::admission::before::{Before, Callers};
-use crate::admission::core::rule::Rule;
+use crate::admission::before::Before;
+use crate::admission::rules::Defaults;
+use crate::auth::directory::Directory;
 use crate::observe::metrics::Metrics;
 
 /// How long a start waits for what the last life left to be in the store.
@@ -18,8 +19,9 @@ const ASK_AGAIN: Duration = Duration::from_secs(1);
 pub(super) struct Beginning {
     pub(super) ledger: Arc<Ledger>,
     pub(super) store: Database,
-    pub(super) rules: Vec<Arc<Rule>>,
-    pub(super) callers: Callers,
+    /// The limits of every key.
+    pub(super) defaults: Defaults,
+    pub(super) directory: Directory,
     pub(super) now_ns: i64,
     pub(super) metrics: Arc<Metrics>,
 }
@@ -34,9 +36,9 @@ impl Beginning {
     /// Why a file of our own does not tell.
     pub(super) fn read(self) -> Result<(Before, Option<Late>), String> {
         let is_shared = matches!(self.store, Database::Postgres(_));
-        if is_shared && !self.ledger.is_reached(RECOVERY_PATIENCE) {
+        if is_shared && !(self.ledger.is_reached(RECOVERY_PATIENCE) && self.directory.is_known()) {
             tracing::error!(
-                "the ledger's database cannot be reached; until it is, budgets do not know what was spent before this start"
+                "the database cannot be reached; until it is, budgets do not know what was spent before this start"
             );
             return Ok((Before::default(), Some(Late(self))));
         }
@@ -48,9 +50,10 @@ impl Beginning {
 
     fn spent(&self, past_ns: i64) -> Result<Before, StoreError> {
         let books = self.store.books()?;
-        let rules = self.rules.iter().map(AsRef::as_ref);
+        let (rules, callers) = (self.directory.rules(), self.directory.callers());
+        let rules = self.defaults.iter().chain(&*rules).map(AsRef::as_ref);
         let log = self.ledger.log();
-        Before::read(rules, self.now_ns, &self.callers, |since, of_all| {
+        Before::read(rules, self.now_ns, &callers, |since, of_all| {
             books.spent_between(since, past_ns, (!of_all).then_some(log))
         })
     }
@@ -66,12 +69,16 @@ impl Late {
             let Late(beginning) = self;
             let Some(recovery) = beginning.ledger.recovered_some_time() else { return };
             tell(&recovery, &beginning.metrics);
+            // Whose it was, and what counts it, is in the same database.
+            while !beginning.directory.is_known() {
+                std::thread::sleep(ASK_AGAIN);
+            }
             loop {
                 // What began since is counted already.
                 match beginning.spent(beginning.now_ns) {
                     Ok(before) => {
                         remember(Arc::new(before));
-                        tracing::info!("the ledger's database is back; budgets know what was spent before this start");
+                        tracing::info!("the database is back; budgets know what was spent before this start");
                         return;
                     }
                     Err(error) => tracing::warn!(%error, "what was spent before this start is not known yet"),

@@ -1,4 +1,4 @@
-//! `glassgate config`: keys, tenants and rules from one data folder to another.
+//! `glassgate config`: keys, tenants and rules from one store to another.
 
 use std::io::Read as _;
 use std::path::PathBuf;
@@ -7,8 +7,9 @@ use clap::{Subcommand, ValueEnum};
 use serde_json::Value;
 
 use super::{Outcome, Place, actor, text};
+use crate::auth::store::Location;
+use crate::control::Change;
 use crate::control::export::{Import, export};
-use crate::control::{Change, Control};
 
 #[derive(Clone, Copy, ValueEnum)]
 pub enum Format {
@@ -18,13 +19,16 @@ pub enum Format {
 
 #[derive(Subcommand)]
 pub enum ConfigCommand {
-    /// Print keys (hashes instead of secrets), tenants and limit rules of this data folder. Copy its file `pepper` too: without
-    /// it the hashes say nothing, and keys do not work elsewhere
+    /// Print keys (hashes instead of secrets), tenants and limit rules. Copy the data folder's file `pepper` too, or have the same
+    /// `auth.pepper`: without it the hashes say nothing, and keys do not work elsewhere
     Export {
+        /// Those of the data folder, whatever `storage.database` says
+        #[arg(long)]
+        local: bool,
         #[arg(long, value_enum, default_value = "toml")]
         format: Format,
     },
-    /// Take what `export` printed into an empty data folder
+    /// Take what `export` printed into an empty data folder or database
     Import {
         /// TOML or JSON; `-` is stdin
         file: PathBuf,
@@ -32,9 +36,11 @@ pub enum ConfigCommand {
 }
 
 pub fn run(place: &Place, command: ConfigCommand) -> Outcome {
-    let control = Control::new(place.data_dir()?);
     match command {
-        ConfigCommand::Export { format } => {
+        ConfigCommand::Export { local, format } => {
+            let data_dir = place.data_dir()?;
+            let location = if local { Location::File(data_dir.keys()) } else { place.key_store(&data_dir)? };
+            let control = place.control_of(data_dir, location)?;
             let document = export(&control).map_err(text)?;
             match format {
                 Format::Json => println!("{document:#}"),
@@ -45,7 +51,7 @@ pub fn run(place: &Place, command: ConfigCommand) -> Outcome {
         ConfigCommand::Import { file } => {
             let document = read(&file)?;
             let import = Import::read(&document, &place.config()?).map_err(text)?;
-            control.apply(&actor(), Change::Import(import), None).map(drop).map_err(text)
+            place.control()?.apply(&actor(), Change::Import(import), None).map(drop).map_err(text)
         }
     }
 }

@@ -7,11 +7,12 @@ use clap::{Subcommand, ValueEnum};
 use jiff::Timestamp;
 use serde_json::{Map, Value};
 
-use super::{Outcome, Place, client, ledger, parquet, text, when};
+use super::{Outcome, Place, client, ledger, parquet, reprice, text, when};
 use crate::accounting::ledger::disk::RealDisk;
 use crate::accounting::ledger::store::{Books, Database};
 use crate::accounting::ledger::verify::{Scrape, verify};
-use crate::accounting::row::{COLUMNS, Cell, Row};
+use crate::accounting::reprice::{Booked, STANDING_COLUMNS};
+use crate::accounting::row::{COLUMNS, Cell};
 use crate::data_dir::DataDir;
 
 #[derive(Subcommand)]
@@ -22,13 +23,15 @@ pub enum LedgerCommand {
         #[arg(long, value_name = "FILE")]
         metrics: Option<PathBuf>,
     },
-    /// Write all rows to stdout, by when they began
+    /// Write all rows to stdout, by when they began: as they were written, and what they count as by now (…_now)
     Export {
         #[arg(long, value_enum, default_value = "csv")]
         format: Format,
         #[command(flatten)]
         asked: when::Between,
     },
+    /// Price rows again by today's prices, each as of when it began; shows what that changes, and changes it with --apply
+    Reprice(reprice::Options),
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -52,6 +55,7 @@ pub fn run(place: &Place, command: LedgerCommand) -> Outcome {
             let past = until.map_or(i64::MAX, when::nanoseconds);
             export(&store, format, first, past)
         }
+        LedgerCommand::Reprice(options) => reprice::run(place, &store, &options),
     }
 }
 
@@ -81,7 +85,7 @@ fn export(store: &Database, format: Format, first_ns: i64, past_ns: i64) -> Outc
     let books = ledger(store)?;
     let span = (first_ns, past_ns);
     match format {
-        Format::Csv => lines(&*books, span, Some(COLUMNS.map(|(name, _)| name).join(",")), csv),
+        Format::Csv => lines(&*books, span, Some(columns().map(|(name, _)| name).collect::<Vec<_>>().join(",")), csv),
         Format::Ndjson => lines(&*books, span, None, ndjson),
         Format::Parquet => file(&*books, span),
     }
@@ -91,7 +95,7 @@ fn lines(
     books: &dyn Books,
     (first_ns, past_ns): (i64, i64),
     head: Option<String>,
-    line: fn(&Row) -> String,
+    line: fn(&Booked) -> String,
 ) -> Outcome {
     let mut out = BufWriter::new(std::io::stdout().lock());
     let mut written = head.map_or(Ok(()), |head| writeln!(out, "{head}"));
@@ -120,18 +124,23 @@ fn file(books: &dyn Books, (first_ns, past_ns): (i64, i64)) -> Outcome {
     written.and_then(|()| file.end()).map_err(text)
 }
 
-fn csv(row: &Row) -> String {
-    row.cells().map(|cell| quoted(&cell.to_string())).join(",")
+fn csv(row: &Booked) -> String {
+    row.cells().iter().map(|cell| quoted(&cell.to_string())).collect::<Vec<_>>().join(",")
 }
 
-fn ndjson(row: &Row) -> String {
+fn ndjson(row: &Booked) -> String {
     let value = |cell: Cell<'_>| match cell {
         Cell::Text(text) => Value::from(text),
         Cell::Integer(number) => Value::from(number),
         Cell::Null => Value::Null,
     };
-    let named = COLUMNS.iter().map(|(name, _)| (*name).to_owned());
-    Value::Object(named.zip(row.cells().map(value)).collect::<Map<_, _>>()).to_string()
+    let named = columns().map(|(name, _)| name.to_owned());
+    Value::Object(named.zip(row.cells().into_iter().map(value)).collect::<Map<_, _>>()).to_string()
+}
+
+/// What is exported of a row: its columns, and what it counts as.
+pub fn columns() -> impl Iterator<Item = (&'static str, &'static str)> {
+    COLUMNS.into_iter().chain(STANDING_COLUMNS)
 }
 
 /// A field of a CSV file: in quotes where it has to be.

@@ -5,7 +5,7 @@ use serde_json::{Map, Value, json};
 
 use super::{Outcome, Place, actor, client, text};
 use crate::admin::rules::all;
-use crate::control::{Change, CheckedRule, Control};
+use crate::control::{Change, CheckedRule};
 
 #[derive(Subcommand)]
 pub enum LimitsCommand {
@@ -118,7 +118,7 @@ impl Words {
 }
 
 pub fn run(place: &Place, command: LimitsCommand) -> Outcome {
-    let control = Control::new(place.data_dir()?);
+    let control = place.control()?;
     match command {
         LimitsCommand::List { json } => {
             let stored = control.store().map_err(text)?.rules().map_err(text)?;

@@ -13,6 +13,7 @@ mod limits;
 mod models;
 mod parquet;
 mod prices;
+mod reprice;
 mod routes;
 pub mod serve;
 mod spend;
@@ -23,12 +24,16 @@ mod verify;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::sync::Arc;
 
 use clap::{Args, CommandFactory, Parser, Subcommand};
 
 use crate::accounting::ledger::store::{Books, Database};
-use crate::config::{Config, Overrides, database_of};
+use crate::auth::store::Location;
+use crate::config::{Config, Overrides, database_of, pepper_of};
+use crate::control::Control;
 use crate::data_dir::DataDir;
+use crate::database::postgres::Target;
 use crate::models::hub::Hub;
 use crate::models::{Downloads, Intake, templates, vet};
 use crate::ports::{Clock as _, SystemClock};
@@ -112,7 +117,7 @@ enum Command {
         #[command(subcommand)]
         command: limits::LimitsCommand,
     },
-    /// Take keys, tenants and rules from one data folder to another
+    /// Take keys, tenants and rules from one data folder to another, or to a database that gateways share
     Config {
         #[command(flatten)]
         place: Place,
@@ -154,7 +159,7 @@ enum Command {
         #[command(flatten)]
         options: spend::Options,
     },
-    /// Check the ledger, or export it
+    /// Check the ledger, export it, or price its rows again
     Ledger {
         #[command(flatten)]
         place: Place,
@@ -261,8 +266,28 @@ impl Place {
 
     /// Where the ledger of a data folder is kept. Without a configuration, in the folder.
     fn store(&self, data_dir: &DataDir) -> Result<Database, String> {
-        let database = if self.config.exists() { database_of(&self.config)? } else { None };
-        Ok(database.map_or_else(|| Database::of(data_dir.path()), Database::Postgres))
+        Ok(self.database()?.map_or_else(|| Database::of(data_dir.path()), Database::Postgres))
+    }
+
+    /// Where the keys of a data folder are kept; likewise.
+    fn key_store(&self, data_dir: &DataDir) -> Result<Location, String> {
+        Ok(self.database()?.map_or_else(|| Location::File(data_dir.keys()), Location::Postgres))
+    }
+
+    fn database(&self) -> Result<Option<Arc<Target>>, String> {
+        if self.config.exists() { database_of(&self.config) } else { Ok(None) }
+    }
+
+    /// Who changes what is kept there.
+    fn control(&self) -> Result<Control, String> {
+        let data_dir = self.data_dir()?;
+        let location = self.key_store(&data_dir)?;
+        self.control_of(data_dir, location)
+    }
+
+    fn control_of(&self, data_dir: DataDir, location: Location) -> Result<Control, String> {
+        let pepper = if self.config.exists() { pepper_of(&self.config)? } else { None };
+        Ok(Control::new(data_dir, location, pepper))
     }
 }
 

@@ -9,7 +9,9 @@ use parquet::file::properties::WriterProperties;
 use parquet::file::writer::SerializedFileWriter;
 use parquet::schema::parser::parse_message_type;
 
-use crate::accounting::row::{COLUMNS, Cell, Row};
+use super::ledger::columns;
+use crate::accounting::reprice::Booked;
+use crate::accounting::row::Cell;
 
 /// Rows that are held in memory, and that a reader takes at once: some 20 MB.
 const GROUP_ROWS: usize = 20_000;
@@ -17,14 +19,14 @@ const GROUP_ROWS: usize = 20_000;
 /// A file that is being written.
 pub struct File<W: Write + Send> {
     writer: SerializedFileWriter<W>,
-    waiting: Vec<Row>,
+    waiting: Vec<Booked>,
 }
 
 impl<W: Write + Send> File<W> {
     /// # Errors
     /// As all of these: when it cannot be written.
     pub fn begin(out: W) -> Result<File<W>> {
-        let columns = COLUMNS.map(|(name, kind)| {
+        let columns = columns().map(|(name, kind)| {
             let Kind { is_text, is_optional } = Kind::of(kind);
             let repetition = if is_optional { "OPTIONAL" } else { "REQUIRED" };
             if is_text {
@@ -33,12 +35,12 @@ impl<W: Write + Send> File<W> {
                 format!("{repetition} INT64 {name};")
             }
         });
-        let schema = parse_message_type(&format!("message ledger {{ {} }}", columns.concat()))?;
+        let schema = parse_message_type(&format!("message ledger {{ {} }}", columns.collect::<String>()))?;
         let writer = SerializedFileWriter::new(out, Arc::new(schema), Arc::new(WriterProperties::builder().build()))?;
         Ok(File { writer, waiting: Vec::new() })
     }
 
-    pub fn add(&mut self, row: Row) -> Result<()> {
+    pub fn add(&mut self, row: Booked) -> Result<()> {
         self.waiting.push(row);
         if self.waiting.len() == GROUP_ROWS { self.write_group() } else { Ok(()) }
     }
@@ -51,9 +53,9 @@ impl<W: Write + Send> File<W> {
     }
 
     fn write_group(&mut self) -> Result<()> {
-        let cells: Vec<_> = self.waiting.iter().map(Row::cells).collect();
+        let cells: Vec<_> = self.waiting.iter().map(Booked::cells).collect();
         let mut group = self.writer.next_row_group()?;
-        for (at, (name, kind)) in COLUMNS.iter().enumerate() {
+        for (at, (name, kind)) in columns().enumerate() {
             let kind = Kind::of(kind);
             let missing = || ParquetError::General(format!("there is no column for {name}"));
             let mut column = group.next_column()?.ok_or_else(missing)?;

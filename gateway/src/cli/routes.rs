@@ -38,7 +38,7 @@ pub fn run(place: &Place, command: RoutesCommand) -> Outcome {
     let loaded = models.load(&config.models);
     let key_id = match key {
         Some(key) => {
-            let found = keys::one(&keys::store(&place.data_dir()?)?, &key)?;
+            let found = keys::one(&place.control()?.store().map_err(text)?, &key)?;
             found.who.key_id.clone()
         }
         None => String::new(),

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use arc_swap::ArcSwap;
 
 use super::beginning::Beginning;
-use super::{Outcome, Place, keys, text};
+use super::{Outcome, Place, text};
 use crate::accounting::ledger::Ledger;
 use crate::admission::Admission;
 use crate::admission::before::Before;
@@ -17,11 +17,11 @@ use crate::admission::rules::Defaults;
 use crate::admission::shared::Shared;
 use crate::app::{App, Phase, Snapshot};
 use crate::auth::Auth;
-use crate::auth::api_key::{Pepper, generate};
+use crate::auth::api_key::generate;
+use crate::auth::store::{KeyStore, Location};
 use crate::cache::Cache;
-use crate::config::{AccessLogTo, Config, Overrides};
-use crate::control::Control;
-use crate::control::edit::KeyEdit;
+use crate::config::{AccessLogTo, Config, GatewayConfig, Overrides};
+use crate::control::{Change, Control, Denied};
 use crate::data_dir::{DataDir, Run, write_secret};
 use crate::dispatch::upstream::Upstreams;
 use crate::exchange::Observer;
@@ -50,7 +50,7 @@ pub(super) fn run(place: &Place, listen: Option<SocketAddr>, admin: Option<Socke
         |address: SocketAddr| server::bind(address).map_err(|error| format!("cannot listen on {address}: {error}"));
     let (data, admin) = (bind(config.gateway.data)?, bind(config.gateway.admin)?);
     let token = admin_token(&data_dir)?;
-    let key = quickstart(&data_dir)?;
+    let key = quickstart(&control(&config.gateway, &data_dir))?;
 
     let app = build(config, overrides, &place.config, &data_dir, Arc::new(SystemClock))?;
     let run = Run { pid: std::process::id(), data: data.1, admin: admin.1 };
@@ -84,15 +84,15 @@ pub fn build(
     let store = gateway.store();
     let ledger = Ledger::open(data_dir.path(), &store, gateway.ledger, metrics.clone());
     let ledger = Arc::new(ledger.map_err(text)?);
-    let pepper =
-        Pepper::load(&data_dir.pepper()).map_err(|error| format!("{}: {error}", data_dir.pepper().display()))?;
-    let auth = Auth::open(&data_dir.keys(), pepper, clock.clone(), metrics.clone()).map_err(text)?;
+    let control = control(gateway, data_dir);
+    let (pepper, copy) = (control.pepper().map_err(text)?, data_dir.keys_copy());
+    let auth = Auth::open(control.location(), &copy, pepper, clock.clone(), metrics.clone()).map_err(text)?;
     auth.bind(&gateway.rules, gateway.common);
     let beginning = Beginning {
         ledger: ledger.clone(),
         store,
-        rules: Defaults::new(gateway.limits_shared).iter().chain(&*auth.rules()).cloned().collect(),
-        callers: auth.callers(),
+        defaults: Defaults::new(gateway.limits_shared),
+        directory: auth.directory().clone(),
         now_ns: clock.now_ns(),
         metrics: metrics.clone(),
     };
@@ -158,7 +158,7 @@ pub fn build(
         models,
         upstreams,
         ledger,
-        control: Control::new(data_dir.clone()),
+        control,
         clock,
         phase: tokio::sync::watch::Sender::new(Phase::Serving),
         config_path: path.to_owned(),
@@ -175,20 +175,50 @@ fn admin_token(data_dir: &DataDir) -> Result<String, String> {
     Ok(token)
 }
 
+/// Who changes what is kept where a configuration says.
+pub fn control(gateway: &GatewayConfig, data_dir: &DataDir) -> Control {
+    Control::new(data_dir.clone(), gateway.key_store(data_dir), gateway.auth.pepper.clone())
+}
+
 /// The first start makes a key, so that the first curl works. Returns it as long as its file is there.
 ///
 /// # Errors
-/// When the folder cannot be written, in words for the operator.
-pub fn quickstart(data_dir: &DataDir) -> Result<Option<String>, String> {
+/// When the folder cannot be read or written, in words for the operator.
+pub fn quickstart(control: &Control) -> Result<Option<String>, String> {
+    let data_dir = control.data_dir();
     let path: PathBuf = data_dir.quickstart_key();
-    if keys::store(data_dir)?.page("", 1).map_err(text)?.is_empty() {
+    let is_shared = matches!(control.location(), Location::Postgres(_));
+    // What was seen of a database before says as much, and is at hand.
+    let is_known = is_shared && has_keys(&data_dir.keys_copy());
+    let is_empty = !is_known
+        && match control.store().and_then(|store| Ok(store.page("", 1)?.is_empty())) {
+            // What a start makes of a database that is away is said where keys are read.
+            Err(_) if is_shared => false,
+            is_empty => is_empty.map_err(text)?,
+        };
+    if is_empty && is_shared && has_keys(&data_dir.keys()) {
+        tracing::warn!(
+            "this data folder has keys of its own, and the database has none: nobody can call. To take them there, run `glassgate config export --local > keys.toml`, then `glassgate config import keys.toml`; to begin anew, `glassgate keys create NAME`"
+        );
+    } else if is_empty {
         // The file first: a key that nobody was shown would be no use.
         let key = generate().map_err(text)?;
         write_secret(&path, &key).map_err(text)?;
-        let control = Control::new(data_dir.clone());
-        keys::create(&control, "gateway", &key, "quickstart", "default", KeyEdit::default())?;
+        let (tenant, name) = ("default".to_owned(), "quickstart".to_owned());
+        let change = Change::CreateKey { token: key, tenant, name, edit: Box::default() };
+        match control.apply("gateway", change, None) {
+            // Another gateway was quicker.
+            Err(Denied::Conflict(_)) if is_shared => std::fs::remove_file(&path).map_err(text)?,
+            done => drop(done.map_err(text)?),
+        }
     }
     Ok(std::fs::read_to_string(path).ok().map(|key| key.trim().to_owned()))
+}
+
+/// Whether a data folder has a key store with keys in it.
+fn has_keys(path: &Path) -> bool {
+    let first = || KeyStore::open(&Location::File(path.to_owned())).ok()?.page("", 1).ok()?.pop();
+    path.exists() && first().is_some()
 }
 
 /// What a newcomer needs to see, on stderr: stdout belongs to the access log.

@@ -3,9 +3,10 @@
 use clap::Args;
 use serde_json::Value;
 
-use super::{Outcome, Place, keys, ledger, text};
+use super::{Outcome, Place, ledger, text};
 use crate::accounting::ledger::store::{By, Spend};
 use crate::admin::spend::{head, name_keys, object, periods};
+use crate::auth::store::KeyStore;
 use crate::when;
 
 #[derive(Args)]
@@ -30,7 +31,8 @@ pub fn run(place: &Place, options: &Options) -> Outcome {
     let between = when::Between { since: options.asked.since.clone().or(hours), ..options.asked.clone() };
     let periods = periods(&options.by, &between, &*books)?;
     let mut spend = books.spend(&options.by, &periods).map_err(text)?;
-    name_keys(&options.by, &mut spend, &keys::store(&data_dir)?).map_err(text)?;
+    let store = KeyStore::open(&place.key_store(&data_dir)?).map_err(text)?;
+    name_keys(&options.by, &mut spend, &store).map_err(text)?;
     let heads: Vec<String> = options.by.iter().copied().map(head).collect();
     if options.json {
         let lines: Vec<Value> = spend.iter().map(|line| object(&options.by, line)).collect();

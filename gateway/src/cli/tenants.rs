@@ -33,7 +33,7 @@ pub enum TenantsCommand {
 }
 
 pub fn run(place: &Place, command: TenantsCommand) -> Outcome {
-    let control = Control::new(place.data_dir()?);
+    let control = place.control()?;
     let apply = |change| control.apply(&actor(), change, None).map(drop).map_err(text);
     match command {
         TenantsCommand::Put { id, name, tags } => apply(Change::PutTenant { id, name, tags }),

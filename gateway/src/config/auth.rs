@@ -6,6 +6,7 @@ use std::time::Duration;
 use http::{HeaderName, Uri};
 
 use super::reader::{At, Section};
+use crate::auth::api_key::Pepper;
 use crate::auth::jwt::core::{Claims, Rules, Tenant};
 use crate::auth::jwt::keys::{self, Algorithm, Key, SECRET_BYTES_MIN};
 use crate::network::Network;
@@ -21,12 +22,14 @@ pub struct AuthConfig {
     pub trusted_proxies: Vec<Network>,
     /// Wrong credentials from one host; 0: any number.
     pub failures_per_minute: u32,
+    /// What keys are hashed with; `None`: what is in the data folder.
+    pub pepper: Option<Pepper>,
     pub jwt: Vec<JwtConfig>,
 }
 
 impl Default for AuthConfig {
     fn default() -> Self {
-        AuthConfig { trusted_proxies: Vec::new(), failures_per_minute: 20, jwt: Vec::new() }
+        AuthConfig { trusted_proxies: Vec::new(), failures_per_minute: 20, pepper: None, jwt: Vec::new() }
     }
 }
 
@@ -51,6 +54,7 @@ pub(super) fn auth(root: &Section<'_, '_>, folder: &Path, read: &mut impl FnMut(
     let Some(auth) = root.section("auth") else { return config };
     let failures = auth.integer("failures_per_minute", 0..=1_000_000);
     config.failures_per_minute = failures.map_or(config.failures_per_minute, |n| n as u32);
+    config.pepper = pepper(&auth);
     let issuers = auth.list("jwt");
     if issuers.len() > ISSUERS_MAX {
         auth.problem(format!("there can be at most {ISSUERS_MAX} of `[[auth.jwt]]`"));
@@ -67,6 +71,22 @@ pub(super) fn auth(root: &Section<'_, '_>, folder: &Path, read: &mut impl FnMut(
     }
     auth.finish();
     config
+}
+
+pub(super) fn pepper(auth: &Section<'_, '_>) -> Option<Pepper> {
+    let text = auth.string("pepper")?;
+    if !text.value.starts_with("env:") {
+        let what = "`auth.pepper` is read from the environment, as \"env:GLASSGATE_PEPPER\": files are shared";
+        auth.problem_at(text.at, what);
+        return None;
+    }
+    let secret = auth.resolve(&text)?;
+    let pepper = Pepper::parse(secret.expose());
+    if pepper.is_none() {
+        let what = "`auth.pepper` must have 64 hexadecimal digits: those of a new one by `openssl rand -hex 32`, or of a data folder's file `pepper` by `od -An -v -tx1 pepper | tr -d ' \\n'`";
+        auth.problem_at(text.at, what);
+    }
+    pepper
 }
 
 fn issuer(section: Section<'_, '_>, folder: &Path, read: &mut impl FnMut(PathBuf) -> String) -> Option<JwtConfig> {

@@ -1,17 +1,18 @@
-//! `storage.database` of `gateway.toml`: where the ledger's rows are kept, if not in the data folder.
+//! `storage.database` of `gateway.toml`: where the ledger's rows and the key store are kept, if not in the data folder.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use super::folder_of;
 use super::reader::{Section, Source};
-use crate::accounting::ledger::store::postgres::Target;
+use crate::auth::api_key::Pepper;
+use crate::database::postgres::Target;
 
 /// `read` reads a file that is then watched.
 pub(super) fn database(
     storage: &Section<'_, '_>,
     folder: &Path,
-    read: &mut impl FnMut(PathBuf) -> String,
+    mut read: impl FnMut(PathBuf) -> String,
 ) -> Option<Arc<Target>> {
     let (named, ca) = (storage.string("database"), storage.string("database_ca"));
     let Some(named) = named else {
@@ -61,6 +62,22 @@ pub(super) fn months(section: &Section<'_, '_>, key: &str) -> Option<u32> {
 /// # Errors
 /// What is wrong with it.
 pub fn database_of(path: &Path) -> Result<Option<Arc<Target>>, String> {
+    partly(path, |root, read| database(&root.section("storage")?, folder_of(path), read))
+}
+
+/// Likewise of the pepper.
+///
+/// # Errors
+/// What is wrong with it.
+pub fn pepper_of(path: &Path) -> Result<Option<Pepper>, String> {
+    partly(path, |root, _| super::auth::pepper(&root.section("auth")?))
+}
+
+/// Reads what `what` asks for.
+fn partly<T>(
+    path: &Path,
+    what: impl FnOnce(&Section<'_, '_>, &mut dyn FnMut(PathBuf) -> String) -> Option<T>,
+) -> Result<Option<T>, String> {
     let text = std::fs::read_to_string(path).map_err(|error| format!("{}: {error}", path.display()))?;
     let source = Source::new(path, &text);
     let table = source.parse();
@@ -71,13 +88,11 @@ pub fn database_of(path: &Path) -> Result<Option<Arc<Target>>, String> {
             String::new()
         })
     };
-    let root = source.root(&table);
-    let database = root.section("storage").and_then(|storage| database(&storage, folder_of(path), &mut read));
-    drop(root);
+    let found = what(&source.root(&table), &mut read);
     let (problems, _) = source.into_parts();
     match unreadable {
         Some(why) => Err(why),
-        None if problems.0.is_empty() => Ok(database),
+        None if problems.0.is_empty() => Ok(found),
         None => Err(format!("the configuration cannot be used:\n{problems}")),
     }
 }

@@ -12,9 +12,11 @@ use super::secret::Secret;
 use super::traces::{self, TraceSink};
 use crate::accounting::ledger::Settings;
 use crate::accounting::ledger::store::Database;
-use crate::accounting::ledger::store::postgres::Target;
 use crate::accounting::settlement::Durability;
 use crate::admission::core::rule::{Rule, Sharing};
+use crate::auth::store::Location;
+use crate::data_dir::DataDir;
+use crate::database::postgres::Target;
 use crate::network::Network;
 
 #[derive(Clone, Debug)]
@@ -35,7 +37,7 @@ pub struct GatewayConfig {
     /// How long after that running ones may finish.
     pub drain: Duration,
     pub data_dir: PathBuf,
-    /// Where the ledger's rows are kept, if not in the data folder.
+    /// Where the ledger's rows and the key store are kept, if not in the data folder.
     pub database: Option<Arc<Target>>,
     pub ledger: Settings,
     /// Of routes that do not say.
@@ -65,6 +67,11 @@ impl GatewayConfig {
     /// Where the ledger's rows are kept.
     pub fn store(&self) -> Database {
         self.database.clone().map_or_else(|| Database::of(&self.data_dir), Database::Postgres)
+    }
+
+    /// Where keys, tenants and rules are kept.
+    pub fn key_store(&self, data_dir: &DataDir) -> Location {
+        self.database.clone().map_or_else(|| Location::File(data_dir.keys()), Location::Postgres)
     }
 }
 

@@ -21,7 +21,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 pub use auth::{AuthConfig, JwtConfig, JwtKeys};
-pub use database::database_of;
+pub use database::{database_of, pepper_of};
 pub use gateway::{AccessLogTo, Device, EngineConfig, GatewayConfig, ListenConfig, RedisConfig, ShadowConfig};
 pub use limits::{
     CONCURRENCY_MAX, Common, Limits, REQUESTS_PER_MINUTE_MAX, RULES_MAX, TOKENS_PER_MINUTE_MAX, check_rule, stored_rule,

@@ -10,7 +10,8 @@ use super::problem::did_you_mean;
 use super::reader::Section;
 use super::{ModelConfig, NAME_CHARS_MAX};
 use crate::accounting::core::{NanoUsd, PicoPerToken};
-use crate::accounting::price::{Price, Prices, Rates, Tier};
+use crate::accounting::price::{Price, Prices, Rates, Tariff, Tier};
+use crate::accounting::row::Service;
 
 /// Longer prompts than any model reads.
 const TIER_MAX: u64 = 1 << 30;
@@ -79,7 +80,35 @@ fn instant(text: &str) -> Option<i64> {
 }
 
 fn price(section: &Section<'_, '_>, device_hour: NanoUsd) -> Price {
-    let named = Named::read(section);
+    let (standard, named) = tariff(section, None);
+    let mut services = Vec::new();
+    for (name, service) in section.sections("service") {
+        let known = Service::parse(&name.value).filter(|service| Service::PRICED.contains(service));
+        if known.is_none() {
+            let words = Service::PRICED.map(Service::as_str);
+            section.problem_at(
+                name.at,
+                format!(
+                    "`{}.service` has no `{}`{}; there are {}, and what has none of them costs what stands above",
+                    section.name(),
+                    name.value,
+                    did_you_mean(&name.value, words.into_iter()),
+                    words.join(", ")
+                ),
+            );
+        }
+        services.extend(known.zip(Some(tariff(&service, Some((&standard, &named))).0)));
+        service.finish();
+    }
+    Price { standard, services: services.into(), device_hour, is_missing: false }
+}
+
+/// What one way to be served costs. What it does not name is as in what it is said beside.
+fn tariff(section: &Section<'_, '_>, beside: Option<(&Tariff, &Named)>) -> (Tariff, Named) {
+    let mut named = Named::read(section);
+    if let Some((_, others)) = beside {
+        named = named.or(others);
+    }
     let mut tiers: Vec<Tier> = Vec::new();
     for tier in section.list("tier") {
         let (above, rates) = (tier.integer("above", 1..=TIER_MAX), Named::read(&tier).or(&named).rates());
@@ -95,13 +124,21 @@ fn price(section: &Section<'_, '_>, device_hour: NanoUsd) -> Price {
         }
         tier.finish();
     }
-    Price {
+    let other = |of: fn(&Tariff) -> NanoUsd| beside.map_or(NanoUsd(0), |(tariff, _)| of(tariff));
+    let fee = |key: &str, other: NanoUsd| {
+        let said = usd(section, key);
+        if section.has(key) { said } else { other }
+    };
+    let tariff = Tariff {
         rates: named.rates(),
-        tiers: tiers.into(),
-        request: usd(section, "request"),
-        device_hour,
-        is_missing: false,
-    }
+        tiers: match beside {
+            Some((others, _)) if !section.has("tier") => others.tiers.clone(),
+            _ => tiers.into(),
+        },
+        image: fee("image", other(|tariff| tariff.image)),
+        request: fee("request", other(|tariff| tariff.request)),
+    };
+    (tariff, named)
 }
 
 /// The rates that a table names.

@@ -1,4 +1,4 @@
-//! All that operators decided, as one document, and back into an empty folder: the same keys, tenants and rules.
+//! All that operators decided, as one document, and back into an empty store: the same keys, tenants and rules.
 //!
 //! Of a key's secret it holds what the store holds, a hash that says nothing without the pepper; the pepper goes its own way.
 
@@ -18,11 +18,6 @@ use crate::config::Config;
 /// Of the document's form.
 const VERSION: u64 = 1;
 
-/// Tells two peppers apart and says nothing about either.
-fn mark(pepper: &Pepper) -> String {
-    hex(&pepper.derive("glassgate 2026-11 pepper mark"))[..16].to_owned()
-}
-
 /// # Errors
 /// When the store cannot be read.
 pub fn export(control: &Control) -> Result<Value, Denied> {
@@ -34,7 +29,7 @@ pub fn export(control: &Control) -> Result<Value, Denied> {
     };
     Ok(json!({
         "version": VERSION,
-        "pepper": mark(&control.pepper()?),
+        "pepper": control.pepper()?.mark(),
         "tenants": store.tenants()?.iter().map(|tenant| without_nulls(view::tenant(tenant))).collect::<Vec<_>>(),
         "rules": store.rules()?.into_iter().map(rule).collect::<Vec<_>>(),
         "keys": store.list()?.iter().map(key).collect::<Vec<_>>(),
@@ -92,12 +87,13 @@ impl Import {
     pub(super) fn write(self, writing: &Writing<'_>, pepper: &Pepper) -> Result<Value, Denied> {
         if !writing.is_empty()? {
             return Err(Denied::Conflict(
-                "this folder has keys, tenants or rules already; import into an empty one".into(),
+                "there are keys, tenants or rules already; import into an empty folder or database".into(),
             ));
         }
-        if !self.keys.is_empty() && self.pepper != mark(pepper) {
+        if !self.keys.is_empty() && self.pepper != pepper.mark() {
             return Err(Denied::Conflict(
-                "these keys were made with another pepper; put the file `pepper` of their folder into this one first"
+                "these keys were made with another pepper; put the file `pepper` of their folder into this one first, or what it \
+                 holds into `auth.pepper`"
                     .into(),
             ));
         }

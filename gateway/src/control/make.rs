@@ -62,6 +62,7 @@ pub(super) fn make(
         }),
         Change::PutRule(rule) => put_rule(writing, rule, expected),
         Change::Import(import) => Ok((Done::Gone, import.write(writing, pepper)?)),
+        Change::Reprice(words) => Ok((Done::Gone, json!({"change": "reprice", "after": words}))),
         Change::DeleteRule { name } => {
             let rules = writing.rules()?;
             let Some(rule) = rules.into_iter().find(|rule| rule.name == name) else {

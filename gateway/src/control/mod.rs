@@ -1,8 +1,8 @@
-//! What operators decide: every change of keys, tenants and limit rules, whoever asks for it, is a `Change` that `Control`
+//! What operators decide: every change of keys, tenants and limit rules, and of what rows of the ledger count as, whoever asks for it, is a `Change` that `Control`
 //! applies, and nothing else writes the key store.
 //!
 //! A change is checked, and then its rows and its entry in the record are written in one transaction. Gateways that serve from
-//! the folder see it within a second, this one too.
+//! the folder, or share the database, see it within a second, this one too.
 
 pub mod edit;
 pub mod export;
@@ -14,7 +14,7 @@ use serde_json::{Map, Value};
 use self::edit::{KeyEdit, When};
 use self::export::Import;
 use crate::auth::api_key::Pepper;
-use crate::auth::store::{ChainKey, KeyRow, KeyStore, MigrateError, StoredRule, Tenant};
+use crate::auth::store::{ChainKey, KeyRow, KeyStore, Location, OpenError, StoreError, StoredRule, Tenant};
 use crate::config::{Config, check_rule};
 use crate::data_dir::DataDir;
 use crate::ports::{Clock as _, SystemClock};
@@ -63,8 +63,10 @@ pub enum Change {
     DeleteRule {
         name: String,
     },
-    /// Into an empty folder.
+    /// Into an empty store.
     Import(Import),
+    /// Of the ledger, as these words say. It is written elsewhere; here it is said who has it done, before it is.
+    Reprice(Value),
 }
 
 /// A rule that the running configuration can hold to. Only `CheckedRule::new` makes one.
@@ -117,20 +119,8 @@ pub enum Denied {
     Store(String),
 }
 
-impl From<rusqlite::Error> for Denied {
-    fn from(error: rusqlite::Error) -> Denied {
-        Denied::Store(error.to_string())
-    }
-}
-
-impl From<MigrateError> for Denied {
-    fn from(error: MigrateError) -> Denied {
-        Denied::Store(error.to_string())
-    }
-}
-
-impl From<std::io::Error> for Denied {
-    fn from(error: std::io::Error) -> Denied {
+impl From<StoreError> for Denied {
+    fn from(error: StoreError) -> Denied {
         Denied::Store(error.to_string())
     }
 }
@@ -139,35 +129,51 @@ impl From<std::io::Error> for Denied {
 #[derive(Clone)]
 pub struct Control {
     data_dir: DataDir,
+    location: Location,
+    pepper: Option<Pepper>,
 }
 
 impl Control {
-    pub fn new(data_dir: DataDir) -> Control {
-        Control { data_dir }
+    /// `pepper`: the configuration's, if it has one; else it is in the data folder.
+    pub fn new(data_dir: DataDir, location: Location, pepper: Option<Pepper>) -> Control {
+        Control { data_dir, location, pepper }
     }
 
     pub fn data_dir(&self) -> &DataDir {
         &self.data_dir
     }
 
+    pub fn location(&self) -> &Location {
+        &self.location
+    }
+
     /// # Errors
     /// When it cannot be read, or a newer version has made it.
     pub fn store(&self) -> Result<KeyStore, Denied> {
-        KeyStore::open(&self.data_dir.keys())
-            .map_err(|error| Denied::Store(format!("{}: {error}", self.data_dir.keys().display())))
+        KeyStore::open(&self.location).map_err(|error| match &self.location {
+            Location::File(path) => Denied::Store(format!("{}: {error}", path.display())),
+            Location::Postgres(_) => Denied::Store(format!("the database: {error}")),
+        })
     }
 
-    fn pepper(&self) -> Result<Pepper, Denied> {
-        Pepper::load(&self.data_dir.pepper())
-            .map_err(|error| Denied::Store(format!("{}: {error}", self.data_dir.pepper().display())))
+    /// # Errors
+    /// When it cannot be read, or made where there is none.
+    pub fn pepper(&self) -> Result<Pepper, Denied> {
+        let path = self.data_dir.pepper();
+        let load = || Pepper::load(&path).map_err(|error| Denied::Store(format!("{}: {error}", path.display())));
+        self.pepper.clone().map_or_else(load, Ok)
     }
 
-    /// What seals the record.
+    /// What seals the record of a store.
     ///
     /// # Errors
-    /// When the pepper cannot be read.
-    pub fn chain_key(&self) -> Result<ChainKey, Denied> {
-        Ok(chain_key(&self.pepper()?))
+    /// When there is no pepper to be had, or not the one that it is of.
+    pub fn chain_key(&self, store: &KeyStore) -> Result<ChainKey, Denied> {
+        let pepper = self.pepper()?;
+        match store.pepper()? {
+            Some(mark) if mark != pepper.mark() => Err(wrong_pepper()),
+            _ => Ok(chain_key(&pepper)),
+        }
     }
 
     /// Makes a change, if what it is about is `expected` (its version, where that matters).
@@ -178,6 +184,9 @@ impl Control {
         let (store, pepper) = (self.store()?, self.pepper()?);
         let now = SystemClock.now_ns();
         let mut writing = store.write()?;
+        if !writing.claim(&pepper.mark())? {
+            return Err(wrong_pepper());
+        }
         let version = writing.seq();
         let (done, told) = make::make(&writing, &pepper, change, expected, now)?;
         writing.record(&chain_key(&pepper), now, actor, told.to_string())?;
@@ -186,9 +195,10 @@ impl Control {
     }
 }
 
+fn wrong_pepper() -> Denied {
+    Denied::Conflict(OpenError::Pepper.to_string())
+}
+
 fn chain_key(pepper: &Pepper) -> ChainKey {
     ChainKey(pepper.derive("glassgate 2026-11 audit chain"))
 }
-
-#[cfg(test)]
-mod tests;

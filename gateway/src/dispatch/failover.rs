@@ -186,6 +186,7 @@ fn failed(refusal: Refusal) -> Chunk {
         how: Ended::Failed(refusal),
         usage: Spent::NOTHING.usage,
         source: UsageSource::Counted,
+        service: None,
         engine: None,
     })
 }

@@ -84,6 +84,7 @@ pub struct Metrics {
     reserved_usd: IntGauge,
     budget_exceeded: IntCounterVec,
     unbilled: IntCounter,
+    unpriced_services: IntCounterVec,
     budget_limit: IntGaugeVec,
     budget_spent: IntGaugeVec,
     cache_requests: IntCounterVec,
@@ -239,6 +240,9 @@ impl Metrics {
         }
         if let Some(saved) = receipt.saved {
             self.cache_saved_usd.with_label_values(&[route, model, variant, &tenant]).inc_by(saved.0);
+        }
+        if let Some(service) = receipt.unpriced_service {
+            self.unpriced_services.with_label_values(&[model, service.as_str()]).inc();
         }
         let labels = [route, model, variant, &tenant, role];
         self.cost.with_label_values(&labels).inc_by(receipt.billed.0);

@@ -313,6 +313,7 @@ mod tests {
             usage_source: UsageSource::Counted,
             billed: NanoUsd(12_345_678_901),
             unbilled: NanoUsd(0),
+            unpriced_service: None,
             provider_cost: NanoUsd(0),
             saved: None,
         });

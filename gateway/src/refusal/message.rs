@@ -43,6 +43,7 @@ impl Refusal {
             Refusal::TokenKeysUnavailable => {
                 "The keys of the token's issuer cannot be fetched at the moment. Try again.".into()
             }
+            Refusal::KeysUnavailable => "Who may call is not known here yet, because the key store cannot be reached. Try again.".into(),
             Refusal::ExpiredKey => "This API key has expired, or its grace after a rotation is over.".into(),
             Refusal::DisabledKey => "This API key is disabled at the moment. An operator enables it with `glassgate keys enable`.".into(),
             Refusal::DisabledTenant => "Your tenant is disabled at the moment. An operator enables it with `glassgate tenants enable`.".into(),

@@ -140,6 +140,7 @@ impl Refusal {
             Refusal::FeedbackUnavailable,
             Refusal::LookupsLimited { limit: 2_400, retry_after: Duration::from_millis(25) },
             Refusal::TokenKeysUnavailable,
+            Refusal::KeysUnavailable,
             Refusal::ClientGone,
         ];
         every.extend(TokenFlaw::ALL.map(Refusal::BadToken));

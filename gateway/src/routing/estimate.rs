@@ -59,6 +59,13 @@ fn parts(value: &Value) -> u64 {
     }
 }
 
+/// Images that a chat brings, whatever they show.
+pub fn images(body: &Map<String, Value>) -> u64 {
+    let messages = body.get("messages").and_then(Value::as_array).into_iter().flatten();
+    let parts = messages.filter_map(|message| message.get("content")?.as_array()).flatten();
+    parts.filter(|part| part.get("type").and_then(Value::as_str) == Some("image_url")).count() as u64
+}
+
 /// Whether it is a part of a message that is no text.
 fn is_part(fields: &Map<String, Value>) -> bool {
     matches!(fields.get("type").and_then(Value::as_str), Some("image_url" | "input_audio" | "file" | "video_url"))
@@ -87,5 +94,18 @@ mod tests {
         let image = of(json!({"messages": [{"role": "user", "content": [image]}]}));
         assert!((1_500..1_600).contains(&image), "{image}");
         assert_eq!(text_tokens("안녕하세요"), 5);
+    }
+
+    #[test]
+    fn images_are_counted_wherever_a_chat_has_them_and_nothing_else_is() {
+        let image = json!({"type": "image_url", "image_url": {"url": "https://example.org/a.png", "detail": "low"}});
+        let text = json!({"type": "text", "text": "image_url"});
+        let body = json!({"prompt": [image], "messages": [
+            {"role": "system", "content": "image_url"},
+            {"role": "user", "content": [text, image, {"type": "input_audio", "input_audio": {"data": "", "format": "wav"}}]},
+            {"role": "assistant", "content": null},
+            {"role": "user", "content": [image, image]},
+        ]});
+        assert_eq!(images(body.as_object().unwrap()), 3);
     }
 }

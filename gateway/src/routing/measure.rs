@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use super::{Reads, Target, estimate};
 use crate::accounting::core::Usage;
+use crate::accounting::price::Extras;
 use crate::accounting::settlement::Most;
 use crate::answer::Prompts;
 use crate::api::openai::embeddings;
@@ -28,6 +29,8 @@ pub struct Measure {
     pub made: u32,
     /// Tokens that each of them may have.
     pub output_max: u64,
+    /// What its price depends on beside tokens.
+    pub extras: Extras,
     /// The form that an embedded model's answers must have.
     pub form: Option<Prepared>,
 }
@@ -54,7 +57,7 @@ pub struct Leg {
 impl Leg {
     /// The most that it can take of a request that began then.
     pub fn most(&self, started_ns: i64) -> Most {
-        Most::of(&self.measure.reservation(), self.target.prices.at(started_ns))
+        Most::of(&self.measure.reservation(), self.measure.extras, self.target.prices.at(started_ns))
     }
 
     /// The most that can be, also where the prompt is only estimated.
@@ -64,7 +67,7 @@ impl Leg {
             let most = estimate::prompt_tokens_bound(&request.body);
             usage.input = most.min(context.unwrap_or(most)).max(usage.input);
         }
-        Most::of(&usage, self.target.prices.at(started_ns))
+        Most::of(&usage, self.measure.extras, self.target.prices.at(started_ns))
     }
 }
 
@@ -150,7 +153,8 @@ pub async fn measure(target: &Arc<Target>, request: &Request) -> Result<Leg, Ref
     };
     let count = request.prompt_count();
     let (choices, made) = (request.n.saturating_mul(count), request.n.max(request.best_of).saturating_mul(count));
-    Ok(Leg { target: target.clone(), measure: Measure { prompts, input, choices, made, output_max, form } })
+    let extras = extras(request);
+    Ok(Leg { target: target.clone(), measure: Measure { prompts, input, choices, made, output_max, extras, form } })
 }
 
 /// As `measure`, for vectors: there is much to read and nothing to write.
@@ -178,7 +182,12 @@ async fn measure_texts(target: &Arc<Target>, request: &Request) -> Result<Leg, R
         }
         Reads::Never => return Err(Refusal::ModelUnavailable { model: target.variant.clone() }),
     };
-    Ok(Leg { target: target.clone(), measure: Measure { prompts, input, choices, made: 0, output_max: 0, form: None } })
+    let measure = Measure { prompts, input, choices, extras: extras(request), ..Measure::default() };
+    Ok(Leg { target: target.clone(), measure })
+}
+
+fn extras(request: &Request) -> Extras {
+    Extras { images: estimate::images(&request.body), service: request.service }
 }
 
 /// Renders and tokenises.

@@ -263,8 +263,8 @@ async fn answer(copy: &Copy, exchange: &mut Exchange, running: Running, mut chun
             }
             Ok(Chunk::End(end)) => break end,
             Err(_) if timed_out => {
-                let spent = running.spent_so_far();
-                break End { how: Ended::Cancelled, usage: spent.usage, source: spent.source, engine: None };
+                let Spent { usage, source, service, .. } = running.spent_so_far();
+                break End { how: Ended::Cancelled, usage, source, service, engine: None };
             }
             Err(_) => {
                 timed_out = true;
@@ -303,7 +303,8 @@ async fn answer(copy: &Copy, exchange: &mut Exchange, running: Running, mut chun
     });
     let compute = end.engine.map_or(Duration::ZERO, |engine| engine.compute);
     // A row that is not durable is the ledger's to report; nobody waits for this one.
-    let _ = running.settle(outcome, Spent { usage: end.usage, source: end.source, compute }, true);
+    let End { usage, source, service, .. } = end;
+    let _ = running.settle(outcome, Spent { usage, source, service, compute }, true);
     ran
 }
 

@@ -12,9 +12,9 @@ use crate::observe::metrics::{Judged, Metrics};
 use crate::ports::{Clock as _, SystemClock};
 
 /// Rows in one transaction: large enough to make its cost vanish, small enough to keep the lag low.
-pub(super) const BATCH_ROWS: usize = 256;
+pub(super) const BATCH_ROWS: usize = 1024;
 /// While rows come quickly, a batch has so long to grow: a transaction for every few rows costs more than the rows do.
-const GATHER: Duration = Duration::from_millis(20);
+const GATHER: Duration = Duration::from_millis(50);
 const RETRY: Duration = Duration::from_millis(200);
 
 /// How often it is looked for months that need not be kept, and how long others have between two steps of letting go.

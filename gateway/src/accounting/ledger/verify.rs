@@ -78,6 +78,10 @@ pub fn verify(
     let mut hours = Leg::new("hourly sums", "each group of each hour".to_owned());
     hours.differences = books.uneven_hours(TOLD_MAX)?;
     legs.push(hours);
+    let mut adjustments =
+        Leg::new("adjustments", "each begins with what its row says, and hours sum them up".to_owned());
+    adjustments.differences = books.uneven_adjustments(TOLD_MAX)?;
+    legs.push(adjustments);
 
     let log = after.log();
     let kept_from = books.kept_from()?;

@@ -81,8 +81,8 @@ fn a_log_that_is_cut_anywhere_and_read_twice_counts_once() {
             assert_eq!(books.uneven_hours(9).unwrap(), Vec::<String>::new());
             let mut rows = Vec::new();
             books
-                .rows(i64::MIN, i64::MAX, &mut |row| {
-                    rows.push(row);
+                .rows(i64::MIN, i64::MAX, &mut |booked| {
+                    rows.push(booked.row);
                     true
                 })
                 .unwrap();

@@ -15,8 +15,8 @@ const MAGIC: [u8; 4] = *b"GGw1";
 const HEADER_BYTES: usize = 21;
 /// A row is about 700 bytes; anything near this is no row of ours.
 const PAYLOAD_BYTES_MAX: usize = 64 * 1024;
-/// How much longer a terminal row can be than its intent: six numbers of up to 20 digits and three longer words.
-const GROWTH_BYTES: u64 = 224;
+/// How much longer a terminal row can be than its intent: six numbers of up to 20 digits and four longer words.
+const GROWTH_BYTES: u64 = 232;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
@@ -201,6 +201,7 @@ pub fn id(row: &Row) -> Id {
 
 #[cfg(test)]
 pub mod tests {
+    use super::super::super::row::Service;
     use super::super::totals::Sums;
     use super::*;
     use proptest::prelude::*;
@@ -233,6 +234,8 @@ pub mod tests {
             config_hash: "h".into(),
             user_id: None,
             unpriced: false,
+            service_tier: None,
+            images: 0,
         }
     }
 
@@ -261,6 +264,7 @@ pub mod tests {
         terminal.ended_ns = i64::MAX;
         terminal.cache = "coalesced".into();
         terminal.usage_source = UsageSource::Estimated;
+        terminal.service_tier = Some(Service::Priority);
         for outcome in Outcome::ALL {
             terminal.outcome = outcome;
             let mut bytes = Vec::new();

@@ -11,8 +11,8 @@ use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use super::core::{NanoUsd, Usage};
-use super::price::Price;
-use super::row::{Outcome, Role, Row, UsageSource};
+use super::price::{Extras, Price};
+use super::row::{Outcome, Role, Row, Service, UsageSource};
 use crate::ports::{Clock, Meter};
 
 pub use journal::{Durability, Held, Journal, JournalClosed, Slot};
@@ -42,6 +42,8 @@ pub struct Receipt {
     /// What it would have cost beyond the most that could be billed.
     pub unbilled: NanoUsd,
     pub provider_cost: NanoUsd,
+    /// It was served in a way that nobody gave a price of its own, so it costs what others do.
+    pub unpriced_service: Option<Service>,
     /// What the caller would have been billed, had it not been answered from the cache.
     pub saved: Option<NanoUsd>,
 }
@@ -99,7 +101,8 @@ impl Rate {
         row.outcome = outcome;
         row.usage = used.usage;
         row.usage_source = used.source;
-        let price = self.price.cost(&used.usage);
+        row.service_tier = used.service;
+        let price = self.price.cost(&used.usage, row.extras());
         row.billed = self.billed(price);
         row.unpriced = self.price.is_missing && used.usage.total() > 0;
         row.provider_cost = match self.costs {
@@ -115,6 +118,7 @@ impl Rate {
             billed: row.billed,
             unbilled: NanoUsd(if self.is_charged { price.0 - row.billed.0 } else { 0 }),
             provider_cost: row.provider_cost,
+            unpriced_service: used.service.filter(|service| self.price.lacks(Some(*service))),
             saved: (self.costs == Costs::Nothing).then_some(price),
         }
     }
@@ -125,7 +129,7 @@ impl Rate {
         row.outcome = Outcome::Killed;
         row.usage = reservation;
         row.usage_source = UsageSource::Reserved;
-        row.billed = self.billed(self.price.most(&reservation));
+        row.billed = self.billed(self.price.most(&reservation, row.extras()));
         row.unpriced = self.price.is_missing;
         row.provider_cost = NanoUsd(0);
     }
@@ -143,6 +147,8 @@ impl Rate {
 pub struct Spent {
     pub usage: Usage,
     pub source: UsageSource,
+    /// How an upstream says that it served it.
+    pub service: Option<Service>,
     /// Time on a device of ours.
     pub compute: Duration,
 }
@@ -151,6 +157,7 @@ impl Spent {
     pub const NOTHING: Spent = Spent {
         usage: Usage { input: 0, cache_read: 0, cache_write: 0, output: 0, reasoning: 0 },
         source: UsageSource::Counted,
+        service: None,
         compute: Duration::ZERO,
     };
 }
@@ -176,8 +183,9 @@ pub struct Most {
 }
 
 impl Most {
-    pub fn of(usage: &Usage, price: &Price) -> Most {
-        Most { input: usage.prompt(), output: usage.completion(), tokens: usage.total(), cost: price.most(usage) }
+    pub fn of(usage: &Usage, asked: Extras, price: &Price) -> Most {
+        let cost = price.most(usage, asked);
+        Most { input: usage.prompt(), output: usage.completion(), tokens: usage.total(), cost }
     }
 
     pub fn max(self, other: Most) -> Most {
@@ -255,7 +263,7 @@ impl Ticket {
         let Some(mut debt) = self.0.take() else { return Pending::Told(Err(JournalClosed)) };
         cache.clone_into(&mut debt.row.cache);
         (debt.rate.is_charged, debt.rate.costs) = (false, Costs::Nothing);
-        debt.end(Outcome::Answered, Spent { usage, source, compute: Duration::ZERO }, false)
+        debt.end(Outcome::Answered, Spent { usage, source, ..Spent::NOTHING }, false)
     }
 
     /// From here on, tokens may be produced and are owed.
@@ -304,7 +312,7 @@ impl Running {
             Some(meter) => (Usage { output: meter.produced(), reasoning: 0, ..reserved }, meter.source()),
             None => (reserved, UsageSource::Reserved),
         };
-        Spent { usage, source, compute: Duration::ZERO }
+        Spent { usage, source, ..Spent::NOTHING }
     }
 
     /// Holds this as well until the end: what limits of the next attempt's model ask for.

@@ -13,7 +13,8 @@ use proptest::prelude::*;
 
 use super::super::core::PicoPerToken;
 use super::super::ledger::wal::{self, Kind, tests::row};
-use super::super::price::Rates;
+use super::super::price::{Rates, Tariff};
+use super::super::reprice;
 use super::*;
 
 /// A journal of bytes in memory with a bound, built on the real format.
@@ -166,15 +167,17 @@ fn fate() -> impl Strategy<Value = Fate> {
 
 const PROMPT: u64 = 7;
 const OUTPUT_MAX: u64 = 64;
+const IMAGES: u64 = 2;
+const ASKED: Extras = Extras { images: IMAGES, service: None };
 
 fn terms(id: &str, hold: Box<dyn Hold>) -> Terms {
     let reservation = Usage::tokens(PROMPT, OUTPUT_MAX);
     Terms {
-        row: row(id),
+        row: Row { images: IMAGES, ..row(id) },
         price: price(),
         costs: Costs::DeviceTime,
         reservation,
-        most: Most::of(&reservation, &price()),
+        most: Most::of(&reservation, ASKED, &price()),
         bound: None,
         billed_max: None,
         is_charged: true,
@@ -184,12 +187,17 @@ fn terms(id: &str, hold: Box<dyn Hold>) -> Terms {
 }
 
 fn spent(tokens: u64) -> Spent {
-    Spent { usage: Usage::tokens(PROMPT, tokens), source: UsageSource::Counted, compute: Duration::ZERO }
+    // Some upstreams tell how they served it.
+    let service = (tokens % 2 == 1).then_some(Service::Priority);
+    Spent { usage: Usage::tokens(PROMPT, tokens), service, ..Spent::NOTHING }
 }
 
 fn price() -> Price {
     let (input, output) = (PicoPerToken(20_000), PicoPerToken(80_000));
-    Price { rates: Rates { input, output, ..Rates::default() }, ..Price::default() }
+    let rates = Rates { input, output, ..Rates::default() };
+    let standard = Tariff { rates, image: NanoUsd(70), request: NanoUsd(9), ..Tariff::default() };
+    let priority = Tariff { image: NanoUsd(100), ..standard.clone() };
+    Price { standard, services: [(Service::Priority, priority)].into(), ..Price::default() }
 }
 
 /// (outcome, tokens produced) that the ledger must show for a fate.
@@ -285,7 +293,7 @@ proptest! {
             let receipt = Arc::new(OnceLock::new());
             let terms = terms(&format!("r{i}"), Box::new(()));
             let ticket = Ticket::admit(terms, paper.clone(), clock.clone(), receipt.clone()).expect("room");
-            prop_assert_eq!(ticket.cost_max(), price().most(&Usage::tokens(PROMPT, OUTPUT_MAX)));
+            prop_assert_eq!(ticket.cost_max(), price().most(&Usage::tokens(PROMPT, OUTPUT_MAX), ASKED));
             tickets.push((i, *fate, ticket, receipt));
         }
         let middle = (order as usize) % tickets.len();
@@ -303,6 +311,7 @@ proptest! {
             rows.into_iter().partition(|row| row.outcome == Outcome::FailedOver);
         prop_assert_eq!(left.len(), fates.iter().map(|fate| attempts(*fate)).sum::<usize>());
         prop_assert!(left.iter().all(|row| row.billed == NanoUsd(0) && row.usage == Usage::default()));
+        prop_assert!(left.iter().all(|row| reprice::cost(row, &price()) == (NanoUsd(0), NanoUsd(0))));
         prop_assert_eq!(rows.len(), fates.len(), "one row ends a request");
         for row in &rows {
             let (fate, receipt) = &receipts[&row.request_id];
@@ -310,7 +319,12 @@ proptest! {
             prop_assert_eq!(row.outcome, outcome);
             prop_assert_eq!(row.usage, usage);
             prop_assert_eq!(row.usage_source, source);
-            prop_assert_eq!(row.billed, price().cost(&usage));
+            let billed = match outcome {
+                Outcome::Killed => price().most(&usage, ASKED),
+                _ => price().cost(&usage, row.extras()),
+            };
+            prop_assert_eq!((row.billed, row.images), (billed, IMAGES));
+            prop_assert_eq!(reprice::cost(row, &price()), (row.billed, row.provider_cost), "by its own price it costs the same");
             match receipt.get() {
                 Some(receipt) => prop_assert_eq!((receipt.outcome, receipt.usage, receipt.billed), (outcome, usage, row.billed)),
                 None => {
@@ -402,7 +416,10 @@ fn a_disk_that_fails_is_said_and_what_nobody_got_is_not_charged() {
         let stored = &paper.inner.lock().unwrap().stored[0];
         let owed = if delivered { usage } else { Usage::default() };
         assert_eq!((receipt.outcome, receipt.usage), (Outcome::Failed, owed));
-        assert_eq!((stored.outcome, stored.usage, stored.billed), (Outcome::Failed, owed, price().cost(&owed)));
+        assert_eq!(
+            (stored.outcome, stored.usage, stored.billed),
+            (Outcome::Failed, owed, price().cost(&owed, stored.extras()))
+        );
     }
 }
 
@@ -424,9 +441,10 @@ fn a_row_that_must_survive_a_power_cut_is_told_and_shipped_once_it_would() {
         let owed = if !unsyncable || delivered { Usage::tokens(PROMPT, 3) } else { Usage::default() };
         let outcome = if unsyncable { Outcome::Failed } else { Outcome::Answered };
         assert_eq!(told.is_ok(), !unsyncable);
-        assert_eq!((receipt.outcome, receipt.usage, receipt.billed), (outcome, owed, price().cost(&owed)));
         let shipped = &paper.inner.lock().unwrap().shipped;
         assert_eq!(shipped.len(), 1);
+        let billed = price().cost(&owed, shipped[0].extras());
+        assert_eq!((receipt.outcome, receipt.usage, receipt.billed), (outcome, owed, billed));
         assert_eq!((shipped[0].outcome, shipped[0].usage), (outcome, owed));
     }
 }

@@ -18,6 +18,8 @@ pub struct Head<'a> {
     pub created: i64,
     /// The name that the client asked for.
     pub model: &'a str,
+    /// How an upstream says that it served it; known at the end.
+    pub service_tier: Option<&'static str>,
 }
 
 #[derive(Serialize)]
@@ -61,6 +63,8 @@ struct Whole<'a, C> {
     /// Where vLLM has it: of a chat beside the choices, of a text completion in each.
     #[serde(skip_serializing_if = "Option::is_none")]
     prompt_token_ids: Option<&'a [u32]>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    service_tier: Option<&'static str>,
     usage: WireUsage,
     glassgate: Glassgate<'a>,
 }
@@ -124,6 +128,7 @@ pub fn whole(
                 })
                 .collect(),
             prompt_token_ids: prompts.of(0),
+            service_tier: head.service_tier,
             usage: usage.into(),
             glassgate,
         }),
@@ -140,6 +145,7 @@ pub fn whole(
                 })
                 .collect(),
             prompt_token_ids: None,
+            service_tier: head.service_tier,
             usage: usage.into(),
             glassgate,
         }),
@@ -161,6 +167,8 @@ struct Chunk<'a, C> {
     choices: &'a [C],
     #[serde(skip_serializing_if = "Option::is_none")]
     prompt_token_ids: Option<&'a [u32]>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    service_tier: Option<&'static str>,
     /// `null` on every chunk but the last, if the client asked for usage; absent if it did not.
     #[serde(skip_serializing_if = "Option::is_none")]
     usage: Option<Option<WireUsage>>,
@@ -265,6 +273,7 @@ fn frame<'a, C>(head: &Head<'a>, choices: &'a [C]) -> Chunk<'a, C> {
         model: head.model,
         choices,
         prompt_token_ids: None,
+        service_tier: head.service_tier,
         usage: None,
         glassgate: None,
     }

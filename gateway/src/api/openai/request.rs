@@ -8,6 +8,7 @@ use serde_json::{Map, Value};
 
 use super::embeddings;
 use super::fields::{Fields, bad, unsupported};
+use crate::accounting::row::Service;
 use crate::ports::{Prompt, Turn};
 use crate::refusal::Refusal;
 
@@ -83,6 +84,8 @@ pub struct Request {
     /// vLLM's extension: the ids of prompt and answer, as the model reads and writes them.
     pub return_token_ids: bool,
     pub user: Option<String>,
+    /// How it is to be served, if the client names that; whoever leaves it open can get any.
+    pub service: Option<Service>,
     /// Of the body as it came.
     pub bytes: usize,
     /// Everything as it was sent: what upstreams get, and what the cache tells requests apart by.
@@ -181,6 +184,11 @@ impl Request {
             ignore_eos: fields.boolean("ignore_eos")?.unwrap_or(false),
             return_token_ids: fields.boolean("return_token_ids")?.unwrap_or(false),
             user,
+            // A word that we do not know may mean anything.
+            service: fields
+                .string("service_tier")?
+                .and_then(Service::parse)
+                .filter(|service| *service != Service::Other),
             bytes: body.len(),
             body: fields.0,
         })
@@ -422,6 +430,7 @@ mod tests {
             (r#","return_token_ids":1"#, "return_token_ids"),
             (r#","stream_options":{"include_usage":true}"#, "stream_options"),
             (r#","seed":1.5"#, "seed"),
+            (r#","service_tier":1"#, "service_tier"),
             (r#","modalities":["audio"]"#, "modalities"),
             (r#","chat_template":"{{ x }}""#, "chat_template"),
             (r#","best_of":2"#, "best_of"),

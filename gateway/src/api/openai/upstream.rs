@@ -8,6 +8,7 @@ use serde_json::{Map, Value, json};
 
 use super::request::{Op, Request};
 use crate::accounting::core::Usage;
+use crate::accounting::row::Service;
 use crate::answer::{Finish, Part, Piece};
 
 /// The body to send: the client's own fields, the upstream's name of the model, a bound, and usage in the stream.
@@ -63,6 +64,8 @@ pub struct Said {
     pub finishes: Vec<(u32, Finish)>,
     /// As it was reported, not yet believed.
     pub usage: Option<Value>,
+    /// How it says that it serves this.
+    pub service: Option<Service>,
     /// An error object where an answer should be.
     pub error: Option<Value>,
 }
@@ -75,6 +78,8 @@ struct Wire<'a> {
     data: Option<Vec<WireVector<'a>>>,
     #[serde(default)]
     usage: Option<Value>,
+    #[serde(default)]
+    service_tier: Option<Value>,
     #[serde(default)]
     error: Option<Value>,
 }
@@ -112,7 +117,8 @@ pub fn read(json: &[u8]) -> Result<Said, String> {
     if wire.choices.is_none() && wire.data.is_none() && wire.usage.is_none() && wire.error.is_none() {
         return Err("neither choices nor vectors nor usage nor an error".into());
     }
-    let mut said = Said { usage: wire.usage, error: wire.error, ..Said::default() };
+    let service = wire.service_tier.as_ref().and_then(Value::as_str).map(Service::told);
+    let mut said = Said { usage: wire.usage, service, error: wire.error, ..Said::default() };
     for (place, vector) in (0..).zip(wire.data.into_iter().flatten()) {
         let index = vector.index.unwrap_or(place);
         let piece = Piece::Message(one_line(vector.embedding));

@@ -5,7 +5,8 @@
 
 use std::fmt;
 
-use rusqlite::{Connection, Row, params};
+use super::StoreError;
+use super::sql::{Row, Sql};
 
 /// What seals are made with.
 pub struct ChainKey(pub [u8; 32]);
@@ -30,7 +31,7 @@ pub struct Head {
 }
 
 impl Head {
-    pub(super) fn read(row: &Row<'_>) -> rusqlite::Result<Head> {
+    pub(super) fn read(row: &Row) -> Result<Head, StoreError> {
         Ok(Head { n: row.get("n")?, hash: row.get("hash")? })
     }
 
@@ -123,11 +124,9 @@ impl<'k> Verifier<'k> {
     }
 }
 
-pub(super) fn rows(db: &Connection, after: i64, most: u32) -> rusqlite::Result<Vec<Entry>> {
-    let mut query = db.prepare_cached(
-        "SELECT n, at_ns, actor, change, previous_hash, hash FROM audit WHERE n > ?1 ORDER BY n LIMIT ?2",
-    )?;
-    let rows = query.query_map(params![after, most], |row| {
+pub(super) fn rows(db: &dyn Sql, after: i64, most: u32) -> Result<Vec<Entry>, StoreError> {
+    let sql = "SELECT n, at_ns, actor, change, previous_hash, hash FROM #audit WHERE n > ?1 ORDER BY n LIMIT ?2";
+    let read = |row: &Row| {
         Ok(Entry {
             n: row.get("n")?,
             at_ns: row.get("at_ns")?,
@@ -136,20 +135,23 @@ pub(super) fn rows(db: &Connection, after: i64, most: u32) -> rusqlite::Result<V
             previous_hash: row.get("previous_hash")?,
             hash: row.get("hash")?,
         })
-    })?;
-    rows.collect()
+    };
+    db.rows(sql, &[after.into(), most.into()])?.iter().map(read).collect()
 }
 
-pub(super) fn write(db: &Connection, entry: &Entry) -> rusqlite::Result<()> {
+pub(super) fn write(db: &dyn Sql, entry: Entry) -> Result<Head, StoreError> {
+    let head = entry.head();
     let Entry { n, at_ns, actor, change, previous_hash, hash } = entry;
-    db.prepare_cached("INSERT INTO audit VALUES (?1, ?2, ?3, ?4, ?5, ?6)")?.execute(params![
-        n,
-        at_ns,
-        actor,
-        change,
-        previous_hash,
-        hash
-    ])?;
-    db.prepare_cached("UPDATE head SET n = ?1, hash = ?2")?.execute(params![n, hash])?;
-    Ok(())
+    let values = [n.into(), at_ns.into(), actor.into(), change.into(), previous_hash.into(), hash.into()];
+    db.execute("INSERT INTO #audit VALUES (?1, ?2, ?3, ?4, ?5, ?6)", &values)?;
+    write_head(db, head)?;
+    Ok(head)
+}
+
+pub(super) fn write_head(db: &dyn Sql, head: Head) -> Result<u64, StoreError> {
+    db.execute("UPDATE #head SET n = ?1, hash = ?2", &[head.n.into(), head.hash.into()])
+}
+
+pub(super) fn head(db: &dyn Sql) -> Result<Option<Head>, StoreError> {
+    db.rows("SELECT n, hash FROM #head", &[])?.first().map(Head::read).transpose()
 }

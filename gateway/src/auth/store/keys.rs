@@ -3,9 +3,8 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use rusqlite::{Connection, Params, Row, named_params};
-
-use super::{json, parsed, texts};
+use super::sql::{Row, Sql, Value};
+use super::{StoreError, json, parsed, texts};
 use crate::accounting::core::NanoUsd;
 use crate::auth::identity::Identity;
 use crate::ports::Scope;
@@ -66,50 +65,47 @@ impl Place {
     }
 }
 
-pub(super) fn rows(db: &Connection, which: &str, parameters: impl Params) -> rusqlite::Result<Vec<Found>> {
-    let mut query = db.prepare_cached(&format!("SELECT {COLUMNS} FROM keys WHERE {which}"))?;
-    query.query_map(parameters, read)?.collect()
+pub(super) fn rows(db: &dyn Sql, which: &str, values: &[Value]) -> Result<Vec<Found>, StoreError> {
+    db.rows(&format!("SELECT {COLUMNS} FROM #keys {which}"), values)?.iter().map(read).collect()
 }
 
 /// Returns how many rows it wrote: none where the key's tenant has one of its name.
-pub(super) fn write(db: &Connection, key: &KeyRow, seq: i64, place: Place) -> rusqlite::Result<usize> {
+pub(super) fn write(db: &dyn Sql, key: &KeyRow, seq: i64, place: Place) -> Result<u64, StoreError> {
     let who = &key.who;
     let scopes = who.scopes.as_ref().map(|scopes| json(&scopes.iter().map(|scope| scope.as_str()).collect::<Vec<_>>()));
     let networks = who.networks.as_ref();
     let networks = networks.map(|networks| json(&networks.iter().map(ToString::to_string).collect::<Vec<_>>()));
-    let mut insert = db.prepare_cached(&format!(
-        "INSERT INTO keys ({COLUMNS}) VALUES (:id, :tenant, :name, :hash, :previous_hash, :previous_until_ns, \
-         :created_ns, :expires_ns, :disabled_ns, :revoked_ns, :user_id, :tags, :metadata, :scopes, :models, :networks, \
-         :rpm, :tpm, :concurrency, :nano_usd_per_day, \
-         :seq) {}",
-        place.on_conflict()
-    ))?;
-    insert.execute(named_params! {
-        ":id": who.key_id,
-        ":tenant": who.tenant,
-        ":name": who.key_name,
-        ":hash": key.hash,
-        ":previous_hash": key.previous.map(|(hash, _)| hash),
-        ":previous_until_ns": key.previous.map(|(_, until)| until),
-        ":created_ns": key.created_ns,
-        ":expires_ns": key.expires_ns,
-        ":disabled_ns": key.disabled_ns,
-        ":revoked_ns": key.revoked_ns,
-        ":user_id": who.user,
-        ":tags": json(&who.tags),
-        ":metadata": json(&key.metadata),
-        ":scopes": scopes,
-        ":models": who.models.as_ref().map(json),
-        ":networks": networks,
-        ":rpm": who.limits.requests_per_minute,
-        ":tpm": who.limits.tokens_per_minute,
-        ":concurrency": who.limits.concurrency,
-        ":seq": seq,
-        ":nano_usd_per_day": who.limits.per_day.map(|usd| i64::try_from(usd.0).unwrap_or(i64::MAX)),
-    })
+    let per_day = who.limits.per_day.map(|usd| i64::try_from(usd.0).unwrap_or(i64::MAX));
+    // In the order of `COLUMNS`.
+    let values = [
+        who.key_id.clone().into(),
+        who.tenant.clone().into(),
+        who.key_name.clone().into(),
+        key.hash.into(),
+        key.previous.map(|(hash, _)| hash).into(),
+        key.previous.map(|(_, until)| until).into(),
+        key.created_ns.into(),
+        key.expires_ns.into(),
+        key.disabled_ns.into(),
+        key.revoked_ns.into(),
+        who.user.clone().into(),
+        json(&who.tags).into(),
+        json(&key.metadata).into(),
+        scopes.into(),
+        who.models.as_ref().map(json).into(),
+        networks.into(),
+        who.limits.requests_per_minute.into(),
+        who.limits.tokens_per_minute.into(),
+        who.limits.concurrency.into(),
+        per_day.into(),
+        seq.into(),
+    ];
+    let places: Vec<String> = (1..=values.len()).map(|at| format!("?{at}")).collect();
+    let sql = format!("INSERT INTO #keys ({COLUMNS}) VALUES ({}) {}", places.join(", "), place.on_conflict());
+    db.execute(&sql, &values)
 }
 
-fn read(row: &Row<'_>) -> rusqlite::Result<Found> {
+fn read(row: &Row) -> Result<Found, StoreError> {
     let words = |column| texts::<Option<Vec<String>>>(row, column);
     let scopes = words("scopes")?.map(|words| words.iter().map(|word| parsed("scopes", Scope::parse(word))).collect());
     let networks =
@@ -128,7 +124,7 @@ fn read(row: &Row<'_>) -> rusqlite::Result<Found> {
             requests_per_minute: row.get("requests_per_minute")?,
             tokens_per_minute: row.get("tokens_per_minute")?,
             concurrency: row.get("concurrency")?,
-            per_day: row.get::<_, Option<i64>>("nano_usd_per_day")?.map(|nano| NanoUsd(nano.max(0).unsigned_abs())),
+            per_day: row.get::<Option<i64>>("nano_usd_per_day")?.map(|nano| NanoUsd(nano.max(0).unsigned_abs())),
         },
     };
     let previous: Option<[u8; 32]> = row.get("previous_hash")?;

@@ -2,9 +2,14 @@
 
 use rusqlite::{Connection, Transaction, TransactionBehavior};
 
+use super::OpenError;
+
 /// In order; a store that has had `n` of them says so in `user_version`.
-const MIGRATIONS: [&str; 2] =
-    [include_str!("migrations/0001_callers.sql"), include_str!("migrations/0002_control.sql")];
+const MIGRATIONS: [&str; 3] = [
+    include_str!("migrations/0001_callers.sql"),
+    include_str!("migrations/0002_control.sql"),
+    include_str!("migrations/0003_pepper.sql"),
+];
 const VERSION: i64 = MIGRATIONS.len() as i64;
 const BEGIN: &str = include_str!("migrations/0000_begin.sql");
 
@@ -12,16 +17,8 @@ const BEGIN: &str = include_str!("migrations/0000_begin.sql");
 const ADDED: [(&str, &str); 3] =
     [("tokens_per_minute", "INTEGER"), ("concurrency", "INTEGER"), ("nano_usd_per_day", "INTEGER")];
 
-#[derive(Debug, thiserror::Error)]
-pub enum MigrateError {
-    #[error(transparent)]
-    Sqlite(#[from] rusqlite::Error),
-    #[error("the key store is of a newer glassgate (version {found}, this one knows {VERSION}); use that one")]
-    Newer { found: i64 },
-}
-
 /// Looks before it writes: a write would wake every gateway that follows this store.
-pub fn migrate(db: &Connection) -> Result<(), MigrateError> {
+pub fn migrate(db: &Connection) -> Result<(), OpenError> {
     if had(db)? == VERSION {
         return Ok(());
     }
@@ -41,9 +38,9 @@ pub fn migrate(db: &Connection) -> Result<(), MigrateError> {
     Ok(lock.commit()?)
 }
 
-fn had(db: &Connection) -> Result<i64, MigrateError> {
+fn had(db: &Connection) -> Result<i64, OpenError> {
     let found = db.query_row("PRAGMA user_version", [], |row| row.get(0))?;
-    if found > VERSION { Err(MigrateError::Newer { found }) } else { Ok(found) }
+    if found > VERSION { Err(OpenError::Newer) } else { Ok(found) }
 }
 
 fn missing(db: &Connection) -> rusqlite::Result<Vec<(&'static str, &'static str)>> {

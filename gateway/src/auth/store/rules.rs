@@ -1,9 +1,9 @@
 //! Limit rules as rows: the words that were given. What they mean is read where the configuration's rules are.
 
-use rusqlite::{Connection, params};
 use serde_json::{Map, Value};
 
-use super::{json, texts};
+use super::sql::{Row, Sql};
+use super::{StoreError, json, texts};
 
 #[derive(Clone, Debug, PartialEq)]
 pub struct StoredRule {
@@ -14,19 +14,19 @@ pub struct StoredRule {
     pub seq: i64,
 }
 
-pub(super) fn rows(db: &Connection) -> rusqlite::Result<Vec<StoredRule>> {
-    let mut query = db.prepare_cached("SELECT name, rule, changed_seq FROM rules ORDER BY name")?;
-    let rows = query.query_map([], |row| {
-        Ok(StoredRule { name: row.get("name")?, words: texts(row, "rule")?, seq: row.get("changed_seq")? })
-    })?;
-    rows.collect()
+pub(super) fn rows(db: &dyn Sql) -> Result<Vec<StoredRule>, StoreError> {
+    let rows = db.rows("SELECT name, rule, changed_seq FROM #rules ORDER BY name", &[])?;
+    let read =
+        |row: &Row| Ok(StoredRule { name: row.get("name")?, words: texts(row, "rule")?, seq: row.get("changed_seq")? });
+    rows.iter().map(read).collect()
 }
 
-pub(super) fn write(db: &Connection, rule: &StoredRule) -> rusqlite::Result<usize> {
-    let sql = "INSERT OR REPLACE INTO rules (name, rule, changed_seq) VALUES (?1, ?2, ?3)";
-    db.prepare_cached(sql)?.execute(params![rule.name, json(&rule.words), rule.seq])
+pub(super) fn write(db: &dyn Sql, rule: &StoredRule) -> Result<u64, StoreError> {
+    let sql = "INSERT INTO #rules (name, rule, changed_seq) VALUES (?1, ?2, ?3) \
+               ON CONFLICT (name) DO UPDATE SET rule = excluded.rule, changed_seq = excluded.changed_seq";
+    db.execute(sql, &[rule.name.as_str().into(), json(&rule.words).into(), rule.seq.into()])
 }
 
-pub(super) fn delete(db: &Connection, name: &str) -> rusqlite::Result<usize> {
-    db.prepare_cached("DELETE FROM rules WHERE name = ?1")?.execute([name])
+pub(super) fn delete(db: &dyn Sql, name: &str) -> Result<u64, StoreError> {
+    db.execute("DELETE FROM #rules WHERE name = ?1", &[name.into()])
 }

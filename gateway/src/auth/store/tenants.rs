@@ -1,8 +1,7 @@
 //! Tenants as rows. A tenant need not have one: keys name theirs, and so do tokens.
 
-use rusqlite::{Connection, Params, Row, params};
-
-use super::{json, texts};
+use super::sql::{Row, Sql, Value};
+use super::{StoreError, json, texts};
 
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Tenant {
@@ -17,12 +16,12 @@ pub struct Tenant {
     pub seq: i64,
 }
 
-pub(super) fn rows(db: &Connection, which: &str, parameters: impl Params) -> rusqlite::Result<Vec<Tenant>> {
-    let sql = format!("SELECT id, name, tags, disabled_ns, changed_seq FROM tenants WHERE {which}");
-    db.prepare_cached(&sql)?.query_map(parameters, read)?.collect()
+pub(super) fn rows(db: &dyn Sql, which: &str, values: &[Value]) -> Result<Vec<Tenant>, StoreError> {
+    let sql = format!("SELECT id, name, tags, disabled_ns, changed_seq FROM #tenants {which}");
+    db.rows(&sql, values)?.iter().map(read).collect()
 }
 
-fn read(row: &Row<'_>) -> rusqlite::Result<Tenant> {
+fn read(row: &Row) -> Result<Tenant, StoreError> {
     Ok(Tenant {
         id: row.get("id")?,
         name: row.get("name")?,
@@ -32,8 +31,10 @@ fn read(row: &Row<'_>) -> rusqlite::Result<Tenant> {
     })
 }
 
-pub(super) fn write(db: &Connection, tenant: &Tenant) -> rusqlite::Result<usize> {
-    let sql = "INSERT OR REPLACE INTO tenants (id, name, tags, disabled_ns, changed_seq) VALUES (?1, ?2, ?3, ?4, ?5)";
-    let values = params![tenant.id, tenant.name, json(&tenant.tags), tenant.disabled_ns, tenant.seq];
-    db.prepare_cached(sql)?.execute(values)
+pub(super) fn write(db: &dyn Sql, tenant: &Tenant) -> Result<u64, StoreError> {
+    let sql = "INSERT INTO #tenants (id, name, tags, disabled_ns, changed_seq) VALUES (?1, ?2, ?3, ?4, ?5) \
+               ON CONFLICT (id) DO UPDATE SET name = excluded.name, tags = excluded.tags, \
+               disabled_ns = excluded.disabled_ns, changed_seq = excluded.changed_seq";
+    let Tenant { id, name, tags, disabled_ns, seq } = tenant.clone();
+    db.execute(sql, &[id.into(), name.into(), json(&tags).into(), disabled_ns.into(), seq.into()])
 }

@@ -10,7 +10,7 @@ use crate::auth::store::OwnLimits;
 use crate::cli::{keys, text};
 use crate::control::edit::KeyEdit;
 use crate::control::{Change, Control};
-use crate::data_dir::{DataDir, write_secret};
+use crate::data_dir::write_secret;
 
 /// Keys that are made, with whose they are and what they may. Nobody but the last two comes near a limit.
 const CAST: [(&str, &str, OwnLimits); 5] = [
@@ -52,10 +52,9 @@ impl Callers {
     ///
     /// # Errors
     /// When the key store, or the file that remembers the keys, cannot be written.
-    pub fn in_store(data_dir: &DataDir) -> Result<Callers, String> {
-        let file = data_dir.path().join("demo.keys.json");
+    pub fn in_store(control: &Control) -> Result<Callers, String> {
+        let file = control.data_dir().path().join("demo.keys.json");
         let mut known: BTreeMap<String, String> = read(&file);
-        let control = Control::new(data_dir.clone());
         let stored = control.store().map_err(text)?.list().map_err(text)?;
         for (name, tenant, limits) in CAST {
             let id = known.get(name).and_then(|token| ApiKey::parse(token)).map(|key| key.id().to_owned());
@@ -83,7 +82,7 @@ impl Callers {
                 usd_per_day: Some(limits.per_day),
                 ..KeyEdit::default()
             };
-            keys::create(&control, ACTOR, &token, &called, tenant, edit)?;
+            keys::create(control, ACTOR, &token, &called, tenant, edit)?;
         }
         let regular = CAST[..3].iter().filter_map(|(name, _, _)| known.remove(*name)).collect();
         Ok(Callers { regular, hurried: known.remove(HURRIED), penniless: known.remove(PENNILESS) })

@@ -23,7 +23,7 @@ use self::client::{Client, Stay, Told};
 use self::plan::{Act, Case, Misstep, Plan, Question, Step};
 use self::tally::Tally;
 use super::{Outcome, Place, text};
-use crate::data_dir::DataDir;
+use crate::control::Control;
 
 /// Every answer of the evaluation fits.
 const ANSWER_TOKENS: u32 = 96;
@@ -92,7 +92,11 @@ async fn play(place: &Place, options: &Options) -> Outcome {
     }
     let callers = match &options.key {
         Some(key) => Callers::one(key.trim()),
-        None => Callers::in_store(&served_at(place, &base)?)?,
+        None => {
+            let control = served_at(place, &base)?;
+            // A store may block, and the executor is not to.
+            tokio::task::spawn_blocking(move || Callers::in_store(&control)).await.map_err(text)??
+        }
     };
     known(&client, &callers, &base).await?;
     let cases = plan::cases()?;
@@ -127,11 +131,11 @@ fn address(place: &Place, options: &Options) -> Result<String, String> {
     Ok(format!("http://{}", run.data))
 }
 
-/// The data folder from which the gateway at `base` serves. Keys that are made there are told to nobody else.
-fn served_at(place: &Place, base: &str) -> Result<DataDir, String> {
+/// Where the gateway at `base` has its keys, if it serves from this data folder. Keys that are made there are told to nobody else.
+fn served_at(place: &Place, base: &str) -> Result<Control, String> {
     let data_dir = place.data_dir()?;
     if data_dir.read_run().is_some_and(|run| format!("http://{}", run.data) == base) {
-        return Ok(data_dir);
+        return place.control();
     }
     Err(format!(
         "the gateway that serves from {} is not at {base}; say with --key which key to use there, or leave out --url",

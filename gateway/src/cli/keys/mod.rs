@@ -12,7 +12,6 @@ use crate::auth::api_key::{generate, renew};
 use crate::auth::store::{KeyRow, KeyStore};
 use crate::control::edit::{KeyEdit, When, when};
 use crate::control::{Change, Control, Done};
-use crate::data_dir::DataDir;
 use crate::observe::access_log::timestamp;
 use crate::ports::{Clock, SystemClock};
 
@@ -70,10 +69,10 @@ pub enum KeysCommand {
 }
 
 pub fn run(place: &Place, command: KeysCommand) -> Outcome {
-    let data_dir = place.data_dir()?;
-    let control = Control::new(data_dir.clone());
+    let control = place.control()?;
+    let store = || control.store().map_err(text);
     let now = SystemClock.now_ns();
-    let id = |called: &str| one(&store(&data_dir)?, called).map(|row| row.who.key_id.clone());
+    let id = |called: &str| one(&store()?, called).map(|row| row.who.key_id.clone());
     match command {
         KeysCommand::Create { name, tenant, settings } => {
             let edit = settings.edit(&[], now);
@@ -82,8 +81,8 @@ pub fn run(place: &Place, command: KeysCommand) -> Outcome {
             create(&control, &actor(), &token, &name, &tenant, edit)?;
             println!("{token}");
         }
-        KeysCommand::List { json } => show::list(&store(&data_dir)?.list().map_err(text)?, now, json),
-        KeysCommand::Show { key, json } => show::one(&one(&store(&data_dir)?, &key)?, now, json),
+        KeysCommand::List { json } => show::list(&store()?.list().map_err(text)?, now, json),
+        KeysCommand::Show { key, json } => show::one(&one(&store()?, &key)?, now, json),
         KeysCommand::Edit { key, settings, clear } => {
             let edit = settings.edit(&clear, now);
             hint(place, &edit);
@@ -111,10 +110,6 @@ pub fn run(place: &Place, command: KeysCommand) -> Outcome {
         }
     }
     Ok(())
-}
-
-pub fn store(data_dir: &DataDir) -> Result<KeyStore, String> {
-    Control::new(data_dir.clone()).store().map_err(text)
 }
 
 /// The key that is meant.

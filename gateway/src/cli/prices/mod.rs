@@ -14,7 +14,7 @@ use serde_json::{Map, Value};
 
 use super::{Outcome, Place, text};
 use crate::accounting::core::{NanoUsd, PicoPerToken};
-use crate::accounting::price::{Price, Rates};
+use crate::accounting::price::{Price, Rates, Tariff};
 use crate::config::{Config, ModelSource, did_you_mean};
 use crate::ports::{Clock as _, SystemClock};
 
@@ -54,14 +54,24 @@ pub enum List {
     ModelsDev,
 }
 
-/// What a list says of a model, in US dollars per million tokens by our names of the buckets.
+/// What a list says of a model.
 #[derive(Debug, Default, PartialEq)]
 struct Listed {
+    standard: Table,
+    /// By our names of ways to be served.
+    services: BTreeMap<&'static str, Table>,
+    /// Prices that have no place in ours.
+    skipped: Vec<String>,
+}
+
+/// In US dollars per million tokens by our names of the buckets.
+#[derive(Debug, Default, PartialEq)]
+struct Table {
     rates: BTreeMap<&'static str, f64>,
     /// By the tokens above which a prompt is dearer.
     tiers: BTreeMap<u64, BTreeMap<&'static str, f64>>,
-    /// Prices that have no place in ours.
-    skipped: Vec<String>,
+    /// US dollars for one.
+    image: Option<f64>,
 }
 
 pub fn run(place: &Place, command: PricesCommand) -> Outcome {
@@ -130,15 +140,28 @@ fn import(from: List, list: &Map<String, Value>, wanted: &[(String, String)]) ->
         } else {
             format!("{ours:?}")
         };
-        let _ = writeln!(lines, "# {theirs}\n[models.{key}]");
-        write_rates(&mut lines, theirs, &listed.rates)?;
-        for (above, rates) in &listed.tiers {
-            let _ = writeln!(lines, "[[models.{key}.tier]]\nabove = {above}");
-            write_rates(&mut lines, theirs, rates)?;
+        let _ = writeln!(lines, "# {theirs}");
+        write_table(&mut lines, theirs, &format!("models.{key}"), &listed.standard)?;
+        for (service, table) in &listed.services {
+            write_table(&mut lines, theirs, &format!("models.{key}.service.{service}"), table)?;
         }
         lines.push('\n');
     }
     Ok((lines, skipped))
+}
+
+fn write_table(lines: &mut String, theirs: &str, name: &str, table: &Table) -> Result<(), String> {
+    let _ = writeln!(lines, "[{name}]");
+    write_rates(lines, theirs, &table.rates)?;
+    if let Some(usd) = table.image {
+        let usd = NanoUsd::from_usd(usd).map_err(|why| format!("{theirs}: `image` {why}"))?;
+        let _ = writeln!(lines, "image = {usd}");
+    }
+    for (above, rates) in &table.tiers {
+        let _ = writeln!(lines, "[[{name}.tier]]\nabove = {above}");
+        write_rates(lines, theirs, rates)?;
+    }
+    Ok(())
 }
 
 fn write_rates(lines: &mut String, theirs: &str, rates: &BTreeMap<&'static str, f64>) -> Result<(), String> {
@@ -183,21 +206,32 @@ fn show(config: &Config, json: bool) -> Outcome {
             continue;
         };
         let price = prices.at(now);
-        line(name, &price.rates);
-        for tier in price.tiers.iter() {
-            line(&format!("  prompts above {}", tier.above), &tier.rates);
+        lines(name, "  ", &price.standard);
+        for (service, tariff) in price.services.iter() {
+            lines(&format!("  {}", service.as_str()), "    ", tariff);
         }
-        for (what, usd) in [("a request", price.request), ("an hour of the device, to us", price.device_hour)] {
-            if usd > NanoUsd(0) {
-                println!("  {what}: {usd} USD");
-            }
-        }
+        fee("  ", "an hour of the device, to us", price.device_hour);
         let changes = prices.changes.iter().filter(|(from, _)| *from > now).count();
         if changes > 0 {
             println!("  changes to come: {changes} (--json shows them)");
         }
     }
     Ok(())
+}
+
+fn lines(name: &str, indent: &str, tariff: &Tariff) {
+    line(name, &tariff.rates);
+    for tier in tariff.tiers.iter() {
+        line(&format!("{indent}prompts above {}", tier.above), &tier.rates);
+    }
+    fee(indent, "an image", tariff.image);
+    fee(indent, "a request", tariff.request);
+}
+
+fn fee(indent: &str, what: &str, usd: NanoUsd) {
+    if usd > NanoUsd(0) {
+        println!("{indent}{what}: {usd} USD");
+    }
 }
 
 fn line(name: &str, rates: &Rates) {
@@ -208,6 +242,16 @@ fn line(name: &str, rates: &Rates) {
 }
 
 fn object<const N: usize>(price: &Price, more: [(&str, Value); N]) -> Value {
+    let mut object = fields(&price.standard);
+    let services = price.services.iter();
+    let services = services.map(|(service, tariff)| (service.as_str().to_owned(), fields(tariff).into()));
+    object.insert("service".to_owned(), Value::Object(services.collect()));
+    object.insert("device_hour".to_owned(), price.device_hour.to_string().into());
+    object.extend(more.map(|(key, value)| (key.to_owned(), value)));
+    Value::Object(object)
+}
+
+fn fields(tariff: &Tariff) -> Map<String, Value> {
     let rates = |rates: &Rates| {
         let Rates { input, cache_read, cache_write, output, reasoning } = rates;
         let all = [
@@ -224,12 +268,11 @@ fn object<const N: usize>(price: &Price, more: [(&str, Value); N]) -> Value {
         object.insert("above".to_owned(), tier.above.into());
         Value::Object(object)
     };
-    let mut object = rates(&price.rates);
-    object.insert("tier".to_owned(), price.tiers.iter().map(tier).collect());
-    object.insert("request".to_owned(), price.request.to_string().into());
-    object.insert("device_hour".to_owned(), price.device_hour.to_string().into());
-    object.extend(more.map(|(key, value)| (key.to_owned(), value)));
-    Value::Object(object)
+    let mut object = rates(&tariff.rates);
+    object.insert("tier".to_owned(), tariff.tiers.iter().map(tier).collect());
+    object.insert("image".to_owned(), tariff.image.to_string().into());
+    object.insert("request".to_owned(), tariff.request.to_string().into());
+    object
 }
 
 #[cfg(test)]
@@ -243,12 +286,14 @@ mod tests {
     }
 
     #[test]
-    fn a_model_of_litellms_list_becomes_a_table_with_its_tiers() {
+    fn a_model_of_litellms_list_becomes_a_table_with_its_tiers_and_services() {
         let list = json!({
             "sample_spec": {"input_cost_per_token": 0.0},
             "gemini/gemini-2.5-pro": {
                 "input_cost_per_token": 1.25e-06, "input_cost_per_token_above_200k_tokens": 2.5e-06,
                 "output_cost_per_token": 1e-05, "output_cost_per_token_above_200k_tokens": 1.5e-05,
+                "input_cost_per_image": 0.001_315, "input_cost_per_token_batches": 6.25e-07, "output_cost_per_token_batches": 5e-06,
+                "cache_read_input_token_cost_above_200k_tokens_priority": 4.5e-07, "input_cost_per_token_priority": 2.25e-06,
                 "cache_read_input_token_cost": 1.25e-07, "cache_read_input_token_cost_above_200k_tokens": 2.5e-07,
                 "cache_creation_input_token_cost": 3.75e-6, "output_cost_per_reasoning_token": 2e-5,
                 "input_cost_per_audio_token": 7e-07, "max_tokens": 65535, "litellm_provider": "gemini", "mode": "chat",
@@ -259,7 +304,10 @@ mod tests {
         assert_eq!(
             lines,
             "# gemini/gemini-2.5-pro\n[models.smart]\ncache_read = 0.125\ncache_write = 3.75\ninput = 1.25\noutput = 10\n\
-             reasoning = 20\n[[models.smart.tier]]\nabove = 200000\ncache_read = 0.25\ninput = 2.5\noutput = 15\n\n"
+             reasoning = 20\nimage = 0.001315000\n[[models.smart.tier]]\nabove = 200000\ncache_read = 0.25\ninput = 2.5\noutput = 15\n\
+             [models.smart.service.batch]\ninput = 0.625\noutput = 5\n\
+             [models.smart.service.priority]\ninput = 2.25\n\
+             [[models.smart.service.priority.tier]]\nabove = 200000\ncache_read = 0.45\n\n"
         );
         assert_eq!(
             skipped,

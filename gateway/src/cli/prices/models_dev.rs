@@ -27,10 +27,10 @@ pub(super) fn listed(list: &Map<String, Value>, name: &str) -> Option<Listed> {
     for (key, value) in models(list.get(provider)?)?.get(model)?.get("cost")?.as_object()? {
         match (bucket(key), value) {
             (Some(bucket), Value::Number(usd)) => {
-                listed.rates.extend(usd.as_f64().map(|usd| (bucket, usd)));
+                listed.standard.rates.extend(usd.as_f64().map(|usd| (bucket, usd)));
             }
             (None, Value::Object(tier)) if key == TIER.0 => {
-                let rates = listed.tiers.entry(TIER.1).or_default();
+                let rates = listed.standard.tiers.entry(TIER.1).or_default();
                 for (within, usd) in tier {
                     match bucket(within).zip(usd.as_f64()) {
                         Some((bucket, usd)) => drop(rates.insert(bucket, usd)),
@@ -41,7 +41,7 @@ pub(super) fn listed(list: &Map<String, Value>, name: &str) -> Option<Listed> {
             _ => listed.skipped.push(key.clone()),
         }
     }
-    (!listed.rates.is_empty()).then_some(listed)
+    (!listed.standard.rates.is_empty()).then_some(listed)
 }
 
 fn bucket(key: &str) -> Option<&'static str> {

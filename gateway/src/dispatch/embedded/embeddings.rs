@@ -166,8 +166,13 @@ impl Stream {
             }
             Err(refusal) => (Ended::Failed(refusal), self.embedding.read()),
         };
-        self.end =
-            Some(End { how, usage: Usage::tokens(input, 0), source: UsageSource::Counted, engine: Some(engine) });
+        self.end = Some(End {
+            how,
+            usage: Usage::tokens(input, 0),
+            source: UsageSource::Counted,
+            service: None,
+            engine: Some(engine),
+        });
     }
 
     fn part(&self, index: u32, vector: &[f32]) -> Result<Part, Refusal> {
@@ -178,7 +183,7 @@ impl Stream {
     /// What it had used when it was told to stop.
     fn cut(&self) -> End {
         let usage = Usage::tokens(self.embedding.read(), 0);
-        End { how: Ended::Cancelled, usage, source: UsageSource::Counted, engine: None }
+        End { how: Ended::Cancelled, usage, source: UsageSource::Counted, service: None, engine: None }
     }
 }
 

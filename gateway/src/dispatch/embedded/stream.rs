@@ -119,7 +119,7 @@ impl Stream {
             cache_read: times.cached_tokens,
             ..Usage::tokens(0, output)
         };
-        Chunk::End(End { how, usage, source: UsageSource::Counted, engine: Some(times) })
+        Chunk::End(End { how, usage, source: UsageSource::Counted, service: None, engine: Some(times) })
     }
 
     /// Tokens of the prompts that were admitted, each once: of one that left the queue without it nothing was read.

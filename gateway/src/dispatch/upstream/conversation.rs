@@ -19,7 +19,7 @@ use serde_json::Value;
 
 use super::Server;
 use crate::accounting::core::Usage;
-use crate::accounting::row::UsageSource;
+use crate::accounting::row::{Service, UsageSource};
 use crate::answer::{Chunk, Chunks, End, Ended, Finish, Part, Piece};
 use crate::api::openai::request::Op;
 use crate::api::openai::upstream::{self, Said};
@@ -56,6 +56,8 @@ pub struct Ask {
     /// The most that it may use: what an upstream reports beyond that is not believed.
     pub reservation: Usage,
     pub input_max: u64,
+    /// How the client asks to be served.
+    pub service: Option<Service>,
     pub body: Bytes,
 }
 
@@ -144,6 +146,7 @@ struct Progress<'a> {
     shared: &'a Shared,
     finishes: BTreeMap<u32, Finish>,
     usage: Option<Value>,
+    service: Option<Service>,
     parts: u64,
     text_tokens: u64,
     bytes: usize,
@@ -151,7 +154,8 @@ struct Progress<'a> {
 
 impl<'a> Progress<'a> {
     fn new(ask: &'a Ask, shared: &'a Shared) -> Self {
-        Progress { ask, shared, finishes: BTreeMap::new(), usage: None, parts: 0, text_tokens: 0, bytes: 0 }
+        let finishes = BTreeMap::new();
+        Progress { ask, shared, finishes, usage: None, service: None, parts: 0, text_tokens: 0, bytes: 0 }
     }
 
     /// Takes in what was said; the error, if it was one.
@@ -186,6 +190,7 @@ impl<'a> Progress<'a> {
         if said.usage.as_ref().is_some_and(|usage| !usage.is_null()) {
             self.usage = said.usage;
         }
+        self.service = said.service.or(self.service);
         Ok(())
     }
 
@@ -204,12 +209,24 @@ impl<'a> Progress<'a> {
             Some(usage) => (usage, UsageSource::Reported),
             None => (Usage::tokens(reserved.input, self.shared.produced()), UsageSource::Estimated),
         };
+        let service = self.service.filter(|told| {
+            let is_credible = told.is_within(self.ask.service);
+            if !is_credible {
+                let (told, asked) = (told.as_str(), self.ask.service.map(Service::as_str));
+                tracing::warn!(
+                    told,
+                    asked,
+                    "an upstream tells a service tier that was not asked for; it is priced as any other"
+                );
+            }
+            is_credible
+        });
         // A failure is one, whoever is still listening.
         let how = match how {
             Ended::Finished(_) if self.shared.is_cancelled.load(Ordering::Relaxed) => Ended::Cancelled,
             how => how,
         };
-        End { how, usage, source, engine: None }
+        End { how, usage, source, service, engine: None }
     }
 
     fn finished(&mut self) -> Ended {
@@ -228,7 +245,7 @@ async fn converse(server: Arc<Server>, ask: Ask, shared: Arc<Shared>) {
     let say = |end: End| shared.queue.lock().push_back(Chunk::End(end));
     // Who never began to answer has used nothing.
     let failed = |how: Ended| {
-        say(End { how, usage: Usage::default(), source: UsageSource::Estimated, engine: None });
+        say(End { how, usage: Usage::default(), source: UsageSource::Estimated, service: None, engine: None });
     };
     let mut connection = match server.connect(ask.is_fresh).await {
         Ok(connection) => connection,

@@ -229,6 +229,7 @@ impl UpstreamModel {
             choices: leg.measure.choices,
             input_max: estimate::prompt_tokens_max(&call.request.body, body.len()),
             reservation: leg.measure.reservation(),
+            service: leg.measure.extras.service,
             body,
         };
         let stream = Stream::begin(self.server.clone(), ask);

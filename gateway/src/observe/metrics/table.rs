@@ -226,6 +226,11 @@ impl Metrics {
                 "gateway_unbilled_usd_total",
                 "US dollars beyond what a strict budget had reserved, which nobody was billed",
             )?,
+            unpriced_services: make.counters(
+                "gateway_unpriced_service_tiers_total",
+                &["model", "service"],
+                "Answers in a service tier that has no price of its own; they cost what others do",
+            )?,
             budget_limit: make.gauges(
                 "gateway_budget_limit_usd",
                 &["tenant", "key"],

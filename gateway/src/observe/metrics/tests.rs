@@ -16,6 +16,7 @@ fn receipt(billed: u64) -> Receipt {
         usage_source: UsageSource::Counted,
         billed: NanoUsd(billed),
         unbilled: NanoUsd(0),
+        unpriced_service: None,
         provider_cost: NanoUsd(0),
         saved: None,
     }

@@ -9,6 +9,7 @@
 use std::collections::BTreeMap;
 
 use super::GroupBy;
+use super::adjust::ADJUSTED;
 use crate::accounting::feedback::{Answered, Change, Judgement, NAMES_MAX, Score, Verdict};
 
 /// The hexadecimal digits that a trace of our own shares with its request's id.
@@ -115,10 +116,13 @@ pub fn answers(by: GroupBy) -> String {
     let sum = |of: &str, condition: String| format!("CAST(SUM(CASE WHEN {condition} THEN {of} ELSE 0 END) AS BIGINT)");
     format!(
         "SELECT {column}, {made}, {billed}, {told}, {failed}
-         FROM ledger WHERE started_ns >= ?1 AND {IS_ANSWER} GROUP BY 1 ORDER BY 1",
+         FROM (SELECT {column}, ledger.role, outcome, cache,
+                      COALESCE(billed_after_nano_usd, billed_nano_usd) AS billed
+               FROM ledger {ADJUSTED} WHERE started_ns >= ?1) AS answered
+         WHERE {IS_ANSWER} GROUP BY 1 ORDER BY 1",
         column = by.column(),
         made = sum("1", format!("{has_answer} AND NOT {is_replay}")),
-        billed = sum("billed_nano_usd", format!("{has_answer} AND NOT {is_replay}")),
+        billed = sum("billed", format!("{has_answer} AND NOT {is_replay}")),
         told = sum("1", format!("{has_answer} AND {is_replay}")),
         failed = sum("1", format!("NOT {has_answer}")),
     )

@@ -170,13 +170,17 @@ pub fn partial(first_id: &str) -> i64 {
 /// A copy for comparison is nobody's spending.
 pub const IS_SPENT: &str = "role <> 'shadow'";
 
+/// An hour, for people.
+pub fn called(hour: i64) -> String {
+    let time = time::OffsetDateTime::from_unix_timestamp(hour.saturating_mul(3600));
+    time.map_or_else(|_| hour.to_string(), |time| format!("{} {:02}:00 UTC", time.date(), time.hour()))
+}
+
 /// A group of an hour whose sums are not those of its rows, in words. `off`: by how much each of `SUMMED` is.
 pub fn uneven(hour: i64, group: &[String], off: &[i64]) -> String {
-    let time = time::OffsetDateTime::from_unix_timestamp(hour.saturating_mul(3600));
-    let time = time.map_or_else(|_| hour.to_string(), |time| format!("{} {:02}:00 UTC", time.date(), time.hour()));
     let off = SUMMED.iter().zip(off).filter(|(_, off)| **off != 0).map(|(name, off)| format!("{off:+} {name}"));
     let group: Vec<&str> = group.iter().map(String::as_str).filter(|part| !part.is_empty()).collect();
-    format!("{time} {}: its sum is off its rows by {}", group.join(" "), off.collect::<Vec<_>>().join(", "))
+    format!("{} {}: its sum is off its rows by {}", called(hour), group.join(" "), off.collect::<Vec<_>>().join(", "))
 }
 
 /// The columns of `GROUP` but for users, of whom some share a sum, as SQL.

@@ -1,6 +1,7 @@
 //! Where rows are kept for good, and asked for: SQLite, a file of one gateway, or Postgres, which several share. Another
 //! store is a folder beside theirs and a line in `Database`.
 
+pub mod adjust;
 pub mod feedback;
 pub mod hours;
 pub mod months;
@@ -14,15 +15,13 @@ use std::sync::Arc;
 
 use super::super::core::NanoUsd;
 use super::super::feedback::{Judgement, Verdict};
+use super::super::reprice::Booked;
 use super::super::row::{Row, Sum};
 use super::totals::Sums;
+pub use crate::database::StoreError;
+use adjust::Adjuster;
 use feedback::{Answers, Judged};
 use months::Month;
-
-/// Why a store did not do what it was asked to.
-#[derive(Debug, thiserror::Error)]
-#[error("{0}")]
-pub struct StoreError(pub String);
 
 /// What became of a row that was shipped.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -119,6 +118,17 @@ impl Database {
             Database::Postgres(target) => Box::new(postgres::read::PostgresBooks::open(target)?),
         })
     }
+
+    /// To be adjusted.
+    ///
+    /// # Errors
+    /// When there is none, or it was written by another version.
+    pub fn adjuster(&self) -> Result<Box<dyn Adjuster>, StoreError> {
+        Ok(match self {
+            Database::Sqlite(path) => Box::new(sqlite::adjust::SqliteAdjuster::open(path)?),
+            Database::Postgres(target) => Box::new(postgres::adjust::PostgresAdjuster::open(target)?),
+        })
+    }
 }
 
 /// The rows of a batch that were not there before.
@@ -209,14 +219,14 @@ pub trait Books {
     /// As all of these: when it cannot be read.
     fn spent_between(&self, first_ns: i64, past_ns: i64, log: Option<i64>) -> Result<Vec<Sum>, StoreError>;
 
-    /// Spending in each period, the dearest first; where days are asked for, by them.
+    /// Spending in each period as it counts today, the dearest first; where days are asked for, by them.
     fn spend(&self, by: &[By], periods: &[Period]) -> Result<Vec<Spend>, StoreError>;
 
     /// The hour of the first row, since the Unix epoch.
     fn first_hour(&self) -> Result<Option<i64>, StoreError>;
 
     /// Rows that began in a span of time, by when they began, until `each` wants no more.
-    fn rows(&self, first_ns: i64, past_ns: i64, each: &mut dyn FnMut(Row) -> bool) -> Result<(), StoreError>;
+    fn rows(&self, first_ns: i64, past_ns: i64, each: &mut dyn FnMut(Booked) -> bool) -> Result<(), StoreError>;
 
     /// One row by what it is unique by.
     fn row(&self, id: &super::wal::Id) -> Result<Option<Row>, StoreError>;
@@ -235,6 +245,9 @@ pub trait Books {
 
     /// Groups whose hourly sums are not their rows', in words, of hours whose rows are all kept.
     fn uneven_hours(&self, most: usize) -> Result<Vec<String>, StoreError>;
+
+    /// Adjustments that do not begin with what their rows say, and hours that are adjusted by something else, in words.
+    fn uneven_adjustments(&self, most: usize) -> Result<Vec<String>, StoreError>;
 
     /// Requests that do not have exactly one row that ends them.
     fn requests_without_one_end(&self, most: usize) -> Result<Vec<String>, StoreError>;

@@ -18,12 +18,7 @@ pub struct Month {
 impl Month {
     /// Of a request id; `None` if it is not of our making.
     pub fn of(request_id: &str) -> Option<Month> {
-        let is_digit = |byte: u8| byte.is_ascii_digit() || (b'a'..=b'f').contains(&byte);
-        if request_id.len() != ID_DIGITS || !request_id.bytes().all(is_digit) {
-            return None;
-        }
-        let milliseconds = i64::from_str_radix(&request_id[..TIME_DIGITS], 16).ok()?;
-        Month::at(milliseconds.checked_mul(1_000_000)?)
+        Month::at(made_ns(request_id)?)
     }
 
     /// At a Unix nanosecond.
@@ -72,6 +67,15 @@ impl std::str::FromStr for Month {
         let (year, month) = (year.parse().map_err(drop)?, month.parse().map_err(drop)?);
         if (1..=12).contains(&month) { Ok(Month { year, month }) } else { Err(()) }
     }
+}
+
+/// The millisecond in which a request's id was made, as a Unix nanosecond; `None` if it is not of our making.
+pub fn made_ns(request_id: &str) -> Option<i64> {
+    let is_digit = |byte: u8| byte.is_ascii_digit() || (b'a'..=b'f').contains(&byte);
+    if request_id.len() != ID_DIGITS || !request_id.bytes().all(is_digit) {
+        return None;
+    }
+    i64::from_str_radix(&request_id[..TIME_DIGITS], 16).ok()?.checked_mul(1_000_000)
 }
 
 /// The first nanosecond at which rows with ids from here on are surely all of them: a request's later attempts begin later

@@ -1,12 +1,21 @@
 //! What both stores are asked in the same words.
 
 use super::By;
+use super::adjust::{ADJUSTED, STANDING};
 use super::hours::{HOUR_NS, IS_SPENT, OF_A_ROW, SUMMED, group_but_users};
 use crate::accounting::row::COLUMNS;
 
 /// The columns of a row, in their order.
 pub fn columns() -> String {
-    COLUMNS.map(|(name, _)| name).join(", ")
+    COLUMNS.map(|(name, _)| format!("ledger.{name}")).join(", ")
+}
+
+/// Rows with what they count as, by when they began: from one nanosecond to another, both as SQL.
+pub fn booked(first: &str, past: &str) -> String {
+    let columns = columns();
+    format!(
+        "SELECT {columns}, {STANDING} FROM ledger {ADJUSTED} WHERE started_ns >= {first} AND started_ns < {past} ORDER BY started_ns"
+    )
 }
 
 /// Sums of columns, or of what stands for them. (`SUM` alone is a decimal number in Postgres.)
@@ -33,17 +42,19 @@ pub fn spend(by: &[By], Source { spans, join }: &Source<'_>) -> String {
     format!(
         "WITH {spans} SELECT {names}, {sums} FROM (
              SELECT period, tenant, key_id, user_id, route, model, variant, outcome, requests, {tokens},
-                    billed_nano_usd AS billed, provider_cost_nano_usd AS cost
+                    billed_nano_usd + billed_adjusted_nano_usd AS billed,
+                    provider_cost_nano_usd + provider_cost_adjusted_nano_usd AS cost
              FROM hours {join} spend_hour ON hour >= first AND hour < past
              UNION ALL
              SELECT period, tenant, key_id, COALESCE(user_id, ''), route, model, variant, outcome, 1, {tokens},
-                    billed_nano_usd, provider_cost_nano_usd
-             FROM edges {join} ledger ON started_ns >= first AND started_ns < past
+                    COALESCE(billed_after_nano_usd, billed_nano_usd),
+                    COALESCE(provider_cost_after_nano_usd, provider_cost_nano_usd)
+             FROM edges {join} ledger ON started_ns >= first AND started_ns < past {ADJUSTED}
          ) AS spent GROUP BY {groups} ORDER BY {order}, {groups}"
     )
 }
 
-/// What limits have counted, of all logs or of one.
+/// What limits have counted, of all logs or of one: what was billed then, whatever it was adjusted to since.
 pub fn spent(Source { spans, join }: &Source<'_>, log: Option<i64>) -> String {
     let of_log = log.map_or(String::new(), |log| format!("AND log = {log}"));
     let [.., billed, _, begun, made_input, made_output] = OF_A_ROW;

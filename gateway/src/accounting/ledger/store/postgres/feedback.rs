@@ -4,9 +4,9 @@ use tokio_postgres::types::ToSql;
 
 use super::super::StoreError;
 use super::super::feedback::{self as shared, Last, SHARED_DIGITS};
-use super::connect::Session;
 use super::storable;
 use crate::accounting::feedback::{Answered, Change, Judgement, Of, Verdict};
+use crate::database::postgres::Session;
 
 /// A question of both stores with its places as Postgres has them.
 pub(super) fn placed(sql: &str) -> String {

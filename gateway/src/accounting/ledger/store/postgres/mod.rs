@@ -1,7 +1,7 @@
 //! The ledger in a Postgres that several gateways may share. The same rows, sums and judgements as in SQLite; what each log
 //! has counted is kept apart, so that each can be held against its own.
 
-mod connect;
+pub mod adjust;
 mod feedback;
 mod migrate;
 pub mod read;
@@ -18,8 +18,8 @@ use super::super::wal::{Id, id};
 use super::hours::{GROUP, SUMMED, Users};
 use super::months::Month;
 use super::{Fate, Shipped, Store, StoreError, sql};
-pub use connect::Target;
-use connect::{Link, STATEMENT_MAX, Session};
+pub use crate::database::postgres::Target;
+use crate::database::postgres::{Link, STATEMENT_MAX, Session};
 
 /// The database, open for writing. After an error the next call connects anew: what came of the last one nobody knows, and
 /// every row says itself whether it is there.
@@ -117,7 +117,9 @@ impl Store for Postgres {
                 session.execute(&feedback::placed(sql), &[&month.first_id()]).await?;
             }
             for gone in months(session).await?.into_iter().filter(|there| *there < month) {
-                session.batch(&format!("DROP TABLE IF EXISTS ledger_{gone}, feedback_{gone}")).await?;
+                session
+                    .batch(&format!("DROP TABLE IF EXISTS ledger_{gone}, feedback_{gone}, adjustment_{gone}"))
+                    .await?;
                 context.months.remove(&gone);
             }
             session.batch("COMMIT").await?;
@@ -184,7 +186,13 @@ async fn begin(session: &mut Session, log: i64, rows: &[&Row]) -> Result<Vec<Fat
     let columns = columns(rows);
     let mut values: Vec<&(dyn ToSql + Sync)> = columns.iter().map(|column| column as &(dyn ToSql + Sync)).collect();
     values.push(&log);
-    let inserted = session.begin(&insert(), &values).await?;
+    if session.begin(&insert(), &values).await? == rows.len() as u64 {
+        return Ok(vec![Fate::New; rows.len()]);
+    }
+    // Some are there, which is rare: only then it is worth its time to be told which are not.
+    session.batch("ROLLBACK; BEGIN").await?;
+    let told = format!("{} RETURNING request_id, attempt, role", insert());
+    let inserted = session.query(&told, &values).await?;
     let mut inserted: HashSet<(String, i64, String)> =
         inserted.iter().map(|row| (row.get(0), row.get(1), row.get(2))).collect();
     // Of two that are the same in one batch the first is new.
@@ -215,7 +223,7 @@ fn insert() -> String {
     format!(
         "INSERT INTO ledger ({names}, log) SELECT *, ${log}::bigint FROM UNNEST({places}) AS fresh ({names})
          WHERE request_id >= COALESCE(({kept_from}), '')
-         ON CONFLICT DO NOTHING RETURNING request_id, attempt, role",
+         ON CONFLICT DO NOTHING",
         log = COLUMNS.len() + 1,
         kept_from = sql::KEPT_FROM,
         places = places.join(", ")

@@ -7,14 +7,15 @@ use tokio_postgres::types::ToSql;
 
 use super::super::feedback::{self as shared, Answers, Judged};
 use super::super::hours::{self, GROUP, OF_A_ROW, SUMMED};
-use super::super::{Books, By, GroupBy, Period, Spend, StoreError, ends, sql};
-use super::connect::{Link, Session, Target};
+use super::super::{Books, By, GroupBy, Period, Spend, StoreError, adjust, ends, sql};
 use super::feedback::placed;
 use super::{migrate, parts};
 use crate::accounting::core::{NanoUsd, Usage};
 use crate::accounting::ledger::totals::Sums;
 use crate::accounting::ledger::wal::{Id, id};
-use crate::accounting::row::{Outcome, Role, Row, Sum, UsageSource};
+use crate::accounting::reprice::{Booked, Standing};
+use crate::accounting::row::{Outcome, Role, Row, Service, Sum, UsageSource};
+use crate::database::postgres::{Link, Session, Target};
 
 /// Rows that are read at a time.
 const FETCHED: usize = 1000;
@@ -68,10 +69,12 @@ fn count(row: &tokio_postgres::Row, at: usize) -> u64 {
 }
 
 fn read_row(row: &tokio_postgres::Row) -> Result<Row, StoreError> {
-    fn word<T>(row: &tokio_postgres::Row, at: usize, parse: fn(&str) -> Option<T>) -> Result<T, StoreError> {
-        let word: &str = row.get(at);
+    fn read<T>(word: &str, parse: fn(&str) -> Option<T>) -> Result<T, StoreError> {
         let unknown = || StoreError(format!("the ledger says {word:?}, which no version of this program writes"));
         parse(word).ok_or_else(unknown)
+    }
+    fn word<T>(row: &tokio_postgres::Row, at: usize, parse: fn(&str) -> Option<T>) -> Result<T, StoreError> {
+        read(row.get(at), parse)
     }
     Ok(Row {
         request_id: row.get(0),
@@ -105,7 +108,21 @@ fn read_row(row: &tokio_postgres::Row) -> Result<Row, StoreError> {
         config_hash: row.get(26),
         user_id: row.get(27),
         unpriced: row.get::<_, i64>(28) != 0,
+        service_tier: row.get::<_, Option<&str>>(29).map(|word| read(word, Service::parse)).transpose()?,
+        images: count(row, 30),
     })
+}
+
+/// A row, and beside it what it counts as.
+pub(super) fn booked(row: &tokio_postgres::Row) -> Result<Booked, StoreError> {
+    let at = adjust::STANDING_AT;
+    let standing = Standing {
+        billed: NanoUsd(count(row, at)),
+        provider_cost: NanoUsd(count(row, at + 1)),
+        price_version: row.get(at + 2),
+        unpriced: row.get::<_, i64>(at + 3) != 0,
+    };
+    Ok(Booked { row: read_row(row)?, standing, adjustments: row.get(at + 4) })
 }
 
 fn read_sums(row: &tokio_postgres::Row, at: usize) -> Sums {
@@ -179,17 +196,13 @@ impl Books for PostgresBooks {
         Ok(self.ask("SELECT MIN(hour) FROM spend_hour", &[])?.first().and_then(|row| row.get(0)))
     }
 
-    fn rows(&self, first_ns: i64, past_ns: i64, each: &mut dyn FnMut(Row) -> bool) -> Result<(), StoreError> {
-        let question = format!(
-            "DECLARE export NO SCROLL CURSOR FOR SELECT {} FROM ledger
-             WHERE started_ns >= {first_ns} AND started_ns < {past_ns} ORDER BY started_ns",
-            sql::columns()
-        );
-        self.ask(&question, &[])?;
+    fn rows(&self, first_ns: i64, past_ns: i64, each: &mut dyn FnMut(Booked) -> bool) -> Result<(), StoreError> {
+        let booked_rows = sql::booked(&first_ns.to_string(), &past_ns.to_string());
+        self.ask(&format!("DECLARE export NO SCROLL CURSOR FOR {booked_rows}"), &[])?;
         loop {
             let rows = self.ask(&format!("FETCH {FETCHED} FROM export"), &[])?;
             for row in &rows {
-                if !each(read_row(row)?) {
+                if !each(booked(row)?) {
                     self.ask("CLOSE export", &[])?;
                     return Ok(());
                 }
@@ -238,6 +251,20 @@ impl Books for PostgresBooks {
             hours::uneven(row.get(0), &group, &off)
         };
         Ok(rows.iter().map(told).collect())
+    }
+
+    fn uneven_adjustments(&self, most: usize) -> Result<Vec<String>, StoreError> {
+        let kept_from = self.kept_from()?;
+        let unfounded = self.ask(&adjust::unfounded(kept_from.as_deref().unwrap_or_default(), most), &[])?;
+        let unfounded =
+            unfounded.iter().map(|row| adjust::unfounded_in_words(row.get(0), row.get(1), row.get(2), row.get(3)));
+        let after = kept_from.as_deref().map_or(-1, hours::partial);
+        let uneven = self.ask(&adjust::uneven(after), &[])?;
+        let uneven = uneven.iter().map(|row| {
+            let group: Vec<String> = (1..GROUP.len()).map(|at| row.get(at)).collect();
+            adjust::uneven_in_words(row.get(0), &group, [row.get(GROUP.len()), row.get(GROUP.len() + 1)])
+        });
+        Ok(unfounded.chain(uneven.take(most)).collect())
     }
 
     fn requests_without_one_end(&self, most: usize) -> Result<Vec<String>, StoreError> {

@@ -28,7 +28,7 @@ fn a_year_is_read_from_its_hours_and_no_row_of_whole_hours_is_touched() {
         "WITH RECURSIVE hours (hour) AS (SELECT 490000 UNION ALL SELECT hour + 1 FROM hours WHERE hour < 498759),
                      keys (key) AS (SELECT 0 UNION ALL SELECT key + 1 FROM keys WHERE key < 39)
                 INSERT INTO spend_hour SELECT hour, 'default', 'key' || key, '', 'assistant', 'glimmer-1', 'glimmer-1',
-                    'primary', 'answered', 'v', 28, 1000, 0, 0, 100, 0, 50000, 0, 28, 1000, 100 FROM hours, keys";
+                    'primary', 'answered', 'v', 28, 1000, 0, 0, 100, 0, 50000, 0, 28, 1000, 100, 0, 0 FROM hours, keys";
     store.db.execute_batch(year).unwrap();
     let day = |day: i64| Period {
         name: format!("{day}"),
@@ -67,8 +67,14 @@ fn sums_of_before_limits_were_counted_by_the_hour_are_completed_from_their_rows(
     store.ship(&rows.iter().collect::<Vec<_>>(), &[]).unwrap();
     let before = books(&folder).spent_between(0, HOUR, None).unwrap();
     let names = ["begun", "made_input_tokens", "made_output_tokens"];
-    let back: String = names.map(|name| format!("ALTER TABLE spend_hour DROP COLUMN {name};")).concat();
-    store.db.execute_batch(&format!("{back} DROP TABLE ledger_kept; PRAGMA user_version = 2")).unwrap();
+    let adjusted = ["billed_adjusted_nano_usd", "provider_cost_adjusted_nano_usd"];
+    let of_hours = names.iter().chain(&adjusted).map(|name| format!("ALTER TABLE spend_hour DROP COLUMN {name};"));
+    let of_rows = ["service_tier", "images"].map(|name| format!("ALTER TABLE ledger DROP COLUMN {name};"));
+    let back: String = of_hours.chain(of_rows).collect();
+    store
+        .db
+        .execute_batch(&format!("{back} DROP TABLE ledger_kept; DROP TABLE adjustment; PRAGMA user_version = 2"))
+        .unwrap();
     drop(store);
     drop(Sqlite::open(&folder.path().join("ledger.sqlite")).unwrap());
     assert_eq!(books(&folder).spent_between(0, HOUR, None).unwrap(), before);

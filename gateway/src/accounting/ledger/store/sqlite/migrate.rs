@@ -5,10 +5,11 @@ use rusqlite::Connection;
 
 use super::super::StoreError;
 
-const MIGRATIONS: [&str; 3] = [
+const MIGRATIONS: [&str; 4] = [
     include_str!("../../migrations/sqlite/0001_ledger.sql"),
     include_str!("../../migrations/sqlite/0002_hours.sql"),
     include_str!("../../migrations/sqlite/0003_counted.sql"),
+    include_str!("../../migrations/sqlite/0004_adjustments.sql"),
 ];
 
 fn version(db: &Connection) -> rusqlite::Result<usize> {

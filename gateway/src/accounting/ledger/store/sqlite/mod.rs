@@ -1,5 +1,6 @@
 //! The ledger in one SQLite file: idempotent inserts, and sums by the hour beside them.
 
+pub mod adjust;
 pub mod feedback;
 mod hours;
 pub mod migrate;
@@ -17,18 +18,6 @@ use super::super::totals::Sums;
 use super::hours::Users;
 use super::months::Month;
 use super::{Fate, Shipped, Store, StoreError, sql};
-
-impl From<std::io::Error> for StoreError {
-    fn from(error: std::io::Error) -> StoreError {
-        StoreError(error.to_string())
-    }
-}
-
-impl From<rusqlite::Error> for StoreError {
-    fn from(error: rusqlite::Error) -> StoreError {
-        StoreError(error.to_string())
-    }
-}
 
 impl ToSql for Cell<'_> {
     fn to_sql(&self) -> rusqlite::Result<types::ToSqlOutput<'_>> {
@@ -113,7 +102,7 @@ impl Store for Sqlite {
         }
         // Ids rise with time, so these are the first pages of the table, and new rows take them again.
         let mut gone = 0;
-        for table in ["ledger", "feedback"] {
+        for table in ["ledger", "feedback", "adjustment"] {
             let first = format!("SELECT request_id FROM {table} WHERE request_id < ?1 ORDER BY 1 LIMIT {FORGOTTEN}");
             let sql = format!("DELETE FROM {table} WHERE request_id IN ({first})");
             gone += transaction.execute(&sql, [&first_id])?;

@@ -8,12 +8,13 @@ use rusqlite::{Connection, OpenFlags, OptionalExtension, params, params_from_ite
 
 use super::super::feedback::{Answers, Judged};
 use super::super::hours::{self, GROUP, SUMMED};
-use super::super::{Books, By, GroupBy, Period, Spend, StoreError, ends, sql};
+use super::super::{Books, By, GroupBy, Period, Spend, StoreError, adjust, ends, sql};
 use super::{feedback, migrate};
 use crate::accounting::core::{NanoUsd, Usage};
 use crate::accounting::ledger::totals::Sums;
 use crate::accounting::ledger::wal::Id;
-use crate::accounting::row::{Outcome, Role, Row, Sum, UsageSource};
+use crate::accounting::reprice::{Booked, Standing};
+use crate::accounting::row::{Outcome, Role, Row, Service, Sum, UsageSource};
 
 /// One moment of the file.
 pub struct SqliteBooks(Connection);
@@ -39,10 +40,12 @@ fn count(row: &rusqlite::Row<'_>, at: usize) -> rusqlite::Result<u64> {
 }
 
 fn read_row(row: &rusqlite::Row<'_>) -> rusqlite::Result<Row> {
-    fn word<T>(row: &rusqlite::Row<'_>, at: usize, parse: fn(&str) -> Option<T>) -> rusqlite::Result<T> {
-        let word: String = row.get(at)?;
+    fn read<T>(word: &str, at: usize, parse: fn(&str) -> Option<T>) -> rusqlite::Result<T> {
         let unknown = || format!("the ledger says {word:?}, which no version of this program writes");
-        parse(&word).ok_or_else(|| rusqlite::Error::FromSqlConversionFailure(at, types::Type::Text, unknown().into()))
+        parse(word).ok_or_else(|| rusqlite::Error::FromSqlConversionFailure(at, types::Type::Text, unknown().into()))
+    }
+    fn word<T>(row: &rusqlite::Row<'_>, at: usize, parse: fn(&str) -> Option<T>) -> rusqlite::Result<T> {
+        read(&row.get::<_, String>(at)?, at, parse)
     }
     Ok(Row {
         request_id: row.get(0)?,
@@ -76,7 +79,21 @@ fn read_row(row: &rusqlite::Row<'_>) -> rusqlite::Result<Row> {
         config_hash: row.get(26)?,
         user_id: row.get(27)?,
         unpriced: row.get(28)?,
+        service_tier: row.get::<_, Option<String>>(29)?.map(|word| read(&word, 29, Service::parse)).transpose()?,
+        images: count(row, 30)?,
     })
+}
+
+/// A row, and beside it what it counts as.
+pub(super) fn booked(row: &rusqlite::Row<'_>) -> rusqlite::Result<Booked> {
+    let at = adjust::STANDING_AT;
+    let standing = Standing {
+        billed: NanoUsd(count(row, at)?),
+        provider_cost: NanoUsd(count(row, at + 1)?),
+        price_version: row.get(at + 2)?,
+        unpriced: row.get(at + 3)?,
+    };
+    Ok(Booked { row: read_row(row)?, standing, adjustments: row.get(at + 4)? })
 }
 
 /// One row by what it is unique by.
@@ -168,15 +185,11 @@ impl Books for SqliteBooks {
         Ok(self.0.query_row("SELECT MIN(hour) FROM spend_hour", [], |row| row.get(0))?)
     }
 
-    fn rows(&self, first_ns: i64, past_ns: i64, each: &mut dyn FnMut(Row) -> bool) -> Result<(), StoreError> {
-        let sql = format!(
-            "SELECT {} FROM ledger WHERE started_ns >= ? AND started_ns < ? ORDER BY started_ns",
-            sql::columns()
-        );
-        let mut query = self.0.prepare(&sql)?;
+    fn rows(&self, first_ns: i64, past_ns: i64, each: &mut dyn FnMut(Booked) -> bool) -> Result<(), StoreError> {
+        let mut query = self.0.prepare(&sql::booked("?", "?"))?;
         let mut rows = query.query([first_ns, past_ns])?;
         while let Some(row) = rows.next()? {
-            if !each(read_row(row)?) {
+            if !each(booked(row)?) {
                 break;
             }
         }
@@ -213,6 +226,24 @@ impl Books for SqliteBooks {
             Ok(hours::uneven(row.get(0)?, &group, &off))
         })?;
         Ok(rows.collect::<Result<_, _>>()?)
+    }
+
+    fn uneven_adjustments(&self, most: usize) -> Result<Vec<String>, StoreError> {
+        let kept_from = self.kept_from()?;
+        let mut query = self.0.prepare(&adjust::unfounded(kept_from.as_deref().unwrap_or_default(), most))?;
+        let unfounded = query.query_map([], |row| {
+            let (request, role): (String, String) = (row.get(0)?, row.get(2)?);
+            Ok(adjust::unfounded_in_words(&request, row.get(1)?, &role, row.get(3)?))
+        })?;
+        let mut told: Vec<String> = unfounded.collect::<Result<_, _>>()?;
+        let after = kept_from.map_or(-1, |first| hours::partial(&first));
+        let mut query = self.0.prepare(&adjust::uneven(after))?;
+        let uneven = query.query_map([], |row| {
+            let group: Vec<String> = (1..GROUP.len()).map(|at| row.get(at)).collect::<Result<_, _>>()?;
+            Ok(adjust::uneven_in_words(row.get(0)?, &group, [row.get(GROUP.len())?, row.get(GROUP.len() + 1)?]))
+        })?;
+        told.extend(uneven.take(most).collect::<Result<Vec<_>, _>>()?);
+        Ok(told)
     }
 
     fn requests_without_one_end(&self, most: usize) -> Result<Vec<String>, StoreError> {

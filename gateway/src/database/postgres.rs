@@ -10,7 +10,7 @@ use tokio_postgres::types::ToSql;
 use tokio_postgres::{Client, Config, Row, Statement};
 use tokio_postgres_rustls::MakeRustlsConnect;
 
-use super::super::StoreError;
+use super::StoreError;
 use crate::outbound;
 
 /// How long one round trip may take.
@@ -96,33 +96,35 @@ impl From<tokio_postgres::Error> for StoreError {
 }
 
 /// A connection and the runtime that it lives in: whoever uses it blocks. Dropped, it is closed.
-pub(super) struct Link {
+pub struct Link {
     // Dropped before the runtime that moves its bytes.
     session: Session,
     runtime: Runtime,
 }
 
 /// What can be asked on a connection.
-pub(super) struct Session {
+pub struct Session {
     client: Client,
     prepared: HashMap<String, Statement>,
 }
 
 impl Link {
-    pub(super) fn open(target: &Target, statement_max: Option<Duration>) -> Result<Link, StoreError> {
+    /// `statement_max`: after how long the server gives up on a statement.
+    ///
+    /// # Errors
+    /// As all of these: when the database cannot be reached, does not answer in time, or says no.
+    pub fn open(target: &Target, statement_max: Option<Duration>) -> Result<Link, StoreError> {
         let runtime = Builder::new_current_thread().enable_all().build()?;
         let session = runtime.block_on(Session::open(target, statement_max))?;
         Ok(Link { session, runtime })
     }
 
-    pub(super) fn run<T>(
-        &mut self,
-        work: impl AsyncFnOnce(&mut Session) -> Result<T, StoreError>,
-    ) -> Result<T, StoreError> {
+    /// Waits for what is asked.
+    pub fn run<T>(&mut self, work: impl AsyncFnOnce(&mut Session) -> Result<T, StoreError>) -> Result<T, StoreError> {
         self.runtime.block_on(work(&mut self.session))
     }
 
-    pub(super) fn is_open(&self) -> bool {
+    pub fn is_open(&self) -> bool {
         !self.session.client.is_closed()
     }
 }
@@ -134,7 +136,7 @@ impl Session {
         tokio::spawn(async move {
             // Whoever asks next is told.
             if let Err(error) = connection.await {
-                tracing::debug!(%error, "the connection to the ledger's database ended");
+                tracing::debug!(%error, "the connection to the database ended");
             }
         });
         let session = Session { client, prepared: HashMap::new() };
@@ -152,36 +154,36 @@ impl Session {
     }
 
     /// Statements without places; of several, all of them.
-    pub(super) async fn batch(&self, sql: &str) -> Result<(), StoreError> {
+    pub async fn batch(&self, sql: &str) -> Result<(), StoreError> {
         within(PATIENCE, self.client.batch_execute(sql)).await
     }
 
-    pub(super) async fn query(&mut self, sql: &str, values: &[&(dyn ToSql + Sync)]) -> Result<Vec<Row>, StoreError> {
+    pub async fn query(&mut self, sql: &str, values: &[&(dyn ToSql + Sync)]) -> Result<Vec<Row>, StoreError> {
         let statement = self.prepare(sql).await?;
         within(PATIENCE, self.client.query(&statement, values)).await
     }
 
     /// As `query`, for whoever has time.
-    pub(super) async fn query_long(&self, sql: &str, values: &[&(dyn ToSql + Sync)]) -> Result<Vec<Row>, StoreError> {
+    pub async fn query_long(&self, sql: &str, values: &[&(dyn ToSql + Sync)]) -> Result<Vec<Row>, StoreError> {
         within(LONG_PATIENCE, self.client.query(sql, values)).await
     }
 
     /// Gives how many rows changed.
-    pub(super) async fn execute(&mut self, sql: &str, values: &[&(dyn ToSql + Sync)]) -> Result<u64, StoreError> {
+    pub async fn execute(&mut self, sql: &str, values: &[&(dyn ToSql + Sync)]) -> Result<u64, StoreError> {
         let statement = self.prepare(sql).await?;
         within(PATIENCE, self.client.execute(&statement, values)).await
     }
 
-    /// Begins a transaction with a query, in one round trip.
-    pub(super) async fn begin(&mut self, sql: &str, values: &[&(dyn ToSql + Sync)]) -> Result<Vec<Row>, StoreError> {
+    /// Begins a transaction with a statement, in one round trip. Gives how many rows changed.
+    pub async fn begin(&mut self, sql: &str, values: &[&(dyn ToSql + Sync)]) -> Result<u64, StoreError> {
         let statement = self.prepare(sql).await?;
         let begin = within(PATIENCE, self.client.batch_execute("BEGIN"));
-        let (_, rows) = tokio::try_join!(begin, within(PATIENCE, self.client.query(&statement, values)))?;
+        let (_, rows) = tokio::try_join!(begin, within(PATIENCE, self.client.execute(&statement, values)))?;
         Ok(rows)
     }
 
     /// Ends one with a statement, in one round trip. (If that fails, nothing is committed.)
-    pub(super) async fn commit(&mut self, sql: &str, values: &[&(dyn ToSql + Sync)]) -> Result<(), StoreError> {
+    pub async fn commit(&mut self, sql: &str, values: &[&(dyn ToSql + Sync)]) -> Result<(), StoreError> {
         let statement = self.prepare(sql).await?;
         let last = within(PATIENCE, self.client.execute(&statement, values));
         tokio::try_join!(last, within(PATIENCE, self.client.batch_execute("COMMIT"))).map(drop)
@@ -198,7 +200,7 @@ impl Session {
 }
 
 /// How long a statement may take that somebody waits for.
-pub(super) const STATEMENT_MAX: Option<Duration> = Some(PATIENCE);
+pub const STATEMENT_MAX: Option<Duration> = Some(PATIENCE);
 
 async fn within<T>(
     most: Duration,
