@@ -413,7 +413,7 @@ fn no_secret_is_found(
     let posts = collector.posts();
     assert!(posts.iter().any(|post| post.headers.get("x-api-key").is_some_and(|value| value == SINK_SECRET)));
     assert!(posts.iter().any(|post| post.headers.contains_key("authorization")));
-    let always = ["file keys.sqlite", "file traces.jsonl", "spans", "log of the first life", "ledger export"];
+    let always = ["file keys", "file traces.jsonl", "spans", "log of the first life", "ledger export"];
     for kind in always.iter().chain(kinds) {
         assert!(
             told.0.iter().any(|(place, bytes)| place.starts_with(*kind) && bytes.len() > 100),

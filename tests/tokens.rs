@@ -79,7 +79,7 @@ fn a_token_of_a_trusted_issuer_is_as_good_as_a_key_and_is_written_nowhere() {
         (&line["tenant"], &line["key_id"], &line["key_name"]),
         (&json!("acme"), &json!("jwt:corp/acme"), &json!("corp"))
     );
-    let row = ledger(&gateway).into_iter().find(|row| row.request_id == id).expect("a row");
+    let row = eventually("its row", || ledger(&gateway).into_iter().find(|row| row.request_id == id));
     assert_eq!(row.tenant, "acme");
     assert_eq!(gateway.metric("gateway_auth_total", &["method=\"jwt\"", "result=\"jwt_expired\""]), 2.0);
 
