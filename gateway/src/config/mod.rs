@@ -7,6 +7,7 @@ mod auth;
 mod database;
 mod gateway;
 mod limits;
+mod models;
 mod prices;
 pub mod problem;
 mod reader;
@@ -14,6 +15,7 @@ mod routes;
 pub mod secret;
 mod tls;
 mod traces;
+mod upstreams;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
@@ -26,14 +28,14 @@ pub use gateway::{AccessLogTo, Device, EngineConfig, GatewayConfig, ListenConfig
 pub use limits::{
     CONCURRENCY_MAX, Common, Limits, REQUESTS_PER_MINUTE_MAX, RULES_MAX, TOKENS_PER_MINUTE_MAX, check_rule, stored_rule,
 };
+pub use models::{ModelConfig, ModelSource, Quantize};
 pub use prices::PricesConfig;
 use problem::Problems;
 pub use problem::did_you_mean;
 use reader::Source;
-pub use routes::{
-    CacheRule, ModelConfig, ModelSource, Quantize, RouteConfig, ShadowRule, Timeouts, Unit, UpstreamConfig,
-};
+pub use routes::{CacheRule, RouteConfig, ShadowRule, Timeouts, Unit};
 pub use traces::{OtlpConfig, SinkKind, TraceSink};
+pub use upstreams::UpstreamConfig;
 
 /// Everything the three files say.
 #[derive(Clone, Debug)]

@@ -6,86 +6,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::NAME_CHARS_MAX;
+use super::models::{self, ModelConfig};
 use super::problem::did_you_mean;
 use super::reader::{At, Section};
-use super::secret::Secret;
+use super::upstreams::{self, UpstreamConfig};
 use crate::accounting::settlement::Durability;
 use crate::exchange::EMBEDDED;
-use crate::models::hub::{Reference, SCHEME};
 use crate::ports::Priority;
-
-/// A server that speaks OpenAI's dialect.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct UpstreamConfig {
-    pub name: String,
-    pub tls: bool,
-    pub host: String,
-    pub port: u16,
-    /// The path that every call begins with, without a slash at its end.
-    pub base: String,
-    pub api_key: Option<Secret>,
-    /// Certificates (PEM) to trust instead of the system's.
-    pub ca: Option<PathBuf>,
-    /// HTTP/2: negotiated over TLS, presumed without.
-    pub http2: bool,
-    pub connect: Duration,
-}
-
-impl UpstreamConfig {
-    pub fn url(&self) -> String {
-        let scheme = if self.tls { "https" } else { "http" };
-        format!("{scheme}://{}:{}{}", self.host, self.port, self.base)
-    }
-}
-
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum ModelSource {
-    /// The folder or `.gguf` file, found in one of the model roots.
-    Local(PathBuf),
-    /// Downloaded when it is first needed.
-    Hub(Reference),
-    Upstream {
-        upstream: String,
-        /// What the model is called there.
-        name: String,
-        context: Option<u64>,
-    },
-}
-
-impl ModelSource {
-    /// Whether the embedded runtime serves it.
-    pub fn is_embedded(&self) -> bool {
-        !matches!(self, ModelSource::Upstream { .. })
-    }
-}
-
-impl std::fmt::Display for ModelSource {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        match self {
-            ModelSource::Local(path) => write!(f, "{}", path.display()),
-            ModelSource::Hub(reference) => write!(f, "{reference}"),
-            ModelSource::Upstream { upstream, name, .. } => write!(f, "{name} at {upstream}"),
-        }
-    }
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, clap::ValueEnum)]
-pub enum Quantize {
-    #[value(name = "q8_0")]
-    Q8_0,
-    #[value(name = "q4_k")]
-    Q4K,
-}
-
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct ModelConfig {
-    pub source: ModelSource,
-    /// What the embedded runtime makes of the weights while it reads them.
-    pub quantize: Option<Quantize>,
-    /// Whether clients may ask for it by its own name.
-    pub public: bool,
-    pub output_max: u32,
-}
 
 #[derive(Clone, Debug)]
 pub struct RouteConfig {
@@ -147,10 +74,7 @@ impl Default for Timeouts {
     }
 }
 
-/// Tokens a request may produce when nobody says otherwise.
-const OUTPUT_MAX: u32 = 1024;
 const CACHE_TTL: Duration = Duration::from_secs(600);
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
 
 /// What the routes file says.
 pub(super) struct Reached {
@@ -167,7 +91,7 @@ pub(super) fn routes(root: Section<'_, '_>, folder: &Path, model_roots: &[PathBu
         if name.value == EMBEDDED {
             section.problem_at(name.at, format!("`{EMBEDDED}` is what the embedded runtime is called"));
         }
-        if let Some(upstream) = upstream(&section, &name.value, folder) {
+        if let Some(upstream) = upstreams::upstream(&section, &name.value, folder) {
             upstreams.insert(name.value, Arc::new(upstream));
         }
         section.finish();
@@ -175,13 +99,7 @@ pub(super) fn routes(root: Section<'_, '_>, folder: &Path, model_roots: &[PathBu
     let mut models = BTreeMap::new();
     for (name, section) in root.sections("models") {
         check_name(&section, &name, "model");
-        let source = model_source(&section, &name.value, &upstreams, model_roots);
-        let model = ModelConfig {
-            quantize: quantize(&section, &source),
-            source,
-            public: section.boolean("public").unwrap_or(false),
-            output_max: section.integer("output_max", 1..=1_000_000).map_or(OUTPUT_MAX, |n| n as u32),
-        };
+        let model = models::model(&section, &name.value, &upstreams, model_roots);
         section.finish();
         models.insert(name.value, model);
     }
@@ -226,125 +144,6 @@ pub(super) fn routes(root: Section<'_, '_>, folder: &Path, model_roots: &[PathBu
     }
     root.finish();
     Reached { upstreams, models, routes }
-}
-
-fn upstream(section: &Section<'_, '_>, name: &str, folder: &Path) -> Option<UpstreamConfig> {
-    let key = section.string("api_key");
-    let ca = section.string("ca").map(|ca| folder.join(ca.value));
-    let http2 = section.boolean("http2").unwrap_or(false);
-    let connect = section.duration("connect_timeout").unwrap_or(CONNECT_TIMEOUT);
-    let api_key = key.and_then(|key| secret(section, "api_key", key));
-    let Some(url) = section.string("url") else {
-        section.problem(format!("`{}` needs a `url` such as \"https://api.openai.com/v1\"", section.name()));
-        return None;
-    };
-    let parsed = url.value.parse::<http::Uri>().ok().filter(|uri| uri.query().is_none());
-    let scheme = parsed.as_ref().and_then(http::Uri::scheme_str);
-    let (Some(uri), Some(tls)) = (
-        &parsed,
-        scheme.and_then(|scheme| match scheme {
-            "https" => Some(true),
-            "http" => Some(false),
-            _ => None,
-        }),
-    ) else {
-        section.problem_at(
-            url.at,
-            format!(
-                "`{}.url` must be a URL such as \"https://api.openai.com/v1\", not \"{}\"",
-                section.name(),
-                url.value
-            ),
-        );
-        return None;
-    };
-    if uri.authority().is_some_and(|authority| authority.as_str().contains('@')) {
-        section.problem_at(url.at, format!("`{}.url` must not hold a password; use `api_key`", section.name()));
-    }
-    Some(UpstreamConfig {
-        name: name.to_owned(),
-        tls,
-        host: uri.host().unwrap_or_default().trim_matches(['[', ']']).to_owned(),
-        port: uri.port_u16().unwrap_or(if tls { 443 } else { 80 }),
-        base: uri.path().trim_end_matches('/').to_owned(),
-        api_key,
-        ca,
-        http2,
-        connect,
-    })
-}
-
-/// Secrets are named, not written down: files end up in git and in pictures.
-fn secret(section: &Section<'_, '_>, key: &str, named: At<String>) -> Option<Secret> {
-    let name = format!("{}.{key}", section.name());
-    if !named.value.starts_with("env:") {
-        section.problem_at(named.at, format!("`{name}` must name where the secret is, such as \"env:OPENAI_API_KEY\""));
-        return None;
-    }
-    section.resolve(&named)
-}
-
-fn model_source(
-    section: &Section<'_, '_>,
-    name: &str,
-    upstreams: &BTreeMap<String, Arc<UpstreamConfig>>,
-    model_roots: &[PathBuf],
-) -> ModelSource {
-    let (source, upstream) = (section.string("source"), section.string("upstream"));
-    let there = section.string("name");
-    let context = section.integer("context", 1..=100_000_000);
-    if let Some(upstream) = upstream {
-        if !upstreams.contains_key(&upstream.value) {
-            let hint = did_you_mean(&upstream.value, upstreams.keys().map(String::as_str));
-            section.problem_at(
-                upstream.at,
-                format!("`{}.upstream` names `{}`, which is no upstream here{hint}", section.name(), upstream.value),
-            );
-        }
-        if let Some(source) = source {
-            section.problem_at(source.at, format!("`{}` has both a `source` and an `upstream`", section.name()));
-        }
-        let name = there.map_or(name.to_owned(), |name| name.value);
-        return ModelSource::Upstream { upstream: upstream.value, name, context };
-    }
-    if there.is_some() || context.is_some() {
-        section.problem(format!("`{}`: `name` and `context` belong to a model of an `upstream`", section.name()));
-    }
-    match source {
-        Some(source) if source.value.starts_with(SCHEME) => match Reference::parse(&source.value) {
-            Ok(reference) => ModelSource::Hub(reference),
-            Err(why) => {
-                section.problem_at(source.at, format!("`{}.source`: {why}", section.name()));
-                ModelSource::Local(PathBuf::new())
-            }
-        },
-        Some(source) => ModelSource::Local(find_model(section, &source, model_roots).unwrap_or_default()),
-        None => {
-            section.problem(format!(
-                "`{}` needs a `source` (a folder or .gguf file in one of the model roots, or hf://…) or an `upstream`",
-                section.name()
-            ));
-            ModelSource::Local(PathBuf::new())
-        }
-    }
-}
-
-/// `quantize`, or the names that Hugging Face libraries have for the same.
-fn quantize(section: &Section<'_, '_>, source: &ModelSource) -> Option<Quantize> {
-    let word = section.word("quantize", &["q8_0", "q4_k"]).map(|word| match word {
-        "q4_k" => Quantize::Q4K,
-        _ => Quantize::Q8_0,
-    });
-    let eight = section.boolean("load_in_8bit").unwrap_or(false).then_some(Quantize::Q8_0);
-    let four = section.boolean("load_in_4bit").unwrap_or(false).then_some(Quantize::Q4K);
-    let asked: Vec<Quantize> = [word, eight, four].into_iter().flatten().collect();
-    if asked.iter().any(|other| *other != asked[0]) {
-        section.problem(format!("`{}` asks for 8 bits and for 4: keep one of them", section.name()));
-    }
-    if !asked.is_empty() && !source.is_embedded() {
-        section.problem(format!("`{}`: only a model with a `source` can be quantised here", section.name()));
-    }
-    asked.first().copied()
 }
 
 fn shadow_rule(section: Section<'_, '_>, models: &BTreeMap<String, ModelConfig>) -> Option<ShadowRule> {
@@ -441,44 +240,4 @@ fn check_name(section: &Section<'_, '_>, name: &At<String>, kind: &str) {
             ),
         );
     }
-}
-
-/// A folder in Hugging Face layout, or a GGUF file.
-fn is_model(path: &Path) -> bool {
-    path.join("config.json").is_file()
-        || path.extension().is_some_and(|extension| extension == "gguf") && path.is_file()
-}
-
-/// Finds a model below the roots, and nowhere else.
-fn find_model(section: &Section<'_, '_>, source: &At<String>, roots: &[PathBuf]) -> Option<PathBuf> {
-    let relative = Path::new(&source.value);
-    if relative.components().any(|part| !matches!(part, std::path::Component::Normal(_))) {
-        section.problem_at(
-            source.at,
-            format!(
-                "`{}.source` must be the name of a folder or .gguf file inside a model root, not \"{}\"",
-                section.name(),
-                source.value
-            ),
-        );
-        return None;
-    }
-    let found = roots.iter().map(|root| root.join(relative)).find(|path| is_model(path));
-    if found.is_none() {
-        let known: Vec<String> = roots
-            .iter()
-            .flat_map(|root| std::fs::read_dir(root).into_iter().flatten())
-            .filter_map(|entry| entry.ok().filter(|entry| is_model(&entry.path()))?.file_name().into_string().ok())
-            .collect();
-        let roots = roots.iter().map(|root| root.display().to_string()).collect::<Vec<_>>().join(", ");
-        section.problem_at(
-            source.at,
-            format!(
-                "there is no model \"{}\" (a folder with a config.json) in {roots}{}",
-                source.value,
-                did_you_mean(&source.value, known.iter().map(String::as_str))
-            ),
-        );
-    }
-    found
 }
