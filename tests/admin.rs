@@ -1,13 +1,13 @@
 //! Changes through the admin API: what they do, when they count, and where they are written down.
 
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use serde_json::{Value, json};
 
 use crate::callers::code;
-use crate::support::eventually;
 use crate::support::gateway::{Setup, TestGateway, append, chat, replace};
 use crate::support::http::{self, Response};
+use crate::support::{SOON, eventually};
 use crate::tokens::{SECRET, claims, token};
 
 pub fn send(gateway: &TestGateway, method: &str, path: &str, body: &Value) -> Response {
@@ -29,7 +29,7 @@ pub fn told(gateway: &TestGateway, key: &str) -> String {
 pub fn soon<T>(what: &str, counts: impl FnMut() -> Option<T>) -> T {
     let changed = Instant::now();
     let found = eventually(what, counts);
-    assert!(changed.elapsed() < Duration::from_secs(1), "{what} took {:?}", changed.elapsed());
+    assert!(changed.elapsed() < SOON, "{what} took {:?}", changed.elapsed());
     found
 }
 

@@ -1,13 +1,13 @@
 //! Who may call, with what, from where, and for what.
 
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use serde_json::{Value, json};
 
 use crate::support::gateway::{Setup, TestGateway, chat, remote, replace};
 use crate::support::http::{self, Response};
 use crate::support::upstream::Upstream;
-use crate::support::{eventually, root};
+use crate::support::{SOON, eventually, root};
 
 pub fn code(response: &Response) -> String {
     response.json()["error"]["code"].as_str().unwrap_or_default().to_owned()
@@ -37,7 +37,7 @@ fn told(gateway: &TestGateway, key: &str) -> String {
 fn soon(gateway: &TestGateway, key: &str, expected: &str) {
     let changed = Instant::now();
     eventually(expected, || (told(gateway, key) == expected).then_some(()));
-    assert!(changed.elapsed() < Duration::from_secs(1), "{expected} took {:?}", changed.elapsed());
+    assert!(changed.elapsed() < SOON, "{expected} took {:?}", changed.elapsed());
 }
 
 #[test]

@@ -12,10 +12,10 @@ use serde_json::{Value, json};
 use crate::admin::{ask, audit, is, ok, send, soon, told};
 use crate::callers::code;
 use crate::postgres::on;
-use crate::support::eventually;
 use crate::support::fault::{FaultProxy, Faults};
 use crate::support::gateway::{Setup, TestGateway, replace};
 use crate::support::postgres::Postgres;
+use crate::support::{SOON, eventually};
 
 const PEPPER: &str = "00112233445566778899aabbccddeeff00112233445566778899aabbccddeeff";
 
@@ -73,7 +73,7 @@ fn under_traffic(gateways: &[TestGateway], key: &str, refused: &str, change: imp
         changed
     });
     for (last, _) in let_in.into_inner().unwrap() {
-        assert!(last < changed + Duration::from_secs(1), "{refused} took {:?}", last.saturating_sub(changed));
+        assert!(last < changed + SOON, "{refused} took {:?}", last.saturating_sub(changed));
     }
 }
 

@@ -7,6 +7,7 @@ use std::ops::Range;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::thread;
+use std::time::Instant;
 
 use serde_json::{Value, json};
 
@@ -161,6 +162,7 @@ fn client(number: usize, life: usize, data: SocketAddr, key: &str, shared: &Shar
 fn request(number: usize, data: SocketAddr, key: &str, body: &Value, shared: &Shared) -> std::io::Result<()> {
     let bytes = http::post("/v1/chat/completions", Some(key), &[], body.to_string().as_bytes());
     shared.at(number, Phase::Sent);
+    let sent = Instant::now();
     let mut open = http::raw(data, &bytes)?;
     shared.at(number, Phase::HeadRead);
     let id = open.header("x-request-id").expect("an id").to_owned();
@@ -173,7 +175,10 @@ fn request(number: usize, data: SocketAddr, key: &str, body: &Value, shared: &Sh
         // It broke before it had said anything.
         return Ok(());
     }
-    assert_eq!(open.status, 200);
+    let status = open.status;
+    if status != 200 {
+        panic!("{:?} got {status} after {:?}: {}", CLIENTS[number], sent.elapsed(), open.finish().json());
+    }
     shared.begun.lock().unwrap().push(id.clone());
     if open.header("content-type") == Some("application/json") {
         let response = open.finish();

@@ -13,9 +13,12 @@ pub mod upstream;
 
 use std::time::{Duration, Instant};
 
+/// A change counts within a second; as long again is for a machine that has other things to do.
+pub const SOON: Duration = Duration::from_secs(2);
+
 /// Waits for a condition to hold and returns what it gives; fails loudly when it never does.
 pub fn eventually<T>(what: &str, mut ready: impl FnMut() -> Option<T>) -> T {
-    let deadline = Instant::now() + Duration::from_secs(20);
+    let deadline = Instant::now() + Duration::from_secs(60);
     loop {
         if let Some(value) = ready() {
             return value;
