@@ -512,7 +512,7 @@ fn an_upstream_is_reached_over_tls_if_its_certificate_is_trusted_and_names_it() 
         let setup = Setup::shipped();
         setup.add_upstream("safe", &format!("https://localhost:{}/v1", address.port()), "remote-model");
         std::fs::write(setup.path("ca.pem"), trusted.cert.pem()).unwrap();
-        setup.replace("routes.toml", "connect_timeout = \"500ms\"", "connect_timeout = \"5s\"\nca = \"ca.pem\"");
+        setup.replace("routes.toml", "connect_timeout = \"10s\"", "connect_timeout = \"10s\"\nca = \"ca.pem\"");
         append(&setup.path("routes.toml"), "\n[routes.remote]\nsplit = { remote-model = 1 }\n");
         let gateway = setup.start();
         let answer = gateway.post(&remote(json!({})));
@@ -581,7 +581,7 @@ async fn h2_answer(mut body: h2::RecvStream, mut respond: h2::server::SendRespon
 fn h2_gateway(address: std::net::SocketAddr) -> TestGateway {
     let setup = Setup::shipped();
     setup.add_upstream("two", &format!("http://{address}/v1"), "remote-model");
-    setup.replace("routes.toml", "connect_timeout = \"500ms\"", "connect_timeout = \"500ms\"\nhttp2 = true");
+    setup.replace("routes.toml", "connect_timeout = \"10s\"", "connect_timeout = \"10s\"\nhttp2 = true");
     append(&setup.path("routes.toml"), "\n[routes.remote]\nsplit = { remote-model = 1 }\n");
     setup.start()
 }

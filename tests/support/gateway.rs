@@ -103,7 +103,7 @@ impl Setup {
     /// An upstream with one model.
     pub fn add_upstream(&self, name: &str, url: &str, model: &str) {
         let text = format!(
-            "\n[upstreams.{name}]\nurl = \"{url}\"\nconnect_timeout = \"500ms\"\n[models.{model}]\nupstream = \"{name}\"\nname = \"their-model\"\n"
+            "\n[upstreams.{name}]\nurl = \"{url}\"\nconnect_timeout = \"10s\"\n[models.{model}]\nupstream = \"{name}\"\nname = \"their-model\"\n"
         );
         append(&self.path("routes.toml"), &text);
         append(
