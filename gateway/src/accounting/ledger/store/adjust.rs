@@ -5,10 +5,10 @@
 use std::collections::BTreeMap;
 
 use super::super::super::reprice::{Booked, Standing};
-use super::super::super::row::{COLUMNS, Row};
+use super::super::super::row::COLUMNS;
 use super::super::wal::{Id, id};
 use super::StoreError;
-use super::hours::{GROUP, group_but_users, hour};
+use super::hours::{GROUP, group, group_but_users, hour};
 
 /// Rows that are read, and adjusted where they have to be, in one transaction.
 pub const PAGE: usize = 1000;
@@ -78,7 +78,8 @@ pub fn decide<'r>(
     for (booked, log) in rows {
         let Some(after) = judge(booked) else { continue };
         let Booked { row, standing, adjustments: number } = booked;
-        let [billed, cost] = differences.entry((hour(row), *log, group(row))).or_default();
+        let [billed, cost] =
+            differences.entry((hour(row), *log, group(row, row.user_id.as_deref().unwrap_or_default()))).or_default();
         *billed = billed.saturating_add(signed(after.billed.0) - signed(standing.billed.0));
         *cost = cost.saturating_add(signed(after.provider_cost.0) - signed(standing.provider_cost.0));
         adjustments.push(Adjustment { id: id(row), number: *number, before: standing.clone(), after });
@@ -89,20 +90,6 @@ pub fn decide<'r>(
 /// Stores' integers are signed.
 pub fn signed(amount: u64) -> i64 {
     i64::try_from(amount).unwrap_or(i64::MAX)
-}
-
-fn group(row: &Row) -> [&str; GROUP.len()] {
-    [
-        &row.tenant,
-        &row.key_id,
-        row.user_id.as_deref().unwrap_or_default(),
-        &row.route,
-        &row.model,
-        &row.variant,
-        row.role.as_str(),
-        row.outcome.as_str(),
-        &row.price_version,
-    ]
 }
 
 /// The last row of a page, if there may be more.

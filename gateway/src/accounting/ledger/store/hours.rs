@@ -85,6 +85,21 @@ pub fn hour(row: &Row) -> i64 {
     row.started_ns.div_euclid(HOUR_NS)
 }
 
+/// What a row is summed by, in the order of `GROUP`. `user`: what its user is called in the hour's sums.
+pub fn group<'r>(row: &'r Row, user: &'r str) -> [&'r str; GROUP.len()] {
+    [
+        &row.tenant,
+        &row.key_id,
+        user,
+        &row.route,
+        &row.model,
+        &row.variant,
+        row.role.as_str(),
+        row.outcome.as_str(),
+        &row.price_version,
+    ]
+}
+
 /// The users of the latest hours, as far as rows were added for them.
 #[derive(Default)]
 pub struct Users(BTreeMap<i64, HashSet<String>>);
@@ -107,18 +122,7 @@ impl Users {
         for row in rows {
             let hour = hour(row);
             let user = self.name(hour, row.user_id.as_deref().unwrap_or_default());
-            let group = [
-                &row.tenant,
-                &row.key_id,
-                user,
-                &row.route,
-                &row.model,
-                &row.variant,
-                row.role.as_str(),
-                row.outcome.as_str(),
-                &row.price_version,
-            ];
-            groups.entry((hour, group)).or_default().add(row);
+            groups.entry((hour, group(row, user))).or_default().add(row);
         }
         while self.0.len() > HOURS_MAX {
             self.0.pop_first();
